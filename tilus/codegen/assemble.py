@@ -1,0 +1,121 @@
+"""PTX to cubin through nvJitLink, with the resources that the assembler reports."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from tilus.codegen.target import Target
+from tilus.errors import CompileError
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a kernel takes, as the assembler reports it.
+
+    Attributes
+    ----------
+    registers : int
+        Registers of a thread.
+    stack, spill_stores, spill_loads : int
+        Bytes of a thread's stack frame and of spill code.
+    shared_static : int
+        Bytes of static shared memory.
+    barriers : int
+        Hardware barriers.
+    warnings : tuple of str
+        What the assembler warned of, such as serialised wgmma.
+    """
+
+    registers: int
+    stack: int
+    spill_stores: int
+    spill_loads: int
+    shared_static: int
+    barriers: int
+    warnings: tuple[str, ...] = ()
+
+
+def available() -> str | None:
+    """Return None if cubins can be made here, else why not."""
+    try:
+        from cuda.bindings import nvjitlink
+    except ImportError as error:
+        return f"cuda-bindings is not installed ({error})"
+    try:
+        nvjitlink.version()
+    except Exception as error:
+        return f"the nvJitLink library was not found ({error})"
+    return None
+
+
+def nvjitlink_version() -> str:
+    """Return nvJitLink's version, or an empty text where it is missing."""
+    if available() is not None:
+        return ""
+    from cuda.bindings import nvjitlink
+
+    return ".".join(map(str, nvjitlink.version()))
+
+
+def assemble(ptx: str, target: Target, name: str, line_info: bool = True) -> tuple[bytes, Resources]:
+    """Return the cubin of a PTX text and what the kernel takes.
+
+    Raises
+    ------
+    CompileError
+        Where nvJitLink is missing or refuses the PTX.
+    """
+    reason = available()
+    if reason is not None:
+        raise CompileError(f"no cubin can be made here: {reason}", hint="pip install nvidia-nvjitlink cuda-bindings")
+    from cuda.bindings import nvjitlink
+
+    options = [f"-arch={target.name}", "-O3", "-verbose", "-Xptxas=-warn-spills"]
+    if line_info:
+        options.append("-lineinfo")
+    handle = nvjitlink.create(len(options), options)
+    try:
+        data = ptx.encode() + b"\0"
+        try:
+            nvjitlink.add_data(handle, nvjitlink.InputType.PTX, data, len(data), name)
+            nvjitlink.complete(handle)
+        except nvjitlink.nvJitLinkError as error:
+            log = _log(nvjitlink, handle, "error") or str(error)
+            raise CompileError(f"the assembler refused the PTX of {name}: {log.strip()}") from None
+        info = _log(nvjitlink, handle, "info")
+        size = nvjitlink.get_linked_cubin_size(handle)
+        cubin = bytearray(size)
+        nvjitlink.get_linked_cubin(handle, cubin)
+    finally:
+        nvjitlink.destroy(handle)
+    return bytes(cubin), parse_resources(info)
+
+
+def _log(nvjitlink: Any, handle: int, kind: str) -> str:
+    size = getattr(nvjitlink, f"get_{kind}_log_size")(handle)
+    if size <= 1:
+        return ""
+    buffer = bytearray(size)
+    getattr(nvjitlink, f"get_{kind}_log")(handle, buffer)
+    return bytes(buffer).rstrip(b"\0").decode(errors="replace")
+
+
+def parse_resources(log: str) -> Resources:
+    """Read the assembler's report."""
+
+    def number(pattern: str) -> int:
+        found = re.search(pattern, log)
+        return int(found.group(1)) if found else 0
+
+    warnings = tuple(line.strip() for line in log.splitlines() if "warning" in line.lower())
+    return Resources(
+        registers=number(r"Used (\d+) registers"),
+        stack=number(r"(\d+) bytes stack frame"),
+        spill_stores=number(r"(\d+) bytes spill stores"),
+        spill_loads=number(r"(\d+) bytes spill loads"),
+        shared_static=number(r"(\d+) bytes smem"),
+        barriers=number(r"used (\d+) barriers"),
+        warnings=warnings,
+    )

@@ -1,0 +1,1 @@
+"""Instruction tables: an atom says which elements each thread holds, and what the instruction is called."""

@@ -1,0 +1,110 @@
+"""ldmatrix: 8 x 8 matrices of 16-bit elements, one row of 16 bytes from each address (PTX ISA, ldmatrix)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import gcd
+
+from tilus.layout import Digit, RegisterLayout, SharedLayout, contiguity, tile_by
+
+ROW_BITS = 128
+
+
+@dataclass(frozen=True)
+class MatrixLoad:
+    """How a tile is loaded with ldmatrix.
+
+    Attributes
+    ----------
+    transposed : bool
+        Whether each matrix is transposed on the way.
+    matrices : int
+        Matrices of one instruction: 1, 2 or 4.
+    rows : RegisterLayout
+        Which row's address each thread gives: its element `firsts[i]` starts the row of instruction i.
+    firsts : tuple of int
+        For each instruction, the element of `rows`.
+    elements : tuple
+        For each instruction and each of its registers, the elements of the tile's layout that arrive there.
+    """
+
+    transposed: bool
+    matrices: int
+    rows: RegisterLayout
+    firsts: tuple[int, ...]
+    elements: tuple[tuple[tuple[int, ...], ...], ...]
+
+
+def matrix_atom(bits: int, transposed: bool) -> RegisterLayout:
+    """Return the layout in which one matrix arrives: thread t holds 32 bits of row t // 4."""
+    per = 32 // bits
+    plain = RegisterLayout((8, 4 * per), (Digit(8, 0, 1), Digit(4, 1, per)), (Digit(per, 1, 1),))
+    return plain.transpose((1, 0)) if transposed else plain
+
+
+@lru_cache(maxsize=512)
+def plan_ldmatrix(layout: RegisterLayout, shared: SharedLayout, bits: int, align: int) -> MatrixLoad | None:
+    """Return how to load a tile with ldmatrix, or None if its layout or its place in memory does not allow it."""
+    if layout.rank != 2 or bits not in (8, 16, 32) or align % 16:
+        return None
+    for transposed in (False, True):
+        if transposed and bits != 16:
+            continue
+        plan = _plan(layout, shared, bits, transposed)
+        if plan is not None:
+            return plan
+    return None
+
+
+def _plan(layout: RegisterLayout, shared: SharedLayout, bits: int, transposed: bool) -> MatrixLoad | None:
+    atom = matrix_atom(bits, transposed)
+    tiling = tile_by(layout, atom)
+    if tiling is None:
+        return None
+    quotient = tiling.quotient
+    row_dim, column_dim = (1, 0) if transposed else (0, 1)
+    length = ROW_BITS // bits
+    scale = atom.shape
+    # Split the instances of one warp into those of one instruction and the instructions.
+    together: list[tuple[Digit, int]] = []
+    apart: list[tuple[Digit, int]] = []
+    needed = 4
+    weight = 1
+    for d in reversed(quotient.local_digits):
+        take = gcd(d.size, needed)
+        assert d.dim is not None
+        if take > 1:
+            together.insert(0, (Digit(take, d.dim, d.stride), weight))
+            needed //= take
+        if d.size // take > 1:
+            apart.insert(0, (Digit(d.size // take, d.dim, d.stride * take), weight * take))
+        weight *= d.size
+    matrices = 4 // needed
+    spatial = [Digit(d.size, d.dim, d.stride * scale[d.dim] if d.dim is not None else 0) for d in quotient.spatial_digits]
+    if matrices < 4:
+        # Lanes beyond the matrices of the instruction give addresses that nobody reads.
+        spatial.append(Digit(4 // matrices, None, 0))
+    spatial += [Digit(d.size, d.dim, d.stride * scale[d.dim]) for d, _ in together if d.dim is not None]
+    spatial.append(Digit(8, row_dim, 1))
+    local = [Digit(d.size, d.dim, d.stride * scale[d.dim]) for d, _ in apart if d.dim is not None]
+    rows = RegisterLayout(layout.shape, tuple(spatial), (*local, Digit(length, column_dim, 1)))
+    if contiguity(rows, shared, length).vector != length:
+        return None
+    found = []
+    for number in range(quotient.elements // matrices):
+        first = _number(apart, number)
+        found.append(
+            tuple(tuple(tiling.elements(first + _number(together, m))) for m in range(matrices))
+        )
+    firsts = tuple(i * length for i in range(len(found)))
+    return MatrixLoad(transposed, matrices, rows, firsts, tuple(found))
+
+
+def _number(digits: list[tuple[Digit, int]], number: int) -> int:
+    """Return the instance number that a number over some of the digits stands for."""
+    total = 0
+    for d, weight in reversed(digits):
+        number, value = divmod(number, d.size)
+        total += value * weight
+    return total

@@ -1,0 +1,57 @@
+"""LLVM IR text to PTX, through llvmlite."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from typing import Any
+
+from tilus.codegen.target import Target
+from tilus.errors import CompileError
+
+
+@lru_cache(maxsize=1)
+def _binding() -> Any:
+    import llvmlite.binding as llvm
+
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    return llvm
+
+
+@lru_cache(maxsize=16)
+def _machine(name: str, ptx: str) -> Any:
+    llvm = _binding()
+    target = llvm.Target.from_triple("nvptx64-nvidia-cuda")
+    return target.create_target_machine(cpu=name, features=f"+{ptx}", opt=3)
+
+
+def llvm_version() -> str:
+    """Return LLVM's version."""
+    return ".".join(map(str, _binding().llvm_version_info))
+
+
+def optimise(text: str, target: Target) -> Any:
+    """Parse a module and run LLVM's O3 pipeline on it."""
+    llvm = _binding()
+    machine = _machine(target.name, target.ptx)
+    try:
+        module = llvm.parse_assembly(text)
+        module.data_layout = str(machine.target_data)
+        module.verify()
+    except RuntimeError as error:
+        raise CompileError(f"LLVM refused the generated code, which is a bug of tilus: {error}") from None
+    options = llvm.create_pipeline_tuning_options(speed_level=3)
+    passes = llvm.create_pass_builder(machine, options)
+    passes.getModulePassManager().run(module, passes)
+    return module
+
+
+def to_ptx(text: str, target: Target) -> str:
+    """Return the PTX of a module."""
+    module = optimise(text, target)
+    try:
+        ptx: str = _machine(target.name, target.ptx).emit_assembly(module)
+    except RuntimeError as error:
+        raise CompileError(f"LLVM could not generate PTX, which is a bug of tilus: {error}") from None
+    return re.sub(r"\n{3,}", "\n\n", ptx)

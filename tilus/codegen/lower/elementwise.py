@@ -1,0 +1,287 @@
+"""Lowering of arithmetic, comparison, selection, casts and reinterpretation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tilus import dtypes
+from tilus.codegen.casts import cast_elements
+from tilus.codegen.llvm_text import FALSE, TRUE, V, floating, integer
+from tilus.codegen.lower.context import Context, lowers, scalar_type_of
+from tilus.codegen.math import float_function
+from tilus.codegen.registers import Tile, bits_of, elements_of, from_bits, llvm_type, pack, tile_of, unpack
+from tilus.dtypes import DType
+from tilus.errors import LayoutConflict, TypeMismatch
+from tilus.ir import ops
+from tilus.ir.core import Value
+from tilus.ir.types import RegisterType
+
+_PAIRED = (dtypes.float16, dtypes.bfloat16)
+
+
+def is_float_type(type: str) -> bool:
+    """Tell whether an LLVM type is a float or a vector of floats."""
+    return not type.endswith(("i1", "i32", "i64", "i32>"))
+
+
+def require_arithmetic(dtype: DType, what: str) -> None:
+    """Refuse arithmetic on codes that have no arithmetic of their own."""
+    if dtype.kind in ("scale", "table") or (dtype.is_float and dtype.bits <= 8):
+        raise TypeMismatch(f"{what} of {dtype} has no arithmetic of its own", hint="cast it to float16 or float32 first")
+
+
+def mapped(
+    ctx: Context, dtype: DType, result: Value, args: tuple[Value, ...], function: Callable[..., V], paired: bool = True
+) -> None:
+    """Apply a function of LLVM values to scalars or to each element of tiles; 16-bit floats go in pairs."""
+    w = ctx.w
+    out = scalar_type_of(result)
+    if not isinstance(result.type, RegisterType):
+        ctx.values[result] = wrap(ctx, out, function(*(ctx.scalar(a) for a in args)))
+        return
+    layout = ctx.layout(result)
+    tiles = [ctx.tile(a) for a in args]
+    if paired and dtype in _PAIRED and out is dtype and all(t.dtype is dtype for t in tiles):
+        pair = f"<2 x {llvm_type(dtype)}>"
+        regs = [
+            w.convert("bitcast", function(*(w.convert("bitcast", t.regs[i], pair) for t in tiles)), "i32")
+            for i in range(len(tiles[0].regs))
+        ]
+        ctx.values[result] = Tile(out, layout, tuple(regs))
+        return
+    columns = [elements_of(w, t) for t in tiles]
+    ctx.values[result] = tile_of(w, out, layout, [function(*row) for row in zip(*columns, strict=True)])
+
+
+def wrap(ctx: Context, dtype: DType, value: V) -> V:
+    """Bring a narrow integer scalar, computed in i32, back into its range."""
+    if dtype.is_integer and dtype.bits < 32:
+        shift = integer(32 - dtype.bits)
+        return ctx.w.binary("ashr" if dtype.is_signed else "lshr", ctx.w.binary("shl", value, shift), shift)
+    return value
+
+
+def splat_literal(type: str, value: float) -> V:
+    """Return a float constant, or a vector of it."""
+    if type.startswith("<"):
+        scalar = type[5:-1]
+        element = floating(value, scalar)
+        return V(type, f"<{element}, {element}>")
+    return floating(value, type)
+
+
+@lowers(ops.Unary)
+def lower_unary(ctx: Context, op: ops.Unary) -> None:
+    dtype = scalar_type_of(op.x)
+    require_arithmetic(dtype, op.kind)
+    paired = op.kind in ("neg", "abs")
+    mapped(ctx, dtype, op.result, (op.x,), lambda x: unary(ctx, op.kind, dtype, x), paired)
+
+
+def unary(ctx: Context, kind: str, dtype: DType, x: V) -> V:
+    """Return a function of one element."""
+    w = ctx.w
+    if dtype.is_float:
+        if kind == "neg":
+            return w.value(x.type, f"fneg {x}")
+        if kind == "abs":
+            suffix = {"half": "f16", "bfloat": "bf16", "float": "f32", "double": "f64"}.get(x.type) or (
+                "v2f16" if "half" in x.type else "v2bf16"
+            )
+            return w.call(x.type, f"llvm.fabs.{suffix}", x)
+        return float_function(ctx.w, ctx.target, kind, dtype, x)
+    bits = int(x.type[1:])
+    if kind == "neg":
+        return w.binary("sub", integer(0, bits), x)
+    if kind == "abs":
+        return w.call(x.type, f"llvm.abs.{x.type}", x, FALSE) if dtype.is_signed else x
+    if kind == "not":
+        return w.binary("xor", x, TRUE if x.type == "i1" else integer(-1, bits))
+    if dtype.bits < 32 and kind in ("popcount", "clz", "ctz", "brev"):
+        x = w.binary("and", x, integer((1 << dtype.bits) - 1))
+    if kind == "popcount":
+        count = w.call(x.type, f"llvm.ctpop.{x.type}", x)
+    elif kind == "clz":
+        count = w.call(x.type, f"llvm.ctlz.{x.type}", x, FALSE)
+        if dtype.bits < 32:
+            count = w.binary("sub", count, integer(32 - dtype.bits))
+    elif kind == "ctz":
+        if dtype.bits < 32:
+            x = w.binary("or", x, integer(1 << dtype.bits))
+        count = w.call(x.type, f"llvm.cttz.{x.type}", x, FALSE)
+    else:
+        turned = w.call(x.type, f"llvm.bitreverse.{x.type}", x)
+        return w.binary("lshr", turned, integer(32 - dtype.bits)) if dtype.bits < 32 else turned
+    return w.convert("trunc", count, "i32")
+
+
+@lowers(ops.Binary)
+def lower_binary(ctx: Context, op: ops.Binary) -> None:
+    dtype = scalar_type_of(op.a)
+    require_arithmetic(dtype, op.kind)
+    paired = op.kind in ("add", "sub", "mul", "min", "max")
+    mapped(ctx, dtype, op.result, (op.a, op.b), lambda a, b: binary(ctx, op.kind, dtype, a, b), paired)
+
+
+_FLOAT = {"add": "fadd contract", "sub": "fsub contract", "mul": "fmul contract", "div": "fdiv"}
+_INTEGER = {"add": "add", "sub": "sub", "mul": "mul", "and": "and", "or": "or", "xor": "xor", "shl": "shl"}
+
+
+def binary(ctx: Context, kind: str, dtype: DType, a: V, b: V) -> V:
+    """Return a function of two elements."""
+    w = ctx.w
+    if dtype.is_float:
+        if kind in _FLOAT:
+            if a.type in ("half", "bfloat") and kind == "div":
+                wide = w.value("float", f"fdiv {w.convert('fpext', a, 'float')}, {w.convert('fpext', b, 'float').name}")
+                return w.convert("fptrunc", wide, a.type)
+            return w.value(a.type, f"{_FLOAT[kind]} {a}, {b.name}")
+        if kind in ("min", "max"):
+            return float_extreme(ctx, kind, a, b)
+        if kind == "mod":
+            quotient = binary(ctx, "div", dtype, a, b)
+            floored = float_function(w, ctx.target, "floor", dtype, quotient)
+            return w.value(a.type, f"fsub {a}, {w.value(a.type, f'fmul {floored}, {b.name}').name}")
+        if kind == "pow":
+            log = float_function(w, ctx.target, "log2", dtype, a)
+            return float_function(w, ctx.target, "exp2", dtype, w.value(a.type, f"fmul {log}, {b.name}"))
+    elif kind in _INTEGER:
+        return w.binary(_INTEGER[kind], a, b)
+    elif kind == "shr":
+        if dtype.is_signed:
+            return w.binary("ashr", a, b)
+        return w.binary("lshr", a, b)
+    elif kind in ("min", "max"):
+        sign = "s" if dtype.is_signed else "u"
+        return w.call(a.type, f"llvm.{sign}{kind}.{a.type}", a, b)
+    elif kind in ("floordiv", "mod"):
+        return floor_division(ctx, kind, dtype, a, b)
+    elif kind == "mulhi":
+        bits = 2 * dtype.bits
+        extend = "sext" if dtype.is_signed else "zext"
+        wide = w.binary("mul", w.convert(extend, a, f"i{bits}"), w.convert(extend, b, f"i{bits}"))
+        return w.convert("trunc", w.binary("lshr", wide, integer(dtype.bits, bits)), a.type)
+    raise TypeMismatch(f"{kind} does not take {dtype}")
+
+
+def float_extreme(ctx: Context, kind: str, a: V, b: V) -> V:
+    """Minimum or maximum that propagates NaN, as NumPy and torch have it."""
+    w = ctx.w
+    suffix = {"half": "f16", "bfloat": "bf16", "float": "f32", "double": "f64"}.get(a.type) or (
+        "v2f16" if "half" in a.type else "v2bf16"
+    )
+    return w.call(a.type, f"llvm.{kind}imum.{suffix}", a, b)
+
+
+def floor_division(ctx: Context, kind: str, dtype: DType, a: V, b: V) -> V:
+    """Division and remainder that round to minus infinity, as Python has it."""
+    w = ctx.w
+    bits = int(a.type[1:])
+    known = b.literal
+    if known is not None and known > 0 and known & (known - 1) == 0:
+        if kind == "mod":
+            return w.binary("and", a, integer(known - 1, bits))
+        return w.binary("ashr" if dtype.is_signed else "lshr", a, integer(known.bit_length() - 1, bits))
+    if not dtype.is_signed:
+        return w.binary("udiv" if kind == "floordiv" else "urem", a, b)
+    quotient, remainder = w.binary("sdiv", a, b), w.binary("srem", a, b)
+    zero = integer(0, bits)
+    apart = w.icmp("slt", w.binary("xor", remainder, b), zero)
+    fix = w.binary("and", w.icmp("ne", remainder, zero), apart)
+    if kind == "mod":
+        return w.add(remainder, w.select(fix, b, zero))
+    return w.add(quotient, w.convert("sext", fix, a.type))
+
+
+_PREDICATES = {"eq": "eq", "ne": "ne", "lt": "lt", "le": "le", "gt": "gt", "ge": "ge"}
+
+
+@lowers(ops.Compare)
+def lower_compare(ctx: Context, op: ops.Compare) -> None:
+    dtype = scalar_type_of(op.a)
+    if dtype.kind != "bool":
+        require_arithmetic(dtype, "comparison")
+
+    def compare(a: V, b: V) -> V:
+        if dtype.is_float:
+            order = "u" if op.kind == "ne" else "o"
+            return ctx.w.value("i1", f"fcmp {order}{op.kind} {a}, {b.name}")
+        if op.kind in ("eq", "ne"):
+            return ctx.w.icmp(op.kind, a, b)
+        return ctx.w.icmp(("s" if dtype.is_signed else "u") + op.kind, a, b)
+
+    mapped(ctx, dtype, op.result, (op.a, op.b), compare, paired=False)
+
+
+@lowers(ops.Select)
+def lower_select(ctx: Context, op: ops.Select) -> None:
+    dtype = scalar_type_of(op.a)
+    mapped(ctx, dtype, op.result, (op.cond, op.a, op.b), ctx.w.select, paired=False)
+
+
+@lowers(ops.Cast)
+def lower_cast(ctx: Context, op: ops.Cast) -> None:
+    source = scalar_type_of(op.x)
+    w = ctx.w
+    if not isinstance(op.x.type, RegisterType):
+        value = ctx.scalar(op.x)
+        if source is op.dtype:
+            ctx.values[op.result] = value
+            return
+        regs = pack(w, source, [value])
+        made = cast_elements(w, ctx.target, source, op.dtype, regs, 1)
+        ctx.values[op.result] = unpack(w, op.dtype, made, 1)[0]
+        return
+    tile = ctx.tile(op.x)
+    regs = cast_elements(w, ctx.target, source, op.dtype, tile.regs, tile.count) if source != op.dtype else tile.regs
+    ctx.values[op.result] = Tile(op.dtype, tile.layout, regs)
+
+
+@lowers(ops.View)
+def lower_view(ctx: Context, op: ops.View) -> None:
+    tile = ctx.tile(op.x)
+    layout = ctx.layout(op.result)
+    if layout.threads != tile.layout.threads or layout.elements * op.dtype.bits != tile.count * tile.dtype.bits:
+        raise LayoutConflict(
+            f"view from {tile.count} x {tile.dtype} in each of {tile.layout.threads} threads to "
+            f"{layout.elements} x {op.dtype} in each of {layout.threads}: the bits of a thread must be as many",
+            hint="choose a layout with the same number of threads and of bits in each",
+        )
+    if dtypes.boolean in (tile.dtype, op.dtype):
+        raise TypeMismatch("booleans cannot be reinterpreted", hint="cast to uint8 first")
+    ctx.values[op.result] = Tile(op.dtype, layout, from_bits(ctx.w, op.dtype, bits_of(ctx.w, tile)))
+
+
+@lowers(ops.InlinePtx)
+def lower_inline_ptx(ctx: Context, op: ops.InlinePtx) -> None:
+    w = ctx.w
+    letters = {"i1": "b", "i32": "r", "i64": "l", "float": "f", "double": "d", "half": "h", "bfloat": "h"}
+    outs = [llvm_type(d) for d in op.dtypes]
+    ins = [llvm_type(scalar_type_of(v)) for v in op.args]
+    constraints = ",".join([*("=" + letters[t] for t in outs), *(letters[t] for t in ins)])
+    template = op.template.replace("\\", "\\5C").replace('"', "\\22").replace("\n", "\\0A")
+    if not outs:
+        result = "void"
+    elif len(outs) == 1:
+        result = outs[0]
+    else:
+        result = "{ " + ", ".join(outs) + " }"
+
+    def once(*args: V) -> list[V]:
+        made = w.asm(result, template, constraints, *args, effects=op.volatile or not outs)
+        if len(outs) <= 1:
+            return [made] if outs else []
+        return [w.member(made, i, t) for i, t in enumerate(outs)]
+
+    if op.shape is None:
+        for value, made in zip(op.results, once(*(ctx.scalar(a) for a in op.args)), strict=True):
+            ctx.values[value] = made
+        return
+    layout = ctx.layout(op.results[0]) if op.results else ctx.tile(next(a for a in op.args if isinstance(a.type, RegisterType))).layout
+    columns = [
+        elements_of(w, ctx.tile(a)) if isinstance(a.type, RegisterType) else [ctx.scalar(a)] * layout.elements
+        for a in op.args
+    ]
+    rows = [once(*(column[i] for column in columns)) for i in range(layout.elements)]
+    for position, value in enumerate(op.results):
+        ctx.values[value] = tile_of(w, op.dtypes[position], layout, [row[position] for row in rows])

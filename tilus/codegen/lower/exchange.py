@@ -1,0 +1,251 @@
+"""What moves data between threads: layout conversions and reductions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tilus import dtypes
+from tilus.codegen.llvm_text import V, Writer, integer
+from tilus.codegen.lower.context import Context, SharedTensor, lowers, scalar_type_of
+from tilus.codegen.lower.elementwise import binary, float_extreme
+from tilus.codegen.lower.shared_memory import SharedAddresses, shared_access, store_tile
+from tilus.codegen.lower.words import load_words, memory_dtype, tile_from_words
+from tilus.codegen.registers import Tile, elements_of, llvm_type, permute, tile_of
+from tilus.dtypes import DType
+from tilus.errors import LayoutConflict
+from tilus.ir import ops
+from tilus.layout import Digit
+from tilus.layout.conversion import (
+    Affine,
+    NoConversion,
+    RegisterConversion,
+    SharedConversion,
+    ShuffleConversion,
+    plan_conversion,
+)
+
+WARP = 32
+
+
+@lowers(ops.ConvertLayout)
+def lower_convert_layout(ctx: Context, op: ops.ConvertLayout) -> None:
+    tile = ctx.tile(op.x)
+    w = ctx.w
+    plan = plan_conversion(tile.layout, op.layout, max(8, memory_dtype(tile.dtype).bits))
+    if isinstance(plan, NoConversion):
+        ctx.values[op.result] = Tile(tile.dtype, op.layout, tile.regs)
+    elif isinstance(plan, RegisterConversion):
+        ctx.values[op.result] = permute(w, tile, op.layout, list(plan.sources))
+    elif isinstance(plan, ShuffleConversion):
+        ctx.values[op.result] = _by_shuffles(ctx, tile, op, plan)
+    else:
+        ctx.values[op.result] = _through_shared(ctx, tile, op, plan)
+
+
+def scratch_pointer(ctx: Context, offset: int | None) -> V:
+    """Return the scratch memory that planning gave an operation."""
+    if offset is None:
+        raise LayoutConflict("an exchange between threads was given no scratch memory")
+    return ctx.shared_pointer(offset)
+
+
+def affine(ctx: Context, function: Affine) -> V:
+    """Return the value of an affine function of the thread number."""
+    w = ctx.w
+    ctx.thread()
+    with w.at_entry():
+        total = integer(function.constant)
+        for term in function.terms:
+            total = w.add(total, w.mul(ctx.digit(term.weight, term.size), integer(term.stride)))
+    return total
+
+
+def shuffle(w: Writer, mode: str, value: V, lane: V) -> V:
+    """Return another lane's value: `mode` is idx or bfly."""
+    if value.type in ("double", "i64"):
+        pair = w.convert("bitcast", value, "<2 x i32>")
+        halves = [shuffle(w, mode, w.extract(pair, i, "i32"), lane) for i in range(2)]
+        return w.convert("bitcast", w.vector(halves), value.type)
+    if value.type == "i1":
+        moved = shuffle(w, mode, w.convert("zext", value, "i32"), lane)
+        return w.icmp("ne", moved, integer(0))
+    if value.type in ("half", "bfloat"):
+        wide = w.convert("zext", w.convert("bitcast", value, "i16"), "i32")
+        return w.convert("bitcast", w.convert("trunc", shuffle(w, mode, wide, lane), "i16"), value.type)
+    bits = w.convert("bitcast", value, "i32")
+    moved = w.call("i32", f"llvm.nvvm.shfl.sync.{mode}.i32", integer(-1), bits, lane, integer(31))
+    return w.convert("bitcast", moved, value.type)
+
+
+def _by_shuffles(ctx: Context, tile: Tile, op: ops.ConvertLayout, plan: ShuffleConversion) -> Tile:
+    w = ctx.w
+    elements = elements_of(w, tile)
+    out = []
+    for step in plan.steps:
+        number = affine(ctx, step.element) if len(step.candidates) > 1 else None
+        lane = w.binary("and", affine(ctx, step.thread), integer(WARP - 1)) if not step.is_local else None
+        chosen: V | None = None
+        for candidate in step.candidates:
+            value = elements[candidate] if lane is None else shuffle(w, "idx", elements[candidate], lane)
+            if chosen is None:
+                chosen = value
+            else:
+                assert number is not None
+                chosen = w.select(w.icmp("eq", number, integer(candidate)), value, chosen)
+        assert chosen is not None
+        out.append(chosen)
+    return tile_of(w, tile.dtype, op.layout, out)
+
+
+def _through_shared(ctx: Context, tile: Tile, op: ops.ConvertLayout, plan: SharedConversion) -> Tile:
+    w = ctx.w
+    base = scratch_pointer(ctx, op.scratch)
+    source = tile
+    if tile.dtype.bits < 8:
+        # Codes of less than a byte travel as bytes.
+        source = tile_of(w, dtypes.uint8, tile.layout, elements_of(w, tile))
+    tensor = SharedTensor(source.dtype, plan.layout, base, 128)
+    ctx.barrier()
+    store_tile(ctx, tensor, source)
+    ctx.barrier()
+    groups, bits = shared_access(op.layout, tensor)
+    addresses = SharedAddresses(ctx, op.layout, tensor, [g[0] for g in groups])
+    words = [load_words(w, addresses.pointer(g[0]), bits, bits // 8) for g in groups]
+    made = tile_from_words(w, source.dtype, op.layout, groups, words)
+    if source.dtype is not tile.dtype:
+        return tile_of(w, tile.dtype, op.layout, elements_of(w, made))
+    return made
+
+
+State = list[V]
+
+
+@lowers(ops.Reduce)
+def lower_reduce(ctx: Context, op: ops.Reduce) -> None:
+    """Each thread's own elements first, then lanes of a warp by shuffles, then warps through shared memory."""
+    w = ctx.w
+    tile = ctx.tile(op.x)
+    layout = ctx.layout(op.result)
+    dtype = tile.dtype
+    indexed = op.kind in ("argmax", "argmin")
+    # 16-bit floats are summed in float32.
+    wide = dtypes.float32 if op.kind == "sum" and dtype in (dtypes.float16, dtypes.bfloat16) else dtype
+    elements = elements_of(w, tile)
+    if wide is not dtype:
+        elements = [w.convert("fpext", e, "float") for e in elements]
+    combine = _combiner(ctx, op.kind, wide)
+    groups: dict[tuple[int, ...], State] = {}
+    thread = ctx.coordinates(tile.layout)[op.axis]
+    for number in sorted(range(tile.count), key=tile.layout.element_index):
+        index = tile.layout.element_index(number)
+        key = tuple(0 if d == op.axis else i for d, i in enumerate(index))
+        state = [elements[number]]
+        if indexed:
+            state.append(w.add(thread, integer(index[op.axis])))
+        groups[key] = combine(groups[key], state) if key in groups else state
+    states = list(groups.values())
+    for kind, weight, size in _lane_steps(tile.layout.spatial_digits, op.axis):
+        if kind == "lanes":
+            step = weight * size // 2
+            while step >= weight:
+                states = [
+                    combine(s, [shuffle(w, "bfly", v, integer(step)) for v in s]) for s in states
+                ]
+                step //= 2
+        else:
+            states = _across_warps(ctx, op, states, combine, weight, size)
+    place = {key: i for i, key in enumerate(groups)}
+    out = []
+    for number in range(layout.elements):
+        state = states[place[layout.element_index(number)]]
+        out.append(state[1] if indexed else state[0])
+    if wide is not dtype:
+        out = [w.convert("fptrunc", v, llvm_type(dtype)) for v in out]
+    ctx.values[op.result] = tile_of(w, scalar_type_of(op.result), layout, out)
+
+
+def _combiner(ctx: Context, kind: str, dtype: DType) -> Callable[[State, State], State]:
+    w = ctx.w
+
+    def combine(a: State, b: State) -> State:
+        if kind in ("any", "all"):
+            return [w.binary("or" if kind == "any" else "and", a[0], b[0])]
+        if kind in ("argmax", "argmin"):
+            less = "lt" if kind == "argmin" else "gt"
+            if dtype.is_float:
+                better = w.value("i1", f"fcmp o{less} {b[0]}, {a[0].name}")
+                same = w.value("i1", f"fcmp oeq {b[0]}, {a[0].name}")
+            else:
+                better = w.icmp(("s" if dtype.is_signed else "u") + less, b[0], a[0])
+                same = w.icmp("eq", b[0], a[0])
+            first = w.binary("and", same, w.icmp("slt", b[1], a[1]))
+            take = w.binary("or", better, first)
+            return [w.select(take, b[0], a[0]), w.select(take, b[1], a[1])]
+        if kind in ("max", "min") and dtype.is_float:
+            return [float_extreme(ctx, kind, a[0], b[0])]
+        names = {"sum": "add", "max": "max", "min": "min", "xor": "xor"}
+        return [binary(ctx, names[kind], dtype, a[0], b[0])]
+
+    return combine
+
+
+def _lane_steps(digits: tuple[Digit, ...], axis: int) -> list[tuple[str, int, int]]:
+    """Split the thread digits of an axis into those within a warp and those across warps."""
+    steps = []
+    weight = 1
+    for d in reversed(digits):
+        if d.dim == axis:
+            inside = 1
+            while inside < d.size and d.size % (2 * inside) == 0 and WARP % (weight * 2 * inside) == 0 and weight & (weight - 1) == 0:
+                inside *= 2
+            if inside > 1:
+                steps.append(("lanes", weight, inside))
+            if d.size // inside > 1:
+                steps.append(("warps", weight * inside, d.size // inside))
+        weight *= d.size
+    return steps
+
+
+def _across_warps(
+    ctx: Context, op: ops.Reduce, states: list[State], combine: Callable[[State, State], State], weight: int, size: int
+) -> list[State]:
+    """Exchange partial results through shared memory: every thread reads those of its counterparts."""
+    w = ctx.w
+    base = scratch_pointer(ctx, op.scratch)
+    threads = ctx.group.threads
+    thread = ctx.thread()
+    with w.at_entry():
+        own = ctx.digit(weight, size)
+        first = w.binary("sub", thread, w.mul(own, integer(weight)))
+    ctx.barrier()
+    offset = 0
+    slots: list[list[tuple[int, int, str]]] = []
+    for state in states:
+        row = []
+        for value in state:
+            stored = w.convert("zext", value, "i32") if value.type == "i1" else value
+            bytes = {"half": 2, "bfloat": 2, "i64": 8, "double": 8}.get(stored.type, 4)
+            pointer = w.gep(w.gep(base, integer(offset)), w.mul(thread, integer(bytes)))
+            w.run(f"store {stored}, {pointer}, align {bytes}")
+            row.append((offset, bytes, value.type))
+            offset += bytes * threads
+        slots.append(row)
+    ctx.barrier()
+    out = []
+    for row in slots:
+        total: State | None = None
+        for other in range(size):
+            state = []
+            for at, bytes, type in row:
+                place = w.mul(w.add(first, integer(other * weight)), integer(bytes))
+                pointer = w.gep(w.gep(base, integer(at)), place)
+                stored_type = "i32" if type == "i1" else type
+                value = w.value(stored_type, f"load {stored_type}, {pointer}, align {bytes}")
+                state.append(w.icmp("ne", value, integer(0)) if type == "i1" else value)
+            total = state if total is None else combine(total, state)
+        assert total is not None
+        out.append(total)
+    return out
+
+
+

@@ -1,0 +1,307 @@
+"""Lowering of loads and stores of tiles in global memory: vector width, addresses and bounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gcd
+
+from tilus.codegen.llvm_text import V, integer
+from tilus.codegen.lower.context import Context, GlobalTensor, lowers
+from tilus.codegen.lower.words import (
+    load_words,
+    memory_dtype,
+    predicated_load,
+    predicated_store,
+    store_words,
+    tile_from_words,
+    width_of,
+    words_from_tile,
+)
+from tilus.codegen.registers import Tile, elements_of
+from tilus.dtypes import DType
+from tilus.errors import TypeMismatch
+from tilus.ir import ops
+from tilus.ir.core import Value
+from tilus.ir.types import Extent, Symbol
+from tilus.layout import RegisterLayout
+
+CACHE = {"": "", "streaming": ".cs", "persistent": ""}
+
+
+@dataclass(frozen=True)
+class Access:
+    """How a tile's elements are moved: `groups` of elements, each by one instruction of `bits` bits."""
+
+    groups: tuple[tuple[int, ...], ...]
+    bits: int
+    vector: int
+
+
+def divisor_of(extent: Extent) -> int:
+    """Return an integer that divides an extent for certain."""
+    return extent.divisor if isinstance(extent, Symbol) else extent
+
+
+def plan_access(
+    ctx: Context,
+    tensor: GlobalTensor,
+    offsets: tuple[Value, ...],
+    layout: RegisterLayout,
+    checked: tuple[bool, ...],
+    masked: bool,
+    limit_bits: int = 128,
+) -> Access:
+    """Find the widest accesses that layout, alignment, strides and bounds allow."""
+    dtype = memory_dtype(tensor.type.dtype)
+    rank, tile_rank = tensor.type.rank, layout.rank
+    last = rank - 1
+    run = 1
+    if tile_rank and tensor.type.strides[last] == 1:
+        run = trailing_run(layout)
+        # Every row must start at a multiple of the vector, and the tensor must end at one.
+        aligned = ctx.divisor(offsets[last])
+        run = gcd(run, aligned)
+        for d in layout.spatial_digits + layout.local_digits:
+            if d.dim == tile_rank - 1 and d.stride >= run:
+                run = gcd(run, d.stride)
+        for axis in range(last):
+            run = gcd(run, divisor_of(tensor.type.strides[axis]))
+        if checked[last]:
+            run = gcd(run, divisor_of(tensor.type.dims[last]))
+        if masked:
+            run = 1
+        bits = gcd(run * dtype.bits, tensor.type.align * 8, limit_bits)
+        run = max(1, bits // dtype.bits) if bits % dtype.bits == 0 else 1
+    bits = run * dtype.bits
+    if bits % 8:
+        raise TypeMismatch(
+            f"a tile of {dtype} moves in whole bytes, but here {run} elements ({bits} bits) lie together",
+            hint="keep weights as a tensor of uint8 and use tilus.view on the loaded tile",
+        )
+    width = width_of(bits)
+    if width != bits:
+        raise TypeMismatch(
+            f"a tile of {dtype} would move in pieces of {bits} bits, which no instruction does",
+            hint="keep weights as a tensor of uint8 and use tilus.view on the loaded tile",
+        )
+    return Access(group_elements(layout, run), bits, run)
+
+
+def trailing_run(layout: RegisterLayout) -> int:
+    """Return how many elements of a thread follow one another along the last dimension."""
+    reach = 1
+    rest = [d for d in layout.local_digits if d.dim == layout.rank - 1]
+    while True:
+        found = next((d for d in rest if d.stride == reach), None)
+        if found is None:
+            return reach
+        rest.remove(found)
+        reach *= found.size
+
+
+def group_elements(layout: RegisterLayout, vector: int) -> tuple[tuple[int, ...], ...]:
+    """Group a thread's elements in runs of `vector` along the last dimension."""
+    groups: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+    for element in range(layout.elements):
+        index = layout.element_index(element)
+        if not index:
+            groups[()] = [(0, element)]
+            continue
+        key = (*index[:-1], index[-1] // vector)
+        groups.setdefault(key, []).append((index[-1], element))
+    return tuple(tuple(e for _, e in sorted(g)) for g in groups.values())
+
+
+class Addresses:
+    """Pointers and bounds predicates of a tile's elements."""
+
+    def __init__(
+        self, ctx: Context, tensor: GlobalTensor, offsets: tuple[Value, ...], layout: RegisterLayout, checked: tuple[bool, ...]
+    ) -> None:
+        self.ctx, self.tensor, self.layout, self.checked = ctx, tensor, layout, checked
+        w = ctx.w
+        self.bits = memory_dtype(tensor.type.dtype).bits
+        lead = tensor.type.rank - layout.rank
+        thread = ctx.coordinates(layout)
+        self.coordinates: list[V] = []
+        for axis, value in enumerate(offsets):
+            at = w.convert("trunc", ctx.scalar(value), "i32")
+            self.coordinates.append(w.add(at, thread[axis - lead]) if axis >= lead else at)
+        linear = integer(0, 64)
+        for at, stride in zip(self.coordinates, tensor.strides, strict=True):
+            linear = w.add(linear, w.mul(w.convert("sext", at, "i64"), stride))
+        self.base = w.gep(tensor.pointer, self.bytes(linear))
+        self.lead = lead
+        self._inside: dict[tuple[int, int], V] = {}
+        self._rows: dict[tuple[int, ...], V] = {}
+
+    def bytes(self, elements: V) -> V:
+        """Return a byte offset from an element offset (i64)."""
+        w = self.ctx.w
+        if self.bits >= 8:
+            return w.mul(elements, integer(self.bits // 8, 64))
+        return w.binary("ashr", w.mul(elements, integer(self.bits, 64)), integer(3, 64))
+
+    def pointer(self, element: int) -> V:
+        """Return the pointer of an element."""
+        w = self.ctx.w
+        index = self.layout.element_index(element)
+        known, variable = 0, integer(0, 64)
+        for axis, position in enumerate(index):
+            stride = self.tensor.strides[axis + self.lead]
+            literal = stride.literal
+            if literal is not None:
+                known += position * literal
+            elif position:
+                variable = w.add(variable, w.mul(stride, integer(position, 64)))
+        pointer = w.gep(self.base, self.bytes(variable))
+        return w.gep(pointer, integer(known * self.bits // 8, 64))
+
+    def inside(self, element: int) -> V | None:
+        """Return whether an element lies in the tensor, or None if that is certain."""
+        w = self.ctx.w
+        index = self.layout.element_index(element)
+        result: V | None = None
+        for axis, at in enumerate(self.coordinates):
+            if not self.checked[axis]:
+                continue
+            position = index[axis - self.lead] if axis >= self.lead else 0
+            key = (axis, position)
+            if key not in self._inside:
+                # Unsigned, so that negative coordinates are outside too.
+                here = w.add(at, integer(position))
+                self._inside[key] = w.icmp("ult", here, self.tensor.dims[axis])
+            found = self._inside[key]
+            result = found if result is None else w.binary("and", result, found)
+        return result
+
+
+def both(ctx: Context, a: V | None, b: V | None) -> V | None:
+    """Return the conjunction of two predicates, where None is true."""
+    if a is None or b is None:
+        return a if b is None else b
+    return ctx.w.binary("and", a, b)
+
+
+def element_fill(ctx: Context, dtype: DType, other: V | None) -> V:
+    """Return the i32 word that fills what lies outside, from a scalar."""
+    if other is None:
+        return integer(0)
+    w = ctx.w
+    if dtype.bits == 32:
+        return w.convert("bitcast", other, "i32")
+    if dtype.bits == 16:
+        word = w.convert("zext", w.convert("bitcast", other, "i16"), "i32") if not other.type == "i32" else w.binary("and", other, integer(0xFFFF))
+        return w.binary("or", word, w.binary("shl", word, integer(16)))
+    if dtype.bits == 8:
+        byte = w.convert("zext", other, "i32") if other.type == "i1" else w.binary("and", other, integer(0xFF))
+        return w.mul(byte, integer(0x01010101))
+    raise TypeMismatch(f"load takes other= for types of 8, 16 and 32 bits, not {dtype}", hint="use tilus.where")
+
+
+@lowers(ops.LoadGlobal)
+def lower_load_global(ctx: Context, op: ops.LoadGlobal) -> None:
+    w = ctx.w
+    tensor = ctx.tensor(op.tensor)
+    layout = ctx.layout(op.result)
+    dtype = tensor.type.dtype
+    access = plan_access(ctx, tensor, op.offsets, layout, op.checked, op.mask is not None)
+    addresses = Addresses(ctx, tensor, op.offsets, layout, op.checked)
+    mask = elements_of(w, ctx.tile(op.mask)) if op.mask is not None else None
+    other = element_fill(ctx, dtype, ctx.scalar(op.other)) if op.other is not None else integer(0)
+    words = []
+    for group in access.groups:
+        predicate = both(ctx, addresses.inside(group[0]), mask[group[0]] if mask else None)
+        pointer = addresses.pointer(group[0])
+        if predicate is None and not CACHE[op.cache]:
+            words.append(load_words(w, pointer, access.bits, access.bits // 8))
+        else:
+            condition = predicate if predicate is not None else V("i1", "true")
+            words.append(predicated_load(w, pointer, access.bits, condition, other, CACHE[op.cache], "global"))
+    ctx.values[op.result] = tile_from_words(w, dtype, layout, access.groups, words)
+
+
+@lowers(ops.StoreGlobal)
+def lower_store_global(ctx: Context, op: ops.StoreGlobal) -> None:
+    w = ctx.w
+    tensor = ctx.tensor(op.tensor)
+    tile = ctx.tile(op.value)
+    access = plan_access(ctx, tensor, op.offsets, tile.layout, op.checked, op.mask is not None)
+    addresses = Addresses(ctx, tensor, op.offsets, tile.layout, op.checked)
+    mask = elements_of(w, ctx.tile(op.mask)) if op.mask is not None else None
+    once = ctx.is_first_replica(tile.layout)
+    for group, words in zip(access.groups, words_from_tile(w, tile, access.groups), strict=True):
+        predicate = both(ctx, addresses.inside(group[0]), mask[group[0]] if mask else None)
+        predicate = both(ctx, once, predicate)
+        pointer = addresses.pointer(group[0])
+        if predicate is None and not CACHE[op.cache]:
+            store_words(w, pointer, words, access.bits, access.bits // 8)
+        else:
+            predicated_store(w, pointer, words, access.bits, predicate, CACHE[op.cache], "global")
+
+
+def element_pointer(ctx: Context, tensor: GlobalTensor, index: list[V]) -> V:
+    """Return the pointer of the element at an index given as i32 or i64 values."""
+    w = ctx.w
+    linear = integer(0, 64)
+    for at, stride in zip(index, tensor.strides, strict=True):
+        linear = w.add(linear, w.mul(w.convert("sext", at, "i64"), stride))
+    bits = memory_dtype(tensor.type.dtype).bits
+    if bits % 8:
+        raise TypeMismatch(f"single elements of {tensor.type.dtype} have no address", hint="use a tensor of uint8")
+    return w.gep(tensor.pointer, w.mul(linear, integer(bits // 8, 64)))
+
+
+def element_inside(ctx: Context, tensor: GlobalTensor, index: list[V]) -> V | None:
+    """Return whether an index lies in the tensor."""
+    w = ctx.w
+    result: V | None = None
+    for at, extent in zip(index, tensor.dims, strict=True):
+        here = w.icmp("ult", at, w.convert("zext", extent, at.type))
+        result = both(ctx, result, here)
+    return result
+
+
+def gather_global(ctx: Context, op: ops.Gather) -> None:
+    """Load single elements of a global tensor."""
+    w = ctx.w
+    tensor = ctx.tensor(op.tensor)
+    layout = ctx.layout(op.result)
+    columns = [elements_of(w, ctx.tile(i)) for i in op.indices]
+    mask = elements_of(w, ctx.tile(op.mask)) if op.mask is not None else None
+    bits = memory_dtype(tensor.type.dtype).bits
+    words = []
+    for element in range(layout.elements):
+        index = [column[element] for column in columns]
+        predicate = both(ctx, element_inside(ctx, tensor, index) if op.checked else None, mask[element] if mask else None)
+        pointer = element_pointer(ctx, tensor, index)
+        words.append(_load_one(ctx, pointer, bits, predicate))
+    groups = [(e,) for e in range(layout.elements)]
+    ctx.values[op.result] = tile_from_words(w, tensor.type.dtype, layout, groups, words)
+
+
+def _load_one(ctx: Context, pointer: V, bits: int, predicate: V | None) -> list[V]:
+    if predicate is None:
+        return load_words(ctx.w, pointer, bits, bits // 8)
+    return predicated_load(ctx.w, pointer, bits, predicate, integer(0), "", "global")
+
+
+def scatter_global(ctx: Context, op: ops.Scatter) -> None:
+    """Store single elements of a global tensor."""
+    w = ctx.w
+    tensor = ctx.tensor(op.tensor)
+    tile: Tile = ctx.tile(op.value)
+    columns = [elements_of(w, ctx.tile(i)) for i in op.indices]
+    mask = elements_of(w, ctx.tile(op.mask)) if op.mask is not None else None
+    bits = memory_dtype(tensor.type.dtype).bits
+    once = ctx.is_first_replica(tile.layout)
+    groups = [(e,) for e in range(tile.count)]
+    for element, words in enumerate(words_from_tile(w, tile, groups)):
+        index = [column[element] for column in columns]
+        predicate = both(ctx, element_inside(ctx, tensor, index) if op.checked else None, mask[element] if mask else None)
+        predicate = both(ctx, once, predicate)
+        pointer = element_pointer(ctx, tensor, index)
+        if predicate is None:
+            store_words(w, pointer, words, bits, bits // 8)
+        else:
+            predicated_store(w, pointer, words, bits, predicate, "", "global")

@@ -1,0 +1,364 @@
+"""Lowering of shared memory: allocation, views, loads (ldmatrix where it fits), stores and asynchronous copies."""
+
+from __future__ import annotations
+
+from math import gcd
+
+from tilus.codegen.atoms.matrix import MatrixLoad, plan_ldmatrix
+from tilus.codegen.llvm_text import V, integer
+from tilus.codegen.lower.context import Barriers, Context, GlobalTensor, SharedTensor, lowers
+from tilus.codegen.lower.global_memory import (
+    CACHE,
+    Addresses,
+    both,
+    gather_global,
+    plan_access,
+    scatter_global,
+)
+from tilus.codegen.lower.words import (
+    load_words,
+    memory_dtype,
+    predicated_load,
+    predicated_store,
+    store_words,
+    tile_from_words,
+    words_from_tile,
+)
+from tilus.codegen.registers import Tile, elements_of
+from tilus.errors import LayoutConflict, TypeMismatch
+from tilus.ir import ops
+from tilus.ir.types import SharedType
+from tilus.layout import RegisterLayout, SharedLayout, affine_offsets, coalesced, contiguity
+
+
+def byte_offset(elements: int, bits: int) -> int:
+    """Return the byte offset of an element offset."""
+    total = elements * bits
+    if total % 8:
+        raise TypeMismatch(f"an element of {bits} bits at offset {elements} of shared memory is not at a whole byte")
+    return total // 8
+
+
+@lowers(ops.AllocShared)
+def lower_alloc_shared(ctx: Context, op: ops.AllocShared) -> None:
+    assert isinstance(op.result.type, SharedType)
+    if op.offset is None or op.result.type.layout is None:
+        raise LayoutConflict(f"shared memory of shape {op.shape} was not planned")
+    ctx.values[op.result] = SharedTensor(
+        op.dtype, op.result.type.layout, ctx.shared_pointer(op.offset), gcd(op.offset, 1024) or 1024
+    )
+
+
+@lowers(ops.BarrierAlloc)
+def lower_barrier_alloc(ctx: Context, op: ops.BarrierAlloc) -> None:
+    if op.offset is None:
+        raise LayoutConflict("a barrier was not planned")
+    ctx.values[op.result] = Barriers(ctx.shared_pointer(op.offset), op.count)
+
+
+@lowers(ops.SharedIndex)
+def lower_shared_index(ctx: Context, op: ops.SharedIndex) -> None:
+    source = ctx.shared(op.tensor)
+    assert isinstance(op.result.type, SharedType) and op.result.type.layout is not None
+    step, _ = source.layout.slice(0, min(1, source.layout.shape[0] - 1))
+    bytes = byte_offset(step, memory_dtype(source.dtype).bits)
+    index = ctx.w.convert("trunc", ctx.scalar(op.index), "i32")
+    base = ctx.w.gep(source.base, ctx.w.mul(index, integer(bytes)))
+    ctx.values[op.result] = SharedTensor(source.dtype, op.result.type.layout, base, gcd(source.align, bytes))
+
+
+@lowers(ops.SharedSlice)
+def lower_shared_slice(ctx: Context, op: ops.SharedSlice) -> None:
+    source = ctx.shared(op.tensor)
+    layout = op.layout
+    assert layout is not None
+    start = source.layout.linear_offset(op.offsets)
+    bytes = byte_offset(start, memory_dtype(source.dtype).bits)
+    ctx.values[op.result] = SharedTensor(
+        source.dtype, layout, ctx.w.gep(source.base, integer(bytes)), gcd(source.align, bytes)
+    )
+
+
+@lowers(ops.SharedPermute)
+def lower_shared_permute(ctx: Context, op: ops.SharedPermute) -> None:
+    source = ctx.shared(op.tensor)
+    ctx.values[op.result] = SharedTensor(source.dtype, source.layout.transpose(op.perm), source.base, source.align)
+
+
+class SharedAddresses:
+    """Pointers of a tile's elements in shared memory."""
+
+    def __init__(self, ctx: Context, layout: RegisterLayout, tensor: SharedTensor, elements: list[int]) -> None:
+        self.ctx, self.layout, self.tensor = ctx, layout, tensor
+        self.bits = memory_dtype(tensor.dtype).bits
+        self.affine = affine_offsets(layout, tensor.layout, elements)
+        self.place = {element: i for i, element in enumerate(elements)}
+        self._bases: dict[int, V] = {}
+        if self.affine is not None:
+            w = ctx.w
+            ctx.thread()
+            with w.at_entry():
+                share = integer(0)
+                for term in self.affine.terms:
+                    share = w.add(share, w.mul(ctx.digit(term.weight, term.size), integer(term.stride)))
+                swizzle = self.affine.swizzle
+                if swizzle is not None:
+                    moved = w.binary("lshr", share, integer(swizzle.shift))
+                    share = w.binary("xor", share, w.binary("and", moved, integer(swizzle.mask)))
+                self.share = share
+
+    def _bytes(self, elements: V) -> V:
+        w = self.ctx.w
+        if self.bits >= 8:
+            return w.mul(elements, integer(self.bits // 8))
+        return w.binary("lshr", w.mul(elements, integer(self.bits)), integer(3))
+
+    def pointer(self, element: int) -> V:
+        """Return the pointer of an element that was announced."""
+        w = self.ctx.w
+        if self.affine is None:
+            return self._general(element)
+        at = self.place[element]
+        flip = self.affine.xors[at]
+        if flip not in self._bases:
+            with w.at_entry():
+                share = self._bytes(w.binary("xor", self.share, integer(flip)))
+            self._bases[flip] = w.gep(self.tensor.base, share)
+        return w.gep(self._bases[flip], integer(byte_offset(self.affine.adds[at], self.bits)))
+
+    def _general(self, element: int) -> V:
+        w = self.ctx.w
+        index = [
+            w.add(part, integer(own))
+            for part, own in zip(self.ctx.coordinates(self.layout), self.layout.element_index(element), strict=True)
+        ]
+        return w.gep(self.tensor.base, self._bytes(linear_offset(self.ctx, self.tensor.layout, index)))
+
+
+def linear_offset(ctx: Context, layout: SharedLayout, index: list[V]) -> V:
+    """Return the offset, in elements, of an index given as i32 values."""
+    w = ctx.w
+    total = integer(0)
+    for position, chain, extent in zip(index, layout.chains, layout.shape, strict=True):
+        weight = 1
+        for d in reversed(chain):
+            part = position
+            if weight > 1:
+                part = w.binary("udiv", part, integer(weight))
+            if weight * d.size < extent:
+                part = w.binary("urem", part, integer(d.size))
+            total = w.add(total, w.mul(part, integer(d.stride)))
+            weight *= d.size
+    if layout.swizzle is not None:
+        moved = w.binary("lshr", total, integer(layout.swizzle.shift))
+        total = w.binary("xor", total, w.binary("and", moved, integer(layout.swizzle.mask)))
+    return total
+
+
+def shared_access(layout: RegisterLayout, tensor: SharedTensor) -> tuple[tuple[tuple[int, ...], ...], int]:
+    """Return the groups of elements that move together, and the bits of each access."""
+    bits = memory_dtype(tensor.dtype).bits
+    limit = max(1, min(128, tensor.align * 8) // bits)
+    found = contiguity(layout, tensor.layout, limit)
+    vector = found.vector
+    while vector * bits not in (8, 16, 32, 64, 128):
+        if vector == 1:
+            raise TypeMismatch(
+                f"a shared tile of {tensor.dtype} is accessed in pieces of {bits} bits, which no instruction does",
+                hint="keep it as uint8 and use tilus.view on the loaded tile",
+            )
+        vector //= 2
+        found = contiguity(layout, tensor.layout, vector)
+    return found.groups, vector * bits
+
+
+@lowers(ops.LoadShared)
+def lower_load_shared(ctx: Context, op: ops.LoadShared) -> None:
+    w = ctx.w
+    tensor = ctx.shared(op.tensor)
+    layout = ctx.layout(op.result)
+    if ctx.target.has("ldmatrix"):
+        plan = plan_ldmatrix(layout, tensor.layout, tensor.dtype.bits, tensor.align)
+        if plan is not None:
+            ctx.values[op.result] = load_matrices(ctx, tensor, layout, plan)
+            return
+    groups, bits = shared_access(layout, tensor)
+    addresses = SharedAddresses(ctx, layout, tensor, [g[0] for g in groups])
+    words = [load_words(w, addresses.pointer(g[0]), bits, bits // 8) for g in groups]
+    ctx.values[op.result] = tile_from_words(w, tensor.dtype, layout, groups, words)
+
+
+def load_matrices(ctx: Context, tensor: SharedTensor, layout: RegisterLayout, plan: MatrixLoad) -> Tile:
+    """Load a tile with ldmatrix."""
+    w = ctx.w
+    addresses = SharedAddresses(ctx, plan.rows, tensor, list(plan.firsts))
+    groups: list[tuple[int, ...]] = []
+    words: list[list[V]] = []
+    count = plan.matrices
+    trans = ".trans" if plan.transposed else ""
+    outs = ", ".join(f"${i}" for i in range(count))
+    template = f"ldmatrix.sync.aligned.m8n8.x{count}{trans}.shared.b16 {{{outs}}}, [${count}];"
+    constraints = ",".join(["=r"] * count + ["r"]) + ",~{memory}"
+    result = "i32" if count == 1 else "{ " + ", ".join(["i32"] * count) + " }"
+    for first, parts in zip(plan.firsts, plan.elements, strict=True):
+        pointer = w.convert("ptrtoint", addresses.pointer(first), "i32")
+        made = w.asm(result, template, constraints, pointer, effects=True, convergent=True)
+        regs = [made] if count == 1 else [w.member(made, i, "i32") for i in range(count)]
+        groups += parts
+        words += [[r] for r in regs]
+    return tile_from_words(w, tensor.dtype, layout, groups, words)
+
+
+@lowers(ops.StoreShared)
+def lower_store_shared(ctx: Context, op: ops.StoreShared) -> None:
+    store_tile(ctx, ctx.shared(op.tensor), ctx.tile(op.value))
+
+
+def store_tile(ctx: Context, tensor: SharedTensor, tile: Tile) -> None:
+    """Store a tile over a shared tensor; of copies among threads, one stores."""
+    w = ctx.w
+    groups, bits = shared_access(tile.layout, tensor)
+    addresses = SharedAddresses(ctx, tile.layout, tensor, [g[0] for g in groups])
+    once = ctx.is_first_replica(tile.layout)
+    for group, words in zip(groups, words_from_tile(w, tile, groups), strict=True):
+        pointer = addresses.pointer(group[0])
+        if once is None:
+            store_words(w, pointer, words, bits, bits // 8)
+        else:
+            predicated_store(w, pointer, words, bits, once, "", "shared")
+
+
+@lowers(ops.Gather)
+def lower_gather(ctx: Context, op: ops.Gather) -> None:
+    if not isinstance(op.tensor.type, SharedType):
+        gather_global(ctx, op)
+        return
+    w = ctx.w
+    tensor = ctx.shared(op.tensor)
+    layout = ctx.layout(op.result)
+    bits = memory_dtype(tensor.dtype).bits
+    columns = [elements_of(w, ctx.tile(i)) for i in op.indices]
+    mask = elements_of(w, ctx.tile(op.mask)) if op.mask is not None else None
+    words = []
+    for element in range(layout.elements):
+        pointer, predicate = _shared_element(ctx, tensor, [c[element] for c in columns], op.checked)
+        predicate = both(ctx, predicate, mask[element] if mask else None)
+        if predicate is None:
+            words.append(load_words(w, pointer, bits, bits // 8))
+        else:
+            words.append(predicated_load(w, pointer, bits, predicate, integer(0), "", "shared"))
+    ctx.values[op.result] = tile_from_words(w, tensor.dtype, layout, [(e,) for e in range(layout.elements)], words)
+
+
+def _shared_element(ctx: Context, tensor: SharedTensor, index: list[V], checked: bool) -> tuple[V, V | None]:
+    w = ctx.w
+    index = [w.convert("trunc", i, "i32") for i in index]
+    inside: V | None = None
+    if checked:
+        for at, extent in zip(index, tensor.layout.shape, strict=True):
+            inside = both(ctx, inside, w.icmp("ult", at, integer(extent)))
+    bits = memory_dtype(tensor.dtype).bits
+    if bits % 8:
+        raise TypeMismatch(f"single elements of {tensor.dtype} have no address", hint="use shared memory of uint8")
+    offset = w.mul(linear_offset(ctx, tensor.layout, index), integer(bits // 8))
+    return w.gep(tensor.base, offset), inside
+
+
+@lowers(ops.Scatter)
+def lower_scatter(ctx: Context, op: ops.Scatter) -> None:
+    if not isinstance(op.tensor.type, SharedType):
+        scatter_global(ctx, op)
+        return
+    w = ctx.w
+    tensor = ctx.shared(op.tensor)
+    tile = ctx.tile(op.value)
+    bits = memory_dtype(tensor.dtype).bits
+    columns = [elements_of(w, ctx.tile(i)) for i in op.indices]
+    mask = elements_of(w, ctx.tile(op.mask)) if op.mask is not None else None
+    once = ctx.is_first_replica(tile.layout)
+    for element, words in enumerate(words_from_tile(w, tile, [(e,) for e in range(tile.count)])):
+        pointer, predicate = _shared_element(ctx, tensor, [c[element] for c in columns], op.checked)
+        predicate = both(ctx, once, both(ctx, predicate, mask[element] if mask else None))
+        if predicate is None:
+            store_words(w, pointer, words, bits, bits // 8)
+        else:
+            predicated_store(w, pointer, words, bits, predicate, "", "shared")
+
+
+def copy_layout(shape: tuple[int, ...], threads: int, bits: int) -> RegisterLayout:
+    """Return which thread copies which part of a tile: 16 bytes each, neighbours next to each other."""
+    return coalesced(shape, threads, max(1, 128 // bits))
+
+
+@lowers(ops.CopyAsync)
+def lower_copy_async(ctx: Context, op: ops.CopyAsync) -> None:
+    w = ctx.w
+    shared, tensor = ctx.shared(op.shared), ctx.tensor(op.tensor)
+    bits = memory_dtype(shared.dtype).bits
+    layout = copy_layout(shared.layout.shape, ctx.group.threads, bits)
+    groups, width = shared_access(layout, shared)
+    access = plan_access(ctx, tensor, op.offsets, layout, op.checked, False, width)
+    if access.bits < 32 or not ctx.target.has("cp_async"):
+        copy_through_registers(ctx, op, tensor, shared, layout)
+        return
+    addresses = Addresses(ctx, tensor, op.offsets, layout, op.checked)
+    targets = SharedAddresses(ctx, layout, shared, [g[0] for g in access.groups])
+    once = ctx.is_first_replica(layout)
+    size = access.bits // 8
+    mode = "cg" if size == 16 else "ca"
+    for group in access.groups:
+        predicate = addresses.inside(group[0])
+        source = addresses.pointer(group[0])
+        target = w.convert("ptrtoint", targets.pointer(group[0]), "i32")
+        guard, letters, args = "", "r,l", [target, source]
+        text = f"cp.async.{mode}.shared.global [$0], [$1], {size}"
+        if predicate is not None:
+            args.append(w.select(predicate, integer(size), integer(0)))
+            letters += ",r"
+            text += ", $2"
+        if once is not None:
+            guard = f"@${len(args)} "
+            args.append(once)
+            letters += ",b"
+        w.asm("void", f"{guard}{text};", letters + ",~{memory}", *args, effects=True)
+
+
+def copy_through_registers(
+    ctx: Context, op: ops.CopyAsync, tensor: GlobalTensor, shared: SharedTensor, layout: RegisterLayout
+) -> None:
+    """Copy at once, where no asynchronous instruction moves so few bytes or the target has none."""
+    w = ctx.w
+    access = plan_access(ctx, tensor, op.offsets, layout, op.checked, False)
+    addresses = Addresses(ctx, tensor, op.offsets, layout, op.checked)
+    words = []
+    for group in access.groups:
+        predicate = addresses.inside(group[0])
+        pointer = addresses.pointer(group[0])
+        if predicate is None:
+            words.append(load_words(w, pointer, access.bits, access.bits // 8))
+        else:
+            words.append(predicated_load(w, pointer, access.bits, predicate, integer(0), CACHE[op.cache], "global"))
+    store_tile(ctx, shared, tile_from_words(w, shared.dtype, layout, access.groups, words))
+
+
+@lowers(ops.CopyAsyncCommit)
+def lower_copy_async_commit(ctx: Context, op: ops.CopyAsyncCommit) -> None:
+    if ctx.target.has("cp_async"):
+        ctx.w.asm("void", "cp.async.commit_group;", "~{memory}", effects=True)
+
+
+@lowers(ops.CopyAsyncWait)
+def lower_copy_async_wait(ctx: Context, op: ops.CopyAsyncWait) -> None:
+    if ctx.target.has("cp_async"):
+        ctx.w.asm("void", f"cp.async.wait_group {op.pending};", "~{memory}", effects=True)
+
+
+@lowers(ops.Sync)
+def lower_sync(ctx: Context, op: ops.Sync) -> None:
+    ctx.barrier()
+
+
+@lowers(ops.Fence)
+def lower_fence(ctx: Context, op: ops.Fence) -> None:
+    texts = {"block": "membar.cta;", "device": "membar.gl;", "system": "membar.sys;", "async": "fence.proxy.async;"}
+    ctx.w.asm("void", texts[op.kind], "~{memory}", effects=True)

@@ -1,0 +1,155 @@
+"""Moves groups of elements between 32-bit words, as memory instructions have them, and a tile's containers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tilus import dtypes
+from tilus.codegen.llvm_text import V, Writer, integer
+from tilus.codegen.registers import Tile, elements_of, extract_bits, from_bits, llvm_type, pack, unpack
+from tilus.dtypes import DType
+from tilus.layout import RegisterLayout
+
+
+def memory_dtype(dtype: DType) -> DType:
+    """Return the dtype that an element has in memory: booleans are bytes."""
+    return dtypes.uint8 if dtype is dtypes.boolean else dtype
+
+
+def tile_from_words(
+    w: Writer, dtype: DType, layout: RegisterLayout, groups: Sequence[Sequence[int]], words: Sequence[Sequence[V]]
+) -> Tile:
+    """Return the tile whose elements `groups[i]`, in order, lie packed in the i32 words `words[i]`."""
+    stored = memory_dtype(dtype)
+    bits = stored.bits
+    if bits < 32 and 32 % bits == 0 and dtype is stored:
+        per = 32 // bits
+        regs: list[V | None] = [None] * (-(-layout.elements // per))
+        fits = True
+        for group, have in zip(groups, words, strict=True):
+            for number, word in enumerate(have):
+                part = list(group[number * per : (number + 1) * per])
+                if part[0] % per or part != list(range(part[0], part[0] + len(part))):
+                    fits = False
+                    break
+                if len(part) < per and part[0] + len(part) != layout.elements:
+                    fits = False
+                    break
+                regs[part[0] // per] = word
+        if fits:
+            return Tile(dtype, layout, tuple(r for r in regs if r is not None))
+    elements: list[V] = [integer(0)] * layout.elements
+    for group, have in zip(groups, words, strict=True):
+        if bits >= 32:
+            made: list[V] = list(from_bits(w, stored, list(have)))
+        elif 32 % bits == 0:
+            made = unpack(w, stored, tuple(have), len(group))
+        else:
+            signed = stored.is_integer and stored.is_signed
+            made = [extract_bits(w, list(have), i * bits, bits, signed) for i in range(len(group))]
+        for element, value in zip(group, made, strict=True):
+            elements[element] = value
+    if dtype is dtypes.boolean:
+        elements = [w.icmp("ne", e, integer(0)) for e in elements]
+    return Tile(dtype, layout, pack(w, dtype, elements))
+
+
+def words_from_tile(w: Writer, tile: Tile, groups: Sequence[Sequence[int]]) -> list[list[V]]:
+    """Return for each group of elements the i32 words that hold them packed, in order."""
+    dtype, stored = tile.dtype, memory_dtype(tile.dtype)
+    bits = stored.bits
+    per = 32 // bits if bits < 32 and 32 % bits == 0 else 0
+    out: list[list[V]] = []
+    elements: list[V] | None = None
+    for group in groups:
+        if per and dtype is stored:
+            parts = [list(group[i : i + per]) for i in range(0, len(group), per)]
+            if all(p[0] % per == 0 and p == list(range(p[0], p[0] + len(p))) for p in parts):
+                out.append([tile.regs[p[0] // per] for p in parts])
+                continue
+        if elements is None:
+            elements = elements_of(w, tile)
+            if dtype is dtypes.boolean:
+                elements = [w.convert("zext", e, "i32") for e in elements]
+        chosen = [elements[e] for e in group]
+        if bits >= 32:
+            words: list[V] = []
+            for value in chosen:
+                if bits == 32:
+                    words.append(w.convert("bitcast", value, "i32"))
+                else:
+                    pair = w.convert("bitcast", value, "<2 x i32>")
+                    words += [w.extract(pair, 0, "i32"), w.extract(pair, 1, "i32")]
+            out.append(words)
+        else:
+            out.append(list(pack(w, stored, chosen)))
+    return out
+
+
+def load_words(w: Writer, pointer: V, bits: int, align: int) -> list[V]:
+    """Load `bits` bits (8 to 128) as i32 words; the last is zero above."""
+    if bits < 32:
+        return [w.convert("zext", w.value(f"i{bits}", f"load i{bits}, {pointer}, align {align}"), "i32")]
+    count = bits // 32
+    if count == 1:
+        return [w.value("i32", f"load i32, {pointer}, align {align}")]
+    vector = w.value(f"<{count} x i32>", f"load <{count} x i32>, {pointer}, align {align}")
+    return [w.extract(vector, i, "i32") for i in range(count)]
+
+
+def store_words(w: Writer, pointer: V, words: list[V], bits: int, align: int) -> None:
+    """Store `bits` bits (8 to 128) of i32 words."""
+    if bits < 32:
+        w.run(f"store {w.convert('trunc', words[0], f'i{bits}')}, {pointer}, align {align}")
+    elif len(words) == 1:
+        w.run(f"store {words[0]}, {pointer}, align {align}")
+    else:
+        w.run(f"store {w.vector(words)}, {pointer}, align {align}")
+
+
+def width_of(bits: int) -> int:
+    """Return the widest access, in bits, that divides `bits` and that one instruction makes."""
+    for width in (128, 64, 32, 16, 8):
+        if bits % width == 0:
+            return width
+    return 0
+
+
+def predicated_load(w: Writer, pointer: V, bits: int, predicate: V, other: V, modifier: str, space: str) -> list[V]:
+    """Load where the predicate is true; else every word is `other`."""
+    count = max(1, bits // 32)
+    outs = [f"${i}" for i in range(count)]
+    address, pred, fill = f"${count}", f"${count + 1}", f"${count + 2}"
+    moves = " ".join(f"mov.b32 {o}, {fill};" for o in outs)
+    kind = {8: "u8", 16: "u16", 32: "b32", 64: "v2.b32", 128: "v4.b32"}[bits]
+    target = outs[0] if count == 1 else "{" + ", ".join(outs) + "}"
+    template = f"{moves} @{pred} ld.{space}{modifier}.{kind} {target}, [{address}];"
+    letter = "l" if space == "global" else "r"
+    constraints = ",".join(["=r"] * count + [letter, "b", "r"])
+    result = "i32" if count == 1 else "{ " + ", ".join(["i32"] * count) + " }"
+    if space == "shared":
+        pointer = w.convert("ptrtoint", pointer, "i32")
+    made = w.asm(result, template, constraints, pointer, predicate, other, effects=True)
+    return [made] if count == 1 else [w.member(made, i, "i32") for i in range(count)]
+
+
+def predicated_store(w: Writer, pointer: V, words: list[V], bits: int, predicate: V | None, modifier: str, space: str) -> None:
+    """Store where the predicate is true."""
+    count = len(words)
+    kind = {8: "u8", 16: "u16", 32: "b32", 64: "v2.b32", 128: "v4.b32"}[bits]
+    names = [f"${i + 1}" for i in range(count)]
+    source = names[0] if count == 1 else "{" + ", ".join(names) + "}"
+    guard = f"@${count + 1} " if predicate is not None else ""
+    letter = "l" if space == "global" else "r"
+    constraints = ",".join([letter] + ["r"] * count + (["b"] if predicate is not None else []))
+    if space == "shared":
+        pointer = w.convert("ptrtoint", pointer, "i32")
+    args = [pointer, *words] + ([predicate] if predicate is not None else [])
+    # An asm with a memory clobber, so that LLVM keeps it in place among other accesses.
+    w.asm("void", f"{guard}st.{space}{modifier}.{kind} [$0], {source};", constraints + ",~{memory}", *args, effects=True)
+
+
+__all__ = [
+    "llvm_type", "load_words", "memory_dtype", "predicated_load", "predicated_store", "store_words", "tile_from_words",
+    "width_of", "words_from_tile",
+]  # fmt: skip

@@ -1,0 +1,68 @@
+"""All operations of the tile IR, one class each."""
+
+from tilus.ir.ops.control import Break, Continue, For, If, Loop, Return, WarpGroup, Yield
+from tilus.ir.ops.elementwise import Binary, Cast, Compare, InlinePtx, PointerOf, Select, Unary, View
+from tilus.ir.ops.memory import (
+    AllocShared,
+    Atomic,
+    BarrierAlloc,
+    BarrierArrive,
+    BarrierWait,
+    CopyAsync,
+    CopyAsyncCommit,
+    CopyAsyncWait,
+    CopyBulk,
+    Fence,
+    Gather,
+    GlobalView,
+    LoadGlobal,
+    LoadShared,
+    Scatter,
+    SharedIndex,
+    SharedPermute,
+    SharedSlice,
+    StoreGlobal,
+    StoreShared,
+    Sync,
+)
+from tilus.ir.ops.scalar import (
+    Assume,
+    BlockId,
+    ClusterRank,
+    Constant,
+    Dim,
+    Extract,
+    GridDim,
+    PointerAdd,
+    Stride,
+)
+from tilus.ir.ops.tile import (
+    AnnotateLayout,
+    Assert,
+    Broadcast,
+    Concat,
+    ConvertLayout,
+    Dot,
+    ExpandDims,
+    Iota,
+    Print,
+    Random,
+    Reduce,
+    Reshape,
+    Scan,
+    SliceTile,
+    Splat,
+    Squeeze,
+    Table,
+    Transpose,
+)
+
+__all__ = [
+    "AllocShared", "AnnotateLayout", "Assert", "Assume", "Atomic", "BarrierAlloc", "BarrierArrive", "BarrierWait",
+    "Binary", "BlockId", "Break", "Broadcast", "Cast", "ClusterRank", "Compare", "Concat", "Constant", "Continue",
+    "ConvertLayout", "CopyAsync", "CopyAsyncCommit", "CopyAsyncWait", "CopyBulk", "Dim", "Dot", "ExpandDims",
+    "Extract", "Fence", "For", "Gather", "GlobalView", "GridDim", "If", "InlinePtx", "Iota", "LoadGlobal",
+    "LoadShared", "Loop", "PointerAdd", "PointerOf", "Print", "Random", "Reduce", "Reshape", "Return", "Scan",
+    "Scatter", "Select", "SharedIndex", "SharedPermute", "SharedSlice", "SliceTile", "Splat", "Squeeze",
+    "StoreGlobal", "StoreShared", "Stride", "Sync", "Table", "Transpose", "Unary", "View", "WarpGroup", "Yield",
+]  # fmt: skip

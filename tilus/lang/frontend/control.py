@@ -1,0 +1,392 @@
+"""Control flow that is decided at run time: `if`, loops, early exits, and groups of warps."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tilus.errors import SyntaxNotSupported, TypeMismatch
+from tilus.ir import Operation, ScalarType, Value, ops
+from tilus.lang.frontend.carry import (
+    Fixed,
+    Part,
+    carriable,
+    describe_part,
+    put_together,
+    shape_of_merge,
+    shape_of_start,
+    slots,
+    take_apart,
+)
+from tilus.lang.frontend.liveness import assigned
+from tilus.lang.frontend.tracer import Flow, Scope, Tracer, Undefined
+from tilus.lang.promotion import promote
+from tilus.lang.semantics.arithmetic import convert, truth
+from tilus.lang.semantics.launch import LoopRange, WarpsContext
+
+Branch = tuple[list[Operation], dict[str, object], Flow]
+
+
+def trace_branch(t: Tracer, run: Callable[[], Flow]) -> Branch:
+    """Trace into a region of its own; names are as before afterwards."""
+    frame = t.frame
+    before = dict(frame.names)
+    with t.region() as block:
+        flow = run()
+    names, frame.names = frame.names, before
+    return block, names, flow
+
+
+def runtime_if(t: Tracer, node: ast.If, cond: Value, then: list[ast.stmt], orelse: list[ast.stmt]) -> Flow:
+    """Trace an `if` whose condition is known at run time only."""
+    first = trace_branch(t, lambda: t.execute(then))
+    second = trace_branch(t, lambda: t.execute(orelse))
+    before = t.frame.names
+    open_branches = [branch for branch in (first, second) if branch[2] is Flow.NEXT]
+    merged: dict[str, Part] = {}
+    live = t.frame.source.liveness.after[node]
+    names = [n for n in dict.fromkeys([*assigned(then), *assigned(orelse)])]
+    after: dict[str, object] = {}
+    for name in names:
+        if name not in live:
+            after[name] = Undefined(f"it is assigned under the condition in line {node.lineno}")
+            continue
+        found = [branch[1].get(name, MISSING) for branch in open_branches]
+        if len(found) == 2 and (MISSING in found or any(isinstance(v, Undefined) for v in found)):
+            after[name] = undefined_on_a_path(name, node, found)
+        elif len(found) == 2:
+            merged[name] = shape_of_merge(name, found[0], found[1], node.lineno)
+        elif len(found) == 1:
+            merged[name] = leaving_shape(found[0], before.get(name, MISSING), node)
+    for block, branch_names, flow in (first, second):
+        if flow is Flow.NEXT:
+            with t.region(block):
+                values = [
+                    v for name, part in merged.items()
+                    for v in take_apart(t, part, branch_names[name], lambda e, f: TypeMismatch("unreachable"))
+                ]  # fmt: skip
+                t.emit(ops.Yield, tuple(values))
+        else:
+            assert flow is Flow.ENDED, flow
+    made = t.emit(ops.If, cond, t.close(first[0]), t.close(second[0]))
+    rest = list(made.results)
+    for name, part in merged.items():
+        count = len(slots(part))
+        after[name] = rename(put_together(part, rest[:count]), name)
+        rest = rest[count:]
+    t.frame.names.update(after)
+    if open_branches:
+        return Flow.NEXT
+    t.emit(ops.Return)
+    return Flow.ENDED
+
+
+MISSING = object()
+
+
+def rename(value: object, name: str) -> object:
+    """Give an unnamed SSA value the name of the variable that holds it."""
+    if isinstance(value, Value) and not value.name:
+        value.name = name
+    return value
+
+
+def undefined_on_a_path(name: str, node: ast.If, found: Sequence[object]) -> Undefined:
+    """Say why a name has no value after an `if`."""
+    for value in found:
+        if isinstance(value, Undefined):
+            return value
+    holds = "holds" if found[0] is not MISSING else "does not hold"
+    return Undefined(f"it is assigned only if the condition in line {node.lineno} {holds}")
+
+
+def leaving_shape(value: object, before: object, node: ast.If) -> Part:
+    """Return what leaves the only branch of an `if` that goes on."""
+    if value is before or value is MISSING or isinstance(value, Undefined):
+        return Fixed(Undefined("it is not assigned on this path") if value is MISSING else value)
+    if isinstance(value, Value) and not carriable(value):
+        return Fixed(Undefined(f"{name_of_kind(value)} made under the condition in line {node.lineno} stays there"))
+    part = shape_of_start(value) if contains_value(value) else Fixed(value)
+    return part
+
+
+def name_of_kind(value: Value) -> str:
+    """Say what kind of thing a tensor or barrier is."""
+    return {"SharedType": "the shared tensor", "GlobalType": "the tensor"}.get(type(value.type).__name__, "the value")
+
+
+def contains_value(value: object) -> bool:
+    """Tell whether a value or a part of it is an SSA value."""
+    return isinstance(value, Value) or (isinstance(value, (tuple, list)) and any(map(contains_value, value)))
+
+
+# Loops.
+
+
+class Carried:
+    """The names that a loop carries, and how their values pass through its region."""
+
+    def __init__(self, t: Tracer, node: ast.For | ast.While, names: Sequence[str]) -> None:
+        self.t = t
+        self.node = node
+        before = t.frame.names
+        self.parts = {n: shape_of_start(before[n]) for n in names if not isinstance(before[n], Undefined)}
+        self.inits = self.collect(before)
+        self.args: list[Value] = []
+
+    def complaint(self, name: str) -> Callable[[object, object], TypeMismatch]:
+        """Return what makes the error for a name whose type the loop changes."""
+
+        def complain(expected: object, found: object) -> TypeMismatch:
+            where = f"before the loop in line {self.node.lineno}"
+            if isinstance(expected, Value) and not carriable(expected):
+                return TypeMismatch(
+                    f"{name} is {describe_part(expected)} {where}, and the loop gives it another",
+                    hint="one tensor with a leading dimension for its stages, and an index that the loop changes",
+                )
+            hint = f"{name} = x.to(...) in the loop, or a first value of the type that the loop gives it"
+            if not isinstance(expected, Slot_or_group):
+                hint = "for ... in tilus.static_range(...), where values known at compile time may change"
+            return TypeMismatch(
+                f"{name} is {describe_part(expected)} {where}, and {describe_part(found)} after an iteration", hint=hint
+            )
+
+        return complain
+
+    def collect(self, names: dict[str, object]) -> tuple[Value, ...]:
+        """Return the SSA values that the names have now."""
+        values: list[Value] = []
+        for name, part in self.parts.items():
+            value = names.get(name, MISSING)
+            if isinstance(value, Undefined) or value is MISSING:
+                reason = value.reason if isinstance(value, Undefined) else "it is not assigned"
+                raise TypeMismatch(
+                    f"{name} has a value before the loop in line {self.node.lineno}, and none after an iteration: {reason}",
+                    hint=f"a value for {name} on every path",
+                )
+            values += take_apart(self.t, part, value, self.complaint(name))
+        return tuple(values)
+
+    def enter(self) -> None:
+        """Give the names the arguments of the region."""
+        for name, part in self.parts.items():
+            args = [Value(type, name) for type in slots(part)]
+            self.args += args
+            self.t.frame.names[name] = put_together(part, args)
+
+    def leave(self, results: Sequence[Value]) -> None:
+        """Give the names the results of the loop."""
+        rest = list(results)
+        for name, part in self.parts.items():
+            count = len(slots(part))
+            self.t.frame.names[name] = rename(put_together(part, rest[:count]), name)
+            rest = rest[count:]
+
+
+from tilus.lang.frontend.carry import Group, Slot  # noqa: E402
+
+Slot_or_group = (Slot, Group)
+
+
+def carried_names(t: Tracer, node: ast.For | ast.While, names: Sequence[str]) -> list[str]:
+    """Return the names that a loop binds, that have a value before, and whose value is read later."""
+    live = t.frame.source.liveness.head[node]
+    return [name for name in names if name in live and name in t.frame.names]
+
+
+def trace_loop(
+    t: Tracer,
+    node: ast.For | ast.While,
+    names: Sequence[str],
+    head: Callable[[Carried], None],
+) -> tuple[Carried, list[Operation]]:
+    """Trace the body of a run-time loop into a region; `head` runs first inside of it."""
+    frame = t.frame
+    carried = Carried(t, node, carried_names(t, node, names))
+    before = dict(frame.names)
+    with t.region() as block:
+        carried.enter()
+
+        def terminate(cls: type[Operation]) -> None:
+            t.emit(cls, carried.collect(frame.names))
+
+        frame.scopes.append(Scope("loop", t.open_regions, terminate))
+        head(carried)
+        flow = t.execute(node.body)
+        if flow is Flow.NEXT:
+            t.emit(ops.Yield, carried.collect(frame.names))
+        frame.scopes.pop()
+    frame.names = before
+    for name in names:
+        if name not in carried.parts:
+            frame.names[name] = Undefined(f"it is assigned in the loop in line {node.lineno}, which may not run")
+    return carried, block
+
+
+def for_range(t: Tracer, node: ast.For, loop: LoopRange) -> Flow:
+    """Trace a run-time loop over a range."""
+    if not isinstance(node.target, ast.Name):
+        raise SyntaxNotSupported("a loop over a range has one index", hint="for i in range(n)")
+    target = node.target.id
+    start, stop, step = (t.integer(part) for part in (loop.start, loop.stop, loop.step))
+    assert start is not None and stop is not None and step is not None
+    require_known_sign(t, step)
+    dtype = start.type.dtype  # type: ignore[attr-defined]
+    for bound in (stop, step):
+        dtype = promote("range", dtype, bound.type.dtype)  # type: ignore[attr-defined]
+    start, stop, step = (convert(t, bound, dtype) for bound in (start, stop, step))
+    index = Value(ScalarType(dtype), target)
+
+    def head(carried: Carried) -> None:
+        t.frame.names[target] = index
+
+    names = list(dict.fromkeys([target, *assigned(node.body)]))
+    carried, block = trace_loop(t, node, names, head)
+    made = t.emit(
+        ops.For, start, stop, step, carried.inits, stages=loop.stages, unroll=loop.unroll,
+        body=t.close(block, (index, *carried.args)),
+    )  # fmt: skip
+    carried.leave(made.results)
+    return Flow.NEXT
+
+
+def require_known_sign(t: Tracer, step: Value) -> None:
+    """Refuse a step that might be zero or negative."""
+    number = t.known(step)
+    if number is None and not is_positive(t, step):
+        raise TypeMismatch(
+            "range takes a step known at compile time, or one that is positive for certain, such as tilus.grid_dim(0)",
+            hint="range(start, stop, tilus.max(step, 1))",
+        )
+
+
+def is_positive(t: Tracer, value: Value) -> bool:
+    """Tell whether a scalar is positive by the way it is computed."""
+    made = t.defined.get(value)
+    if isinstance(made, ops.Constant):
+        return made.value > 0
+    if isinstance(made, ops.GridDim):
+        return True
+    if isinstance(made, ops.Cast):
+        return is_positive(t, made.x)
+    if isinstance(made, ops.Binary):
+        sides = [is_positive(t, side) for side in (made.a, made.b)]
+        if made.kind == "max":
+            return any(sides)
+        return made.kind in ("add", "mul", "min") and all(sides)
+    return False
+
+
+def while_loop(t: Tracer, node: ast.While) -> Flow:
+    """Trace a run-time `while`."""
+    names = assigned(node.body)
+    endless = isinstance(node.test, ast.Constant) and bool(node.test.value)
+
+    def head(carried: Carried) -> None:
+        if endless:
+            return
+        cond = t.evaluate(node.test)
+        if not isinstance(cond, Value):
+            if not cond:
+                raise SyntaxNotSupported("the condition of this while is false at compile time, but not from its start")
+            return
+        cond = truth(t, "while", cond)
+        with t.region() as go_on:
+            t.emit(ops.Yield)
+        with t.region() as leave:
+            t.emit(ops.Break, carried.collect(t.frame.names))
+        t.emit(ops.If, cond, t.close(go_on), t.close(leave))
+
+    carried, block = trace_loop(t, node, names, head)
+    made = t.emit(ops.Loop, carried.inits, body=t.close(block, tuple(carried.args)))
+    carried.leave(made.results)
+    return Flow.NEXT
+
+
+def leave_loop(t: Tracer, word: str) -> Flow:
+    """Trace `break` or `continue`."""
+    scopes = t.frame.scopes
+    if not scopes:
+        raise SyntaxNotSupported(f"{word} outside of a loop")
+    scope = scopes[-1]
+    if scope.kind == "warps":
+        raise SyntaxNotSupported(
+            f"{word} leaves a group of warps", hint=f"the loop inside of `with tilus.warps(...)`, or {word} after it"
+        )
+    if scope.kind == "loop":
+        assert scope.terminate is not None
+        scope.terminate(ops.Break if word == "break" else ops.Continue)
+        return Flow.ENDED
+    if t.open_regions != scope.regions:
+        raise SyntaxNotSupported(
+            f"{word} of a loop that is unrolled at compile time depends on a run-time condition",
+            hint="for i in range(...), which is a run-time loop",
+        )
+    return Flow.BREAK if word == "break" else Flow.CONTINUE
+
+
+def warp_group(t: Tracer, node: ast.With, group: WarpsContext) -> Flow:
+    """Trace `with tilus.warps(first, count):`."""
+    if t.warp_groups:
+        raise SyntaxNotSupported("groups of warps do not nest", hint="one `with tilus.warps(...)` after the other")
+    if group.first + group.count > t.warps:
+        raise TypeMismatch(
+            f"warps {group.first} to {group.first + group.count - 1} of a thread block of {t.warps} warps",
+            hint="tilus.grid(..., warps=...) above, with as many warps as the groups take",
+        )
+    frame = t.frame
+    before = dict(frame.names)
+    t.warp_groups.append((group.first, group.count))
+    frame.scopes.append(Scope("warps", t.open_regions + 1))
+    with t.region() as block:
+        flow = t.execute(node.body)
+        if flow is Flow.NEXT:
+            t.emit(ops.Yield)
+    frame.scopes.pop()
+    t.warp_groups.pop()
+    frame.names = before
+    for name in assigned(node.body):
+        frame.names[name] = Undefined(
+            f"it is assigned by the warps of line {node.lineno} alone, and values pass between groups through memory"
+        )
+    t.emit(ops.WarpGroup, group.first, group.count, group.registers, t.close(block))
+    return Flow.NEXT
+
+
+def inline_return_if(
+    t: Tracer, node: ast.If, cond: Value, then: list[ast.stmt], orelse: list[ast.stmt]
+) -> Flow:
+    """Trace a run-time `if` of an inline function that returns in a branch; both branches run to the end."""
+    frame = t.frame
+
+    def branch(body: list[ast.stmt]) -> tuple[list[Operation], object]:
+        frame.result = None
+        block, _, flow = trace_branch(t, lambda: t.execute(body))
+        if flow is Flow.ENDED:
+            raise SyntaxNotSupported("a run-time loop is left here, by an inline function that returns elsewhere")
+        return block, frame.result
+
+    first, a = branch(then)
+    second, b = branch(orelse)
+    part = shape_of_merge(f"the result of {frame.source.name}", a, b, node.lineno)
+    for block, result in ((first, a), (second, b)):
+        with t.region(block):
+            t.emit(ops.Yield, tuple(take_apart(t, part, result, lambda e, f: TypeMismatch("unreachable"))))
+    made = t.emit(ops.If, cond, t.close(first), t.close(second))
+    frame.result = put_together(part, made.results)
+    return Flow.RETURN
+
+
+def choose(t: Tracer, what: str, cond: Value, line: int, first: Callable[[], Any], second: Callable[[], Any]) -> Any:
+    """Trace an expression that is one of two by a run-time condition."""
+    with t.region() as then:
+        a = first()
+    with t.region() as orelse:
+        b = second()
+    part = shape_of_merge(what, a, b, line)
+    for block, result in ((then, a), (orelse, b)):
+        with t.region(block):
+            t.emit(ops.Yield, tuple(take_apart(t, part, result, lambda e, f: TypeMismatch("unreachable"))))
+    made = t.emit(ops.If, cond, t.close(then), t.close(orelse))
+    return put_together(part, made.results)

@@ -1,0 +1,339 @@
+"""Translations of the functions that make tiles and change their shape, and of `dot`."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from tilus.dtypes import DType, boolean, float32, float64, int32
+from tilus.errors import ShapeMismatch, TypeMismatch
+from tilus.ir import RegisterType, ScalarType, SharedType, Value, ops
+from tilus.lang import functions
+from tilus.lang.diagnostics import describe, shape_text
+from tilus.lang.promotion import is_number, number_dtype, require_arithmetic
+from tilus.lang.semantics.arithmetic import binary
+from tilus.lang.semantics.registry import implements
+from tilus.lang.semantics.shapes import (
+    Shape,
+    broadcast,
+    broadcast_shape,
+    is_scalar,
+    operand_dtype,
+    operand_shape,
+    static_axis,
+    static_dtype,
+    static_int,
+    static_shape,
+    tile_type,
+)
+from tilus.layout import RegisterLayout
+
+if TYPE_CHECKING:
+    from tilus.lang.frontend.tracer import Tracer
+
+
+def register_layout(what: str, layout: object, shape: Shape) -> RegisterLayout | None:
+    """Check a register layout that the user gives for a shape."""
+    if layout is None:
+        return None
+    if not isinstance(layout, RegisterLayout):
+        raise TypeMismatch(
+            f"layout of {what} is a register layout, not {describe(layout)}", hint="tilus.spatial(8, 4).local(1, 2)"
+        )
+    if layout.shape != shape:
+        raise ShapeMismatch(
+            f"{what} of shape {shape_text(shape)} with a layout of shape {shape_text(layout.shape)}",
+            hint="a layout of the tile's shape",
+        )
+    return layout
+
+
+@implements(functions.registers)
+def registers(t: Tracer, dtype: Any, shape: Any, fill: Any, layout: Any) -> Value:
+    return filled(t, "registers", static_dtype("registers", dtype), static_shape("registers", shape), fill, layout)
+
+
+@implements(functions.zeros)
+def zeros(t: Tracer, shape: Any, dtype: Any, layout: Any) -> Value:
+    return filled(t, "zeros", static_dtype("zeros", dtype), static_shape("zeros", shape), 0, layout)
+
+
+@implements(functions.full)
+def full(t: Tracer, shape: Any, fill: Any, dtype: Any, layout: Any) -> Value:
+    if dtype is None:
+        dtype = operand_dtype("full", fill) if not is_number(fill) else number_dtype(fill)
+    return filled(t, "full", static_dtype("full", dtype), static_shape("full", shape), fill, layout)
+
+
+def filled(t: Tracer, what: str, dtype: DType, shape: Shape, fill: object, layout: object) -> Value:
+    """Emit a tile of one number."""
+    if is_number(fill):
+        if dtype.is_boolean:
+            fill = bool(fill)
+        scalar = t.constant(fill, dtype)  # type: ignore[arg-type]
+    elif isinstance(fill, Value) and isinstance(fill.type, ScalarType):
+        scalar = fill
+        if fill.type.dtype != dtype:
+            raise TypeMismatch(
+                f"{what} of {dtype} is filled with a {dtype} scalar, not {describe(fill)}", hint=f"x.to(tilus.{dtype})"
+            )
+    else:
+        raise TypeMismatch(f"{what} is filled with a number or a scalar, not {describe(fill)}")
+    return t.value(ops.Splat, scalar, shape, register_layout(what, layout, shape))
+
+
+@implements(functions.arange)
+def arange(t: Tracer, start: Any, stop: Any, dtype: Any, layout: Any) -> Value:
+    first = static_int("the start of arange", start)
+    if stop is None:
+        first, last = 0, first
+    else:
+        last = static_int("the stop of arange", stop)
+    if last <= first:
+        raise ShapeMismatch(f"arange from {first} to {last} is empty", hint="a stop above the start")
+    tile = iota(t, (last - first,), 0, dtype, layout)
+    return binary(t, "+", tile, first) if first else tile
+
+
+@implements(functions.iota)
+def iota(t: Tracer, shape: Any, axis: Any, dtype: Any, layout: Any) -> Value:
+    chosen, extents = static_dtype("iota", dtype), static_shape("iota", shape)
+    if not chosen.is_integer:
+        raise TypeMismatch(f"iota is of an integer dtype, not {chosen}", hint=f"tilus.iota(shape, axis).to(tilus.{chosen})")
+    axis = static_axis("iota", axis, len(extents))
+    return t.value(ops.Iota, extents, axis, chosen, register_layout("iota", layout, extents))
+
+
+@implements(functions.broadcast_to)
+def broadcast_to(t: Tracer, x: Any, shape: Any) -> Value:
+    target = static_shape("broadcast_to", shape)
+    operand_dtype("broadcast_to", x)
+    if is_number(x):
+        x = t.constant(x)
+    own = operand_shape(x)
+    if own is not None and broadcast_shape("broadcast_to", [own, target]) != target:
+        raise ShapeMismatch(f"a tile of shape {shape_text(own)} does not broadcast to {shape_text(target)}")
+    return broadcast(t, x, target)
+
+
+@implements(functions.expand_dims)
+def expand_dims(t: Tracer, x: Any, axis: Any) -> Value:
+    rank = len(tile_type("expand_dims", x).shape)
+    return t.value(ops.ExpandDims, x, static_axis("expand_dims", axis, rank + 1))
+
+
+@implements(functions.squeeze)
+def squeeze(t: Tracer, x: Any, axis: Any) -> Any:
+    type = tile_type("squeeze", x)
+    axis = static_axis("squeeze", axis, len(type.shape))
+    if type.shape[axis] != 1:
+        raise ShapeMismatch(f"squeeze removes a dimension of size 1, not dimension {axis} of shape {shape_text(type.shape)}")
+    return without_axis(t, x, axis)
+
+
+def without_axis(t: Tracer, x: Value, axis: int) -> Value:
+    """Remove a dimension of size 1; the last one gives a scalar."""
+    if len(tile_type("squeeze", x).shape) == 1:
+        return t.value(ops.Extract, x)
+    return t.value(ops.Squeeze, x, axis)
+
+
+@implements(functions.reshape)
+def reshape(t: Tracer, x: Any, shape: Any) -> Value:
+    type = tile_type("reshape", x)
+    parts = list(shape) if isinstance(shape, (tuple, list)) else [shape]
+    if parts.count(-1) == 1:
+        rest = prod(static_int("each extent of the shape of reshape", p) for p in parts if p != -1)
+        if rest <= 0 or type.size % rest:
+            raise ShapeMismatch(f"reshape from {shape_text(type.shape)} to {shape_text(parts)}: {type.size} is no multiple of {rest}")
+        parts[parts.index(-1)] = type.size // rest
+    target = static_shape("reshape", parts)
+    if prod(target) != type.size:
+        raise ShapeMismatch(
+            f"reshape from {shape_text(type.shape)}, which has {type.size} elements, to {shape_text(target)}, "
+            f"which has {prod(target)}"
+        )
+    return t.value(ops.Reshape, x, target)
+
+
+@implements(functions.transpose)
+def transpose(t: Tracer, x: Any, perm: Any) -> Value:
+    if not isinstance(x, Value) or not isinstance(x.type, (RegisterType, SharedType)):
+        raise TypeMismatch(f"transpose takes a tile or a shared tensor, not {describe(x)}")
+    rank = len(x.type.shape)
+    order = tuple(reversed(range(rank))) if perm is None else tuple(static_axis("transpose", p, rank) for p in perm)
+    if sorted(order) != list(range(rank)):
+        raise ShapeMismatch(f"transpose takes each of the {rank} dimensions once, not {shape_text(order)}")
+    return t.value(ops.Transpose if isinstance(x.type, RegisterType) else ops.SharedPermute, x, order)
+
+
+@implements(functions.concat)
+def concat(t: Tracer, parts: Any, axis: Any) -> Value:
+    if not isinstance(parts, (tuple, list)) or not parts:
+        raise TypeMismatch(f"concat takes a list of tiles, not {describe(parts)}", hint="tilus.concat([a, b], axis=0)")
+    first = tile_type("concat", parts[0])
+    for part in parts[1:]:
+        type = tile_type("concat", part)
+        if (type.dtype, type.shape) != (first.dtype, first.shape):
+            raise ShapeMismatch(f"concat takes tiles of one dtype and shape, not {describe(parts[0])} and {describe(part)}")
+    return t.value(ops.Concat, tuple(parts), static_axis("concat", axis, len(first.shape)))
+
+
+@implements(functions.annotate_layout)
+def annotate_layout(t: Tracer, x: Any, layout: Any) -> Value:
+    chosen = register_layout("annotate_layout", layout, tile_type("annotate_layout", x).shape)
+    if chosen is None:
+        raise TypeMismatch("annotate_layout takes a layout, not None", hint="tilus.spatial(8, 4).local(1, 2)")
+    return t.value(ops.AnnotateLayout, x, chosen)
+
+
+@implements(functions.item)
+def item(t: Tracer, x: Any) -> Value:
+    type = tile_type("item", x)
+    if type.size != 1:
+        raise ShapeMismatch(f"item takes a tile of one element, not {describe(x)}")
+    return t.value(ops.Extract, x)
+
+
+DOT_FLOATS = ("float16", "bfloat16", "tfloat32", "float64", "float8_e4m3", "float8_e5m2")
+DOT_INTEGERS = ("int8", "uint8")
+
+
+@implements(functions.dot)
+def dot(t: Tracer, a: Any, b: Any, acc: Any, out_dtype: Any) -> Value:
+    left, right = tile_type("dot", a), tile_type("dot", b)
+    for type in (left, right):
+        if type.dtype.name not in (*DOT_FLOATS, *DOT_INTEGERS):
+            cast_to = "tfloat32" if type.dtype == float32 else "float16"
+            raise TypeMismatch(
+                f"dot multiplies {', '.join((*DOT_FLOATS, *DOT_INTEGERS))}, not {type.dtype}",
+                hint=f"x.to(tilus.{cast_to}) before dot",
+            )
+    if left.dtype != right.dtype and not {left.dtype.name, right.dtype.name} <= set(DOT_INTEGERS):
+        raise TypeMismatch(f"dot multiplies tiles of one dtype, not {left.dtype} and {right.dtype}", hint="x.to(...) before dot")
+    if len(left.shape) != 2 or len(right.shape) != 2 or left.shape[1] != right.shape[0]:
+        raise ShapeMismatch(
+            f"dot multiplies [m, k] by [k, n], not {shape_text(left.shape)} by {shape_text(right.shape)}",
+            hint="x.T for a transposed operand",
+        )
+    shape = (left.shape[0], right.shape[1])
+    if out_dtype is not None:
+        static_dtype("out_dtype of dot", out_dtype)
+    if acc is None:
+        chosen = out_dtype or accumulator_dtype(left.dtype)
+        acc = t.value(ops.Splat, t.constant(0, chosen), shape)
+    type = tile_type("acc of dot", acc)
+    if type.shape != shape:
+        raise ShapeMismatch(f"dot of {shape_text(left.shape)} and {shape_text(right.shape)} adds to {shape_text(shape)}, not {shape_text(type.shape)}")
+    if out_dtype is not None and type.dtype != out_dtype:
+        raise TypeMismatch(f"dot with an accumulator of {type.dtype} gives {type.dtype}, not {out_dtype}")
+    allowed = ("float32", "float16") if left.dtype.name == "float16" else (accumulator_dtype(left.dtype).name,)
+    if type.dtype.name not in allowed:
+        raise TypeMismatch(
+            f"dot of {left.dtype} accumulates in {' or '.join(allowed)}, not {type.dtype}",
+            hint=f"tilus.zeros(shape, tilus.{allowed[0]}) as the accumulator, and a cast after the loop",
+        )
+    return t.value(ops.Dot, a, b, acc)
+
+
+def accumulator_dtype(dtype: DType) -> DType:
+    """Return the dtype in which products of a dtype are summed."""
+    if dtype.is_integer:
+        return int32
+    return float64 if dtype == float64 else float32
+
+
+# Reductions and scans.
+
+
+def reduce(t: Tracer, kind: str, x: Any, axis: Any, keepdims: Any) -> Any:
+    """Emit a reduction along one axis, or along all."""
+    type = tile_type(kind, x)
+    if kind in ("any", "all"):
+        if type.dtype != boolean:
+            raise TypeMismatch(f"{kind} takes a boolean tile, not {describe(x)}", hint="a comparison, such as x > 0")
+    else:
+        require_arithmetic(kind, type.dtype)
+    rank = len(type.shape)
+    if axis is None and kind in ("argmax", "argmin") and rank != 1:
+        raise ShapeMismatch(f"{kind} of a tile of {rank} dimensions takes an axis", hint=f"tilus.{kind}(x, axis={rank - 1})")
+    axes = range(rank) if axis is None else [static_axis(kind, axis, rank)]
+    for along in axes:
+        x = t.value(ops.Reduce, x, along, kind)
+    if keepdims:
+        return x
+    for along in reversed(axes):
+        x = without_axis(t, x, along)
+    return x
+
+
+@implements(functions.sum)
+def sum_(t: Tracer, x: Any, axis: Any, keepdims: Any) -> Any:
+    return reduce(t, "sum", x, axis, keepdims)
+
+
+@implements(functions.any)
+def any_(t: Tracer, x: Any, axis: Any, keepdims: Any) -> Any:
+    return reduce(t, "any", x, axis, keepdims)
+
+
+@implements(functions.all)
+def all_(t: Tracer, x: Any, axis: Any, keepdims: Any) -> Any:
+    return reduce(t, "all", x, axis, keepdims)
+
+
+@implements(functions.argmax)
+def argmax(t: Tracer, x: Any, axis: Any, keepdims: Any) -> Any:
+    return reduce(t, "argmax", x, axis, keepdims)
+
+
+@implements(functions.argmin)
+def argmin(t: Tracer, x: Any, axis: Any, keepdims: Any) -> Any:
+    return reduce(t, "argmin", x, axis, keepdims)
+
+
+def extremum(t: Tracer, kind: str, x: Any, others: tuple[Any, ...], axis: Any, keepdims: Any) -> Any:
+    """Emit `max` or `min`, which reduce one tile or compare several values."""
+    from tilus.lang.semantics.elementwise import extreme
+
+    if others:
+        if axis is not None or keepdims:
+            raise TypeMismatch(f"{kind} of several values has no axis", hint=f"tilus.{kind}(x, axis=0) to reduce one tile")
+        for other in others:
+            x = extreme(t, kind, x, other)
+        return x
+    if is_number(x) or is_scalar(x):
+        raise TypeMismatch(f"{kind} of one value takes a tile, not {describe(x)}", hint=f"tilus.{kind}(a, b)")
+    return reduce(t, kind, x, axis, keepdims)
+
+
+@implements(functions.max)
+def max_(t: Tracer, x: Any, others: Any, axis: Any, keepdims: Any) -> Any:
+    return extremum(t, "max", x, others, axis, keepdims)
+
+
+@implements(functions.min)
+def min_(t: Tracer, x: Any, others: Any, axis: Any, keepdims: Any) -> Any:
+    return extremum(t, "min", x, others, axis, keepdims)
+
+
+@implements(functions.scan)
+def scan(t: Tracer, x: Any, axis: Any, kind: Any, exclusive: Any) -> Value:
+    type = tile_type("scan", x)
+    if kind not in ops.tile.SCANS:
+        raise TypeMismatch(f"scan is one of {', '.join(ops.tile.SCANS)}, not {describe(kind)}")
+    if kind in ("and", "or", "xor"):
+        if not type.dtype.is_integer:
+            raise TypeMismatch(f"scan by {kind} takes an integer tile, not {describe(x)}")
+    require_arithmetic("scan", type.dtype)
+    return t.value(ops.Scan, x, static_axis("scan", axis, len(type.shape)), kind, bool(exclusive))
+
+
+@implements(functions.cumsum)
+def cumsum(t: Tracer, x: Any, axis: Any) -> Value:
+    return scan(t, x, axis, "sum", False)
+
+
+@implements(functions.cumprod)
+def cumprod(t: Tracer, x: Any, axis: Any) -> Value:
+    return scan(t, x, axis, "prod", False)

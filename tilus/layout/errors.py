@@ -1,0 +1,7 @@
+"""The error that the layout algebra raises."""
+
+from __future__ import annotations
+
+
+class LayoutError(ValueError):
+    """A layout, or an operation on layouts, that cannot exist; the message says which digit or size is at fault."""

@@ -1,0 +1,322 @@
+"""Barrier placement: the barriers that shared-memory effects need and the user did not write.
+
+The pass walks the program with the accesses that other threads may not have seen yet. A new access that conflicts
+with one of them gets a barrier before it. Loops are walked until nothing changes. Asynchronous copies count as
+writes from the wait that covers them; reading or overwriting their target before is an error where it is certain.
+Accesses to different stages of one buffer, `(index + a) % n` and `(index + b) % n`, do not conflict.
+
+Nothing is placed between warp groups: there the user says what he means with barriers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from tilus.errors import HazardFound
+from tilus.ir import ops
+from tilus.ir.core import Operation, Region, Value
+from tilus.ir.kernel import Kernel
+from tilus.ir.rewrite import Rewriter
+from tilus.ir.types import SharedType
+from tilus.passes.shared_memory import scratch_bytes, shared_bytes
+
+MAX_AGE = 16
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage index `(base + offset) % modulus`; base None is a constant."""
+
+    base: Value | None
+    offset: int
+    modulus: int | None
+
+    def differs(self, other: Stage) -> bool:
+        """Tell whether two indices differ for certain."""
+        if self.base is not other.base:
+            return False
+        distance = self.offset - other.offset
+        if self.modulus is None or other.modulus is None:
+            return distance != 0 and self.modulus == other.modulus
+        return self.modulus == other.modulus and distance % self.modulus != 0
+
+
+@dataclass(frozen=True)
+class Access:
+    """Bytes [low, high) of shared memory, at a stage if one is known, read or written."""
+
+    low: int
+    high: int
+    stage: Stage | None
+    write: bool
+    buffer: Value | None
+    what: str
+
+    def conflicts(self, other: Access) -> bool:
+        """Tell whether two accesses of different threads must be ordered."""
+        if not (self.write or other.write) or self.high <= other.low or other.high <= self.low:
+            return False
+        same = self.buffer is other.buffer and self.stage is not None and other.stage is not None
+        return not (same and self.stage.differs(other.stage))  # type: ignore[union-attr]
+
+
+@dataclass(frozen=True)
+class State:
+    """What is not ordered yet: accesses since the last barrier, and copies in flight with their groups' age.
+
+    Age -1 means not committed yet.
+    """
+
+    accesses: frozenset[Access] = frozenset()
+    flying: frozenset[tuple[Access, int]] = frozenset()
+
+    def join(self, other: State) -> State:
+        """Return what may be unordered after either of two ways."""
+        return State(self.accesses | other.accesses, self.flying | other.flying)
+
+
+def place_barriers(kernel: Kernel) -> Kernel:
+    """Insert the barriers that are needed."""
+    analysis = Analysis(kernel)
+    analysis.region(kernel.body, State())
+    if not analysis.wanted:
+        return kernel
+    placed = Insert(analysis.wanted).run(kernel)
+    return replace(placed, notes=kernel.notes + tuple(sorted(set(analysis.report.values()))))
+
+
+class Analysis:
+    """Walks a kernel and collects the operations before which a barrier is wanted."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.wanted: dict[int, str] = {}
+        self.report: dict[int, str] = {}
+        self.made: dict[Value, Operation] = {}
+        self.place: dict[Value, tuple[int, int, Value, Stage | None]] = {}
+        self.threads = kernel.threads
+        self.loops: list[list[State]] = []
+        self._index(kernel.body)
+
+    def _index(self, region: Region) -> None:
+        for op in region.ops:
+            for value in op.results:
+                self.made[value] = op
+            if isinstance(op, ops.AllocShared):
+                assert isinstance(op.result.type, SharedType) and op.offset is not None
+                low = op.offset
+                self.place[op.result] = (low, low + shared_bytes(op.result.type), op.result, None)
+            elif isinstance(op, ops.SharedIndex) and op.tensor in self.place:
+                low, high, root, stage = self.place[op.tensor]
+                self.place[op.result] = (low, high, root, self.stage(op.index) if stage is None else stage)
+            elif isinstance(op, (ops.SharedSlice, ops.SharedPermute)) and op.tensor in self.place:
+                self.place[op.result] = self.place[op.tensor]
+            for nested in op.regions():
+                self._index(nested)
+
+    def stage(self, index: Value) -> Stage:
+        """Return the normal form of a stage index."""
+        modulus = None
+        made = self.made.get(index)
+        if isinstance(made, ops.Binary) and made.kind == "mod":
+            divisor = self.constant(made.b)
+            if divisor is not None:
+                modulus, index = divisor, made.a
+        offset = 0
+        while True:
+            made = self.made.get(index)
+            if isinstance(made, ops.Binary) and made.kind in ("add", "sub"):
+                right, left = self.constant(made.b), self.constant(made.a)
+                if right is not None:
+                    offset += right if made.kind == "add" else -right
+                    index = made.a
+                    continue
+                if left is not None and made.kind == "add":
+                    offset += left
+                    index = made.b
+                    continue
+            break
+        value = self.constant(index)
+        if value is not None:
+            total = offset + value
+            return Stage(None, total % modulus if modulus else total, None)
+        return Stage(index, offset, modulus)
+
+    def constant(self, value: Value) -> int | None:
+        """Return the value of an integer constant."""
+        made = self.made.get(value)
+        return int(made.value) if isinstance(made, ops.Constant) else None
+
+    # Effects.
+
+    def accesses(self, op: Operation) -> list[Access]:
+        """Return the synchronous accesses to shared memory of an operation."""
+        out = []
+        for effect in op.effects():
+            if effect.space != "shared" or effect.kind == "sync" or effect.proxy != "generic":
+                continue
+            if effect.value is not None and effect.value in self.place:
+                out.append(self.access(effect.value, effect.kind == "write", op.opcode))
+        return out
+
+    def access(self, tensor: Value, write: bool, what: str) -> Access:
+        """Return an access to a whole shared tensor."""
+        low, high, root, stage = self.place[tensor]
+        return Access(low, high, stage, write, root, what)
+
+    def region(self, region: Region, state: State) -> State | None:
+        """Walk a region; return the state after it, or None if its end is not reached."""
+        for op in region.ops:
+            after = self.operation(op, state)
+            if after is None:
+                return None
+            state = after
+        return state
+
+    def operation(self, op: Operation, state: State) -> State | None:
+        """Walk one operation."""
+        if isinstance(op, ops.Sync):
+            return State(frozenset(), state.flying)
+        if isinstance(op, ops.CopyAsyncCommit):
+            return replace(state, flying=frozenset((a, min(age + 1, MAX_AGE)) for a, age in state.flying))
+        if isinstance(op, ops.CopyAsyncWait):
+            landed = frozenset(a for a, age in state.flying if age >= op.pending)
+            rest = frozenset((a, age) for a, age in state.flying if age < op.pending)
+            return State(state.accesses | landed, rest)
+        if isinstance(op, ops.CopyAsync) and op.shared in self.place:
+            made = self.access(op.shared, True, op.opcode)
+            state = self._check(op, [made], state)
+            return replace(state, flying=state.flying | {(made, -1)})
+        if isinstance(op, ops.For):
+            return self._loop(op, op.body, state, True)
+        if isinstance(op, ops.Loop):
+            return self._loop(op, op.body, state, False)
+        if isinstance(op, ops.If):
+            ways = [self.region(op.then, state), self.region(op.orelse, state)]
+            reached = [w for w in ways if w is not None]
+            if not reached:
+                return None
+            return reached[0] if len(reached) == 1 else reached[0].join(reached[1])
+        if isinstance(op, ops.WarpGroup):
+            threads, self.threads = self.threads, 32 * op.count
+            inner = self.region(op.body, state)
+            self.threads = threads
+            return state if inner is None else state.join(inner)
+        if isinstance(op, (ops.Break, ops.Continue)):
+            if self.loops:
+                self.loops[-1].append(state)
+            return None
+        if isinstance(op, ops.Return):
+            return None
+        scratch = scratch_bytes(op, self.threads)
+        if scratch:
+            # The exchange begins and ends its writes with barriers of its own, then reads.
+            low = op.scratch if isinstance(op, (ops.ConvertLayout, ops.Reduce, ops.Scan)) and op.scratch else 0
+            made = Access(low, low + scratch, None, False, None, op.opcode)
+            return State(frozenset({made}), state.flying)
+        found = self.accesses(op)
+        if found:
+            state = self._check(op, found, state)
+            return replace(state, accesses=state.accesses | set(found))
+        return state
+
+    def _check(self, op: Operation, found: list[Access], state: State) -> State:
+        for access in found:
+            for flying, _ in state.flying:
+                certain = flying.stage == access.stage and flying.buffer is access.buffer
+                if certain and not (isinstance(op, ops.CopyAsync)):
+                    raise HazardFound(
+                        f"this {op.opcode} touches shared memory that an asynchronous copy may still be writing",
+                        op.loc,
+                        hint="call tilus.copy_async_commit() and tilus.copy_async_wait(0) before",
+                    )
+        if id(op) in self.wanted:
+            return State(frozenset(), state.flying)
+        for access in found:
+            for earlier in state.accesses:
+                if access.conflicts(earlier):
+                    reason = f"{earlier.what} before {op.opcode}"
+                    self.wanted[id(op)] = reason
+                    where = f" at line {op.loc.line}" if op.loc is not None else ""
+                    self.report[id(op)] = f"barrier{where}: {reason} of the same shared memory"
+                    return State(frozenset(), state.flying)
+        return state
+
+    def _loop(self, op: Operation, body: Region, state: State, may_skip: bool) -> State:
+        entry = state
+        leaving = state if may_skip else None
+        while True:
+            self.loops.append([])
+            end = self.region(body, entry)
+            jumps = self.loops.pop()
+            around = [s for s in ([end] if end is not None else []) + jumps]
+            joined = entry
+            for way in around:
+                joined = joined.join(self._shift(op, body, way))
+            if joined == entry:
+                break
+            entry = joined
+        for way in around:
+            leaving = way if leaving is None else leaving.join(way)
+        out = leaving if leaving is not None else entry
+        return self._forget(body, out)
+
+    def _shift(self, op: Operation, body: Region, state: State) -> State:
+        """Say what was done at the index of the last iteration in terms of this one's."""
+        step = self.constant(op.step) if isinstance(op, ops.For) else None
+        index = body.args[0] if isinstance(op, ops.For) else None
+
+        def move(access: Access) -> Access:
+            stage = access.stage
+            if stage is None or stage.base is None:
+                return access
+            if stage.base is index and step is not None:
+                if stage.modulus is None:
+                    return replace(access, stage=None)
+                return replace(access, stage=replace(stage, offset=(stage.offset - step) % stage.modulus))
+            return replace(access, stage=None) if self._inside(body, stage.base) else access
+
+        return State(
+            frozenset(move(a) for a in state.accesses), frozenset((move(a), age) for a, age in state.flying)
+        )
+
+    def _forget(self, body: Region, state: State) -> State:
+        """Drop stages that are known by values of the loop only."""
+
+        def move(access: Access) -> Access:
+            stage = access.stage
+            if stage is not None and stage.base is not None and self._inside(body, stage.base):
+                return replace(access, stage=None)
+            return access
+
+        return State(
+            frozenset(move(a) for a in state.accesses), frozenset((move(a), age) for a, age in state.flying)
+        )
+
+    def _inside(self, body: Region, value: Value) -> bool:
+        return value in _defined(body)
+
+
+def _defined(region: Region) -> set[Value]:
+    out = set(region.args)
+    for op in region.ops:
+        out.update(op.results)
+        for nested in op.regions():
+            out |= _defined(nested)
+    return out
+
+
+class Insert(Rewriter):
+    """Puts barriers before the operations that want one."""
+
+    def __init__(self, wanted: dict[int, str]) -> None:
+        super().__init__()
+        self.wanted = wanted
+
+    def visit(self, op: Operation) -> None:
+        if id(op) in self.wanted:
+            self.emit(ops.Sync(self.wanted[id(op)], loc=op.loc))
+        keep = tuple(Value(r.type, r.name) for r in op.results)
+        new = op.with_operands(self.value, self.region, keep)
+        self.emit(new)
+        self.replace(op, new.results)

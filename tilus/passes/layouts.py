@@ -1,0 +1,543 @@
+"""Layout inference: every register tile gets a layout, and conversions stand where two uses want different ones.
+
+Tiles that must agree (operands and results of elementwise operations, values carried by loops) form a class.
+Anchors give classes their layouts, strongest first: the user's annotations, accumulators of dots, operands of
+dots, accesses to global memory, accesses to shared memory. Between anchors, layouts follow operations that
+change a tile's shape in both directions. Then each operation that wants another layout than its class has gets
+a conversion.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import gcd
+
+from tilus.errors import LayoutConflict, Location, TilusError
+from tilus.ir import ops
+from tilus.ir.core import Operation, Region, Value
+from tilus.ir.kernel import Kernel
+from tilus.ir.rewrite import Rewriter
+from tilus.ir.types import GlobalType, RegisterType
+from tilus.layout import LayoutError, RegisterLayout, coalesced, local
+from tilus.passes.select import DotChoice, Selector
+
+# Operations whose register operands and results all share one layout.
+UNIFORM = (
+    ops.Unary, ops.Binary, ops.Compare, ops.Select, ops.Cast, ops.InlinePtx, ops.Gather, ops.Scatter, ops.Atomic,
+    ops.Random, ops.Table,
+)  # fmt: skip
+
+# A conversion pays where it makes accesses to global memory at least this many times wider.
+WORTHWHILE = 4
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """An operation that changes a tile's shape: layouts follow it forwards and, where possible, backwards."""
+
+    operation: Operation
+    source: Value
+    result: Value
+    forward: Callable[[RegisterLayout], RegisterLayout]
+    backward: Callable[[RegisterLayout], RegisterLayout] | None
+
+
+def infer_layouts(kernel: Kernel, selector: Selector) -> Kernel:
+    """Give every register tile a layout and make conversions explicit."""
+    inference = Inference(kernel, selector)
+    inference.solve()
+    return Assign(inference).run(kernel)
+
+
+class Inference:
+    """The classes of tiles, and the layouts found for them."""
+
+    def __init__(self, kernel: Kernel, selector: Selector) -> None:
+        self.kernel, self.selector = kernel, selector
+        self.parent: dict[Value, Value] = {}
+        self.layout: dict[Value, RegisterLayout] = {}
+        self.origin: dict[Value, tuple[str, Location | None]] = {}
+        self.threads: dict[Value, int] = {}
+        self.group_of: dict[int, int] = {}
+        self.operations: list[Operation] = []
+        self.dots: dict[int, DotChoice] = {}
+        self.mapped: list[Mapped] = []
+        self._collect(kernel.body, kernel.threads)
+
+    # Classes.
+
+    def find(self, value: Value) -> Value:
+        """Return the representative of a tile's class."""
+        root = value
+        while self.parent[root] is not root:
+            root = self.parent[root]
+        while self.parent[value] is not root:
+            self.parent[value], value = root, self.parent[value]
+        return root
+
+    def of(self, value: Value) -> RegisterLayout | None:
+        """Return the layout of a tile's class."""
+        return self.layout.get(self.find(value))
+
+    def unite(self, values: Iterable[Value]) -> None:
+        """Put tiles into one class."""
+        tiles = [v for v in values if isinstance(v.type, RegisterType)]
+        for value in tiles[1:]:
+            a, b = self.find(tiles[0]), self.find(value)
+            if a is not b:
+                self.parent[b] = a
+
+    def give(self, value: Value, layout: RegisterLayout, why: str, loc: Location | None) -> None:
+        """Give a class its layout, unless it has one."""
+        root = self.find(value)
+        if root in self.layout:
+            return
+        threads = self.threads[value]
+        if layout.threads != threads:
+            if threads % layout.threads:
+                raise LayoutConflict(
+                    f"a layout over {layout.threads} threads in a group of {threads}",
+                    loc,
+                    hint="use a layout whose threads divide those of the group",
+                )
+            layout = layout.with_replication(threads // layout.threads)
+        self.layout[root] = layout
+        self.origin[root] = (why, loc)
+
+    def _collect(self, region: Region, threads: int) -> None:
+        for value in region.args:
+            self._register(value, threads)
+        for operation in region.ops:
+            inner = 32 * operation.count if isinstance(operation, ops.WarpGroup) else threads
+            self.group_of[id(operation)] = threads
+            for value in operation.results:
+                self._register(value, threads)
+            for nested in operation.regions():
+                self._collect(nested, inner)
+            self.operations.append(operation)
+
+    def _register(self, value: Value, threads: int) -> None:
+        if isinstance(value.type, RegisterType):
+            self.parent[value] = value
+            self.threads[value] = threads
+
+    # Solving.
+
+    def solve(self) -> None:
+        """Find all layouts."""
+        frames: list[Operation] = []
+        self._edges(self.kernel.body, frames)
+        self._annotations()
+        self._propagate()
+        self._choose_dots()
+        self._propagate()
+        self._memory()
+        for value in self.parent:
+            if self.find(value) not in self.layout:
+                assert isinstance(value.type, RegisterType)
+                self.give(value, coalesced(value.type.shape, self.threads[value]), "default", None)
+                self._propagate()
+
+    def _edges(self, region: Region, frames: list[Operation]) -> None:
+        for op in region.ops:
+            if isinstance(op, UNIFORM):
+                self.unite((*op.inputs(), *op.results))
+            elif isinstance(op, ops.Scan):
+                self.unite((op.x, op.result))
+            elif isinstance(op, ops.Dot):
+                self.unite((op.c, op.result))
+            elif isinstance(op, (ops.LoadGlobal, ops.StoreGlobal)) and op.mask is not None:
+                self.unite((op.mask, op.result if isinstance(op, ops.LoadGlobal) else op.value))
+            elif isinstance(op, ops.For):
+                for init, arg, result in zip(op.inits, op.body.args[1:], op.results, strict=True):
+                    self.unite((init, arg, result))
+            elif isinstance(op, ops.Loop):
+                for init, arg, result in zip(op.inits, op.body.args, op.results, strict=True):
+                    self.unite((init, arg, result))
+            elif isinstance(op, ops.View) and op.layout is None:
+                assert isinstance(op.x.type, RegisterType)
+                if op.x.type.shape == op.shape and op.x.type.dtype.bits == op.dtype.bits:
+                    self.unite((op.x, op.result))
+            elif isinstance(op, (ops.Yield, ops.Continue, ops.Break)) and op.values:
+                outer = frames[-1]
+                if not isinstance(op, ops.Yield):
+                    outer = next(f for f in reversed(frames) if isinstance(f, (ops.For, ops.Loop)))
+                for value, result in zip(op.values, outer.results, strict=True):
+                    self.unite((value, result))
+            mapped = self._mapped(op)
+            if mapped is not None:
+                self.mapped += mapped
+            for nested in op.regions():
+                self._edges(nested, [*frames, op])
+
+    def _mapped(self, op: Operation) -> list[Mapped] | None:
+        if isinstance(op, ops.ExpandDims):
+            axis = op.axis
+            return [Mapped(op, op.x, op.result, lambda l: l.unsqueeze(axis), lambda l: l.squeeze(axis))]
+        if isinstance(op, ops.Squeeze):
+            axis = op.axis
+            return [Mapped(op, op.x, op.result, lambda l: l.squeeze(axis), lambda l: l.unsqueeze(axis))]
+        if isinstance(op, ops.Transpose):
+            perm = op.perm
+            inverse = tuple(perm.index(i) for i in range(len(perm)))
+            return [Mapped(op, op.x, op.result, lambda l: l.transpose(perm), lambda l: l.transpose(inverse))]
+        if isinstance(op, ops.Reshape):
+            assert isinstance(op.x.type, RegisterType)
+            old, new = op.x.type.shape, op.shape
+            return [Mapped(op, op.x, op.result, lambda l: l.reshape(new), lambda l: l.reshape(old))]
+        if isinstance(op, ops.Broadcast):
+            assert isinstance(op.x.type, RegisterType)
+            old, new = op.x.type.shape, op.shape
+            return [Mapped(op, op.x, op.result, lambda l: expand(l, new), lambda l: narrow(l, old))]
+        if isinstance(op, ops.Reduce):
+            axis = op.axis
+            return [Mapped(op, op.x, op.result, lambda l: l.reduce(axis, keepdim=True), None)]
+        if isinstance(op, ops.SliceTile):
+            assert isinstance(op.x.type, RegisterType)
+            chunk = slice_chunk(op)
+            whole = local(*(n // c for n, c in zip(op.x.type.shape, chunk, strict=True)))
+            part = local(*(n // c for n, c in zip(op.shape, chunk, strict=True)))
+            return [
+                Mapped(
+                    op,
+                    op.x,
+                    op.result,
+                    lambda l: part * l.left_divide(whole),
+                    lambda l: whole * l.left_divide(part),
+                )
+            ]
+        if isinstance(op, ops.Concat):
+            count, axis = len(op.parts), op.axis
+            rank = len(op.result.type.shape)  # type: ignore[attr-defined]
+            outer = local(*(count if d == axis else 1 for d in range(rank)))
+            return [
+                Mapped(op, p, op.result, lambda l: outer * l, lambda l: l.left_divide(outer))
+                for p in op.parts
+            ]
+        return None
+
+    def _annotations(self) -> None:
+        for op in self.operations:
+            said = getattr(op, "layout", None)
+            if isinstance(said, RegisterLayout) and op.results and isinstance(op.result.type, RegisterType):
+                if said.shape != op.result.type.shape:
+                    raise LayoutConflict(
+                        f"a layout of shape {said.shape} for a tile of shape {op.result.type.shape}", op.loc
+                    )
+                self.give(op.result, said, "the layout said", op.loc)
+
+    def _propagate(self) -> None:
+        """Let layouts follow operations that change shapes until nothing changes."""
+        changed = True
+        while changed:
+            changed = False
+            for edge in self.mapped:
+                source, result = self.of(edge.source), self.of(edge.result)
+                if source is not None and result is None:
+                    made = attempt(edge.forward, source)
+                    if made is not None:
+                        self.give(
+                            edge.result, made, f"{edge.operation.opcode} of its operand", edge.operation.loc
+                        )
+                        changed = True
+                elif result is not None and source is None and edge.backward is not None:
+                    made = attempt(edge.backward, result)
+                    if made is not None:
+                        self.give(
+                            edge.source, made, f"{edge.operation.opcode} of its result", edge.operation.loc
+                        )
+                        changed = True
+
+    def _choose_dots(self) -> None:
+        for op in self.operations:
+            if not isinstance(op, ops.Dot):
+                continue
+            a, b, c = op.a.type, op.b.type, op.c.type
+            assert isinstance(a, RegisterType) and isinstance(b, RegisterType) and isinstance(c, RegisterType)
+            try:
+                choice = self.selector.choose_dot(
+                    (a.shape[0], b.shape[1], a.shape[1]),
+                    (a.dtype, b.dtype, c.dtype),
+                    self.threads[op.c] // 32,
+                    self.of(op.a),
+                    self.of(op.b),
+                    self.of(op.c),
+                )
+            except TilusError as error:
+                raise error.at(op.loc) from None
+            self.dots[id(op)] = choice
+            self.give(op.c, choice.c, "accumulator of dot", op.loc)
+            self.give(op.a, choice.a, "first operand of dot", op.loc)
+            self.give(op.b, choice.b, "second operand of dot", op.loc)
+            self._propagate()
+
+    def _memory(self) -> None:
+        """Give classes without an anchor the layout that their largest memory access prefers."""
+        accesses = []
+        for op in self.operations:
+            value: Value | None = None
+            if isinstance(op, (ops.LoadGlobal, ops.LoadShared)):
+                value, space = op.result, 0 if isinstance(op, ops.LoadGlobal) else 1
+            elif isinstance(op, (ops.StoreGlobal, ops.StoreShared)):
+                value, space = op.value, 0 if isinstance(op, ops.StoreGlobal) else 1
+            if value is not None:
+                assert isinstance(value.type, RegisterType)
+                accesses.append((space, -value.type.size, len(accesses), op, value))
+        for _, _, _, op, value in sorted(accesses, key=lambda entry: entry[:3]):
+            if self.of(value) is None:
+                self.give(value, self.preferred(op, value), f"{op.opcode} of its tile", op.loc)
+                self._propagate()
+
+    def preferred(self, op: Operation, value: Value) -> RegisterLayout:
+        """Return the layout in which a memory access is widest."""
+        assert isinstance(value.type, RegisterType)
+        order = None
+        if isinstance(op, (ops.LoadGlobal, ops.StoreGlobal)):
+            order = memory_order(op.tensor, len(value.type.shape))
+        return coalesced(value.type.shape, self.threads[value], max(1, 128 // value.type.dtype.bits), order)
+
+    def accessed(self, op: Operation, value: Value) -> RegisterLayout:
+        """Return the layout in which a tile is loaded from or stored to global memory."""
+        own = self.of(value)
+        assert own is not None
+        if isinstance(getattr(op, "layout", None), RegisterLayout) or getattr(op, "mask", None) is not None:
+            return own
+        assert isinstance(op, (ops.LoadGlobal, ops.StoreGlobal))
+        best = self.preferred(op, value)
+        order = memory_order(op.tensor, own.rank)
+        if own.rank and order is None and run_length(best) >= WORTHWHILE * run_length(own):
+            return best
+        return own
+
+
+def attempt(
+    function: Callable[[RegisterLayout], RegisterLayout], layout: RegisterLayout
+) -> RegisterLayout | None:
+    """Return the layout that a function makes, or None where it makes none."""
+    try:
+        return function(layout)
+    except LayoutError:
+        return None
+
+
+def expand(layout: RegisterLayout, shape: tuple[int, ...]) -> RegisterLayout:
+    """Return the layout with its dimensions of size 1 repeated in each thread."""
+    for dim, extent in enumerate(shape):
+        if layout.shape[dim] != extent:
+            layout = layout.expand(dim, extent)
+    return layout
+
+
+def narrow(layout: RegisterLayout, shape: tuple[int, ...]) -> RegisterLayout:
+    """Return the layout of a tile whose broadcast to `layout` costs nothing."""
+    for dim, extent in enumerate(shape):
+        if layout.shape[dim] != extent:
+            layout = layout.reduce(dim, keepdim=True)
+    return layout
+
+
+def slice_chunk(op: ops.SliceTile) -> tuple[int, ...]:
+    """Return the largest blocks of which a tile and its slice are both made."""
+    assert isinstance(op.x.type, RegisterType)
+    return tuple(gcd(o, n, d) for o, n, d in zip(op.offsets, op.shape, op.x.type.shape, strict=True))
+
+
+def memory_order(tensor: Value, rank: int) -> tuple[int, ...] | None:
+    """Return a tile's dimensions from the fastest in memory, or None for the usual order."""
+    assert isinstance(tensor.type, GlobalType)
+    strides = tensor.type.strides[tensor.type.rank - rank :]
+    if not strides or strides[-1] == 1 or 1 not in strides:
+        return None
+    fastest = strides.index(1)
+    return (fastest, *(d for d in reversed(range(rank)) if d != fastest))
+
+
+def run_length(layout: RegisterLayout) -> int:
+    """Return how many elements of a thread follow one another along the last dimension."""
+    reach = 1
+    rest = [d for d in layout.local_digits if d.dim == layout.rank - 1]
+    while True:
+        found = next((d for d in rest if d.stride == reach), None)
+        if found is None:
+            return reach
+        rest.remove(found)
+        reach *= found.size
+
+
+class Assign(Rewriter):
+    """Writes the layouts into the IR and adds conversions."""
+
+    def __init__(self, inference: Inference) -> None:
+        super().__init__()
+        self.found = inference
+        self._converted: dict[tuple[Value, RegisterLayout], Value] = {}
+
+    def argument(self, old: Value) -> Value:
+        new = Value(old.type, old.name)
+        if isinstance(old.type, RegisterType):
+            new.type = dataclasses.replace(old.type, layout=self.found.of(old))
+        self.mapping[old] = new
+        return new
+
+    def typed(self, value: Value, layout: RegisterLayout | None = None) -> Value:
+        """Return a new value for an old result, with its layout."""
+        if not isinstance(value.type, RegisterType):
+            return Value(value.type, value.name)
+        chosen = layout if layout is not None else self.found.of(value)
+        return Value(dataclasses.replace(value.type, layout=chosen), value.name)
+
+    def convert(self, value: Value, layout: RegisterLayout, loc: Location | None) -> Value:
+        """Return a new value in another layout, converting if need be."""
+        assert isinstance(value.type, RegisterType)
+        if value.type.layout == layout:
+            return value
+        return self.emit(ops.ConvertLayout(value, layout, loc=loc)).result
+
+    def operand(self, old: Value, layout: RegisterLayout, loc: Location | None) -> Value:
+        """Return an old operand in the layout wanted."""
+        return self.convert(self.value(old), layout, loc)
+
+    def visit(self, op: Operation) -> None:
+        if isinstance(op, ops.AnnotateLayout):
+            layout = self.found.of(op.result)
+            assert layout is not None
+            self.mapping[op.result] = self.operand(op.x, layout, op.loc)
+            return
+        if isinstance(op, ops.Dot):
+            choice = self.found.dots[id(op)]
+            layout = self.found.of(op.c)
+            assert layout is not None
+            made = ops.Dot(
+                self.operand(op.a, choice.a, op.loc),
+                self.operand(op.b, choice.b, op.loc),
+                self.operand(op.c, choice.c, op.loc),
+                choice.atom,
+                loc=op.loc,
+            )
+            self.emit(made)
+            self.replace(op, (self.convert(made.result, layout, op.loc),))
+            return
+        if isinstance(op, (ops.LoadGlobal, ops.StoreGlobal)):
+            self._global(op)
+            return
+        edges = [e for e in self.found.mapped if e.operation is op]
+        if edges:
+            self._mapped(op, edges)
+            return
+        if isinstance(op, ops.View):
+            self._view(op)
+            return
+        new_results = tuple(self.typed(r) for r in op.results)
+        new = op.with_operands(self.value, self.region, new_results)
+        if isinstance(getattr(new, "layout", None), RegisterLayout) and new.results:
+            new = self._annotated(op, new)
+            return
+        if isinstance(new, (ops.Splat, ops.Iota, ops.LoadShared)):
+            new = dataclasses.replace(new, layout=new.result.type.layout)  # type: ignore[attr-defined]
+        self.emit(new)
+        self.replace(op, new.results)
+
+    def _annotated(self, op: Operation, new: Operation) -> Operation:
+        """An operation whose layout the user said, in a class that may have another."""
+        if not isinstance(new.result.type, RegisterType):
+            self.emit(new)
+            self.replace(op, new.results)
+            return new
+        own = new.layout  # type: ignore[attr-defined]
+        threads = self.found.threads[op.result]
+        if own.threads != threads:
+            own = own.with_replication(threads // own.threads)
+        wanted = self.found.of(op.result)
+        assert wanted is not None
+        made = dataclasses.replace(
+            new,
+            layout=own,
+            results=(Value(dataclasses.replace(new.result.type, layout=own), op.result.name),),
+        )
+        self.emit(made)
+        self.replace(op, (self.convert(made.result, wanted, op.loc),))
+        return made
+
+    def _global(self, op: ops.LoadGlobal | ops.StoreGlobal) -> None:
+        if isinstance(op, ops.LoadGlobal):
+            if op.layout is not None:
+                self._annotated(
+                    op, op.with_operands(self.value, None, tuple(self.typed(r) for r in op.results))
+                )
+                return
+            layout = self.found.accessed(op, op.result)
+            wanted = self.found.of(op.result)
+            assert wanted is not None
+            new = op.with_operands(self.value, None, (self.typed(op.result, layout),))
+            self.emit(dataclasses.replace(new, layout=layout))
+            self.mapping[op.result] = self.convert(new.results[0], wanted, op.loc)
+            return
+        layout = self.found.accessed(op, op.value)
+        value = self.operand(op.value, layout, op.loc)
+        new = op.with_operands(lambda v: value if v is op.value else self.value(v))
+        self.emit(new)
+
+    def _mapped(self, op: Operation, edges: list[Mapped]) -> None:
+        """Bring operands into the layout from which the result's follows at no cost."""
+        wanted = self.found.of(op.result)
+        assert wanted is not None
+        natural = attempt(edges[0].forward, self.value(edges[0].source).type.layout)  # type: ignore[attr-defined]
+        if len(edges) == 1 and edges[0].backward is None:
+            # A reduction: its result lies as its operand says, and is converted where others want it.
+            assert natural is not None
+            new = op.with_operands(self.value, None, (self.typed(op.result, natural),))
+            self.emit(new)
+            self.mapping[op.result] = self.convert(new.result, wanted, op.loc)
+            return
+        sources: dict[Value, Value] = {}
+        for edge in edges:
+            here = self.value(edge.source)
+            assert isinstance(here.type, RegisterType) and here.type.layout is not None
+            if isinstance(op, ops.Broadcast):
+                fits = narrow(wanted, here.type.shape).spatial_digits == here.type.layout.spatial_digits
+            else:
+                followed = attempt(edge.forward, here.type.layout)
+                fits = followed is not None and followed.spatial_digits == wanted.spatial_digits
+            if not fits:
+                assert edge.backward is not None
+                back = attempt(edge.backward, wanted)
+                if back is None:
+                    back = coalesced(here.type.shape, self.found.threads[edge.source])
+                    forward = attempt(edge.forward, back)
+                    if forward is None:
+                        raise LayoutConflict(
+                            f"{op.opcode} cannot give {wanted}",
+                            op.loc,
+                            hint="annotate the operand with a layout",
+                        )
+                    here = self.convert(here, back, op.loc)
+                    new = op.with_operands(lambda v, h=here: h, None, (self.typed(op.result, forward),))  # type: ignore[misc]
+                    self._emit_with_layout(new, forward)
+                    self.mapping[op.result] = self.convert(new.result, wanted, op.loc)
+                    return
+                here = self.convert(here, back, op.loc)
+            sources[edge.source] = here
+        new = op.with_operands(
+            lambda v: sources.get(v) or self.value(v), None, (self.typed(op.result, wanted),)
+        )
+        self._emit_with_layout(new, wanted)
+        self.mapping[op.result] = new.result
+
+    def _emit_with_layout(self, op: Operation, layout: RegisterLayout) -> None:
+        if any(f.name == "layout" for f in dataclasses.fields(op)):
+            op = dataclasses.replace(op, layout=layout)  # type: ignore[call-arg]
+        self.emit(op)
+
+    def _view(self, op: ops.View) -> None:
+        wanted = self.found.of(op.result)
+        assert wanted is not None
+        own = op.layout if op.layout is not None else wanted
+        threads = self.found.threads[op.result]
+        if own.threads != threads:
+            own = own.with_replication(threads // own.threads)
+        new = op.with_operands(self.value, None, (self.typed(op.result, own),))
+        new = dataclasses.replace(new, layout=own)
+        self.emit(new)
+        self.mapping[op.result] = self.convert(new.result, wanted, op.loc)

@@ -1,0 +1,338 @@
+"""Shared-memory planning: a layout for every shared tile, and a place for it among those that live with it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from tilus.dtypes import DType, boolean
+from tilus.errors import LayoutConflict
+from tilus.ir import ops
+from tilus.ir.core import Operation, Region, Value
+from tilus.ir.kernel import Kernel
+from tilus.ir.rewrite import Rewriter
+from tilus.ir.types import RegisterType, SharedType
+from tilus.layout import (
+    Digit,
+    LayoutError,
+    RegisterLayout,
+    SharedLayout,
+    plan_conversion,
+    row_major,
+    swizzled_row_major,
+)
+from tilus.passes.select import Selector
+
+ALIGNMENT = 1024
+WARP = 32
+
+
+@dataclass(frozen=True)
+class Use:
+    """An access to a whole shared tile: by registers of a layout, or by an asynchronous copy."""
+
+    registers: RegisterLayout | None
+    load: bool
+    threads: int
+    perm: tuple[int, ...] | None
+
+
+def plan_shared_memory(kernel: Kernel, selector: Selector) -> Kernel:
+    """Give shared tiles layouts and offsets, and exchanges their scratch memory."""
+    planned = Layouts(kernel, selector).run(kernel)
+    return Offsets(planned).run(planned)
+
+
+class Layouts(Rewriter):
+    """Chooses layouts of shared tiles by counting the bank conflicts of their uses."""
+
+    def __init__(self, kernel: Kernel, selector: Selector) -> None:
+        super().__init__()
+        self.selector = selector
+        self.uses: dict[Value, list[Use]] = {}
+        self.root: dict[Value, tuple[Value, int, tuple[int, ...] | None]] = {}
+        self._collect(kernel.body, kernel.threads)
+
+    def _collect(self, region: Region, threads: int) -> None:
+        for op in region.ops:
+            if isinstance(op, ops.AllocShared):
+                self.root[op.result] = (op.result, 0, None)
+            elif isinstance(op, (ops.SharedIndex, ops.SharedPermute)) and op.tensor in self.root:
+                base, skipped, perm = self.root[op.tensor]
+                if isinstance(op, ops.SharedIndex):
+                    if perm is None:
+                        self.root[op.result] = (base, skipped + 1, None)
+                else:
+                    before = perm or tuple(range(len(op.perm)))
+                    self.root[op.result] = (base, skipped, tuple(before[p] for p in op.perm))
+            elif isinstance(op, ops.LoadShared):
+                assert isinstance(op.result.type, RegisterType)
+                self._use(op.tensor, op.result.type.layout, True, threads)
+            elif isinstance(op, ops.StoreShared):
+                assert isinstance(op.value.type, RegisterType)
+                self._use(op.tensor, op.value.type.layout, False, threads)
+            elif isinstance(op, ops.CopyAsync):
+                self._use(op.shared, None, False, threads)
+            inner = WARP * op.count if isinstance(op, ops.WarpGroup) else threads
+            for nested in op.regions():
+                self._collect(nested, inner)
+
+    def _use(self, tensor: Value, registers: RegisterLayout | None, load: bool, threads: int) -> None:
+        if tensor in self.root:
+            base, _, perm = self.root[tensor]
+            self.uses.setdefault(base, []).append(Use(registers, load, threads, perm))
+
+    def visit(self, op: Operation) -> None:
+        if isinstance(op, ops.AllocShared) and op.layout is None:
+            layout = self.choose(op)
+            made = ops.AllocShared(op.dtype, op.shape, layout, loc=op.loc)
+            self.emit(made)
+            self.replace(op, made.results)
+        elif isinstance(op, ops.SharedSlice):
+            tensor = self.value(op.tensor)
+            assert isinstance(tensor.type, SharedType) and tensor.type.layout is not None
+            layout = restrict(tensor.type.layout, op)
+            slice_op = ops.SharedSlice(tensor, op.offsets, op.shape, layout, loc=op.loc)
+            self.emit(slice_op)
+            self.replace(op, slice_op.results)
+        else:
+            # Results with layouts in registers keep them; shared results follow their operands.
+            keep = None
+            if any(isinstance(r.type, RegisterType) for r in op.results):
+                keep = tuple(Value(r.type, r.name) for r in op.results)
+            new = op.with_operands(self.value, self.region, keep)
+            self.emit(new)
+            self.replace(op, new.results)
+
+    def argument(self, old: Value) -> Value:
+        new = Value(old.type, old.name)
+        self.mapping[old] = new
+        return new
+
+    def choose(self, op: ops.AllocShared) -> SharedLayout:
+        """Return the layout with the fewest wavefronts over all uses; the plain one among equals."""
+        uses = self.uses.get(op.result, [])
+        tile = op.shape[-2:] if len(op.shape) > 2 else op.shape
+        staged = op.shape[: len(op.shape) - len(tile)]
+        bits = 8 if op.dtype is boolean else op.dtype.bits
+        best: tuple[float, int] | None = None
+        chosen = row_major(*tile)
+        for number, layout in enumerate(candidates(tile, bits)):
+            cost = sum(self._cost(use, layout, bits, len(staged)) for use in uses)
+            if best is None or cost < best[0]:
+                best, chosen = (cost, number), layout
+        for extent in reversed(staged):
+            chosen = chosen.prepend(extent, max(1, 128 * 8 // bits))
+        return chosen
+
+    def _cost(self, use: Use, layout: SharedLayout, bits: int, staged: int) -> float:
+        seen = layout
+        try:
+            if use.perm is not None:
+                seen = layout.transpose(use.perm)
+            if use.registers is None:
+                return self.selector.copy_cost(seen, use.threads, bits)
+            if use.registers.shape != seen.shape:
+                return 0.0
+            return self.selector.shared_cost(use.registers, seen, bits, use.load)
+        except LayoutError:
+            return float("inf")
+
+
+def candidates(shape: tuple[int, ...], bits: int) -> list[SharedLayout]:
+    """Return the layouts to choose from: plain, and swizzled in spans of 32, 64 and 128 bytes."""
+    found = [row_major(*shape)]
+    if len(shape) == 2 and bits in (8, 16, 32, 64):
+        for span in (128, 64, 32):
+            try:
+                found.append(swizzled_row_major(shape, bits, span))
+            except LayoutError:
+                continue
+    return found
+
+
+def restrict(layout: SharedLayout, op: ops.SharedSlice) -> SharedLayout:
+    """Return the layout of a slice, which must start where a swizzle's pattern does."""
+    digits: list[Digit] = []
+    for dim, (offset, extent, chain) in enumerate(zip(op.offsets, op.shape, layout.chains, strict=True)):
+        left, unit = extent, 1
+        for d in reversed(chain):
+            take = min(left, d.size)
+            if left % take or (take < d.size and offset % unit):
+                raise LayoutConflict(f"a slice of {extent} along dimension {dim} cuts {layout}", op.loc)
+            if take > 1:
+                digits.append(Digit(take, dim, d.stride))
+            left //= take
+            unit *= d.size
+            if left == 1:
+                break
+        if offset % extent and layout.swizzle is not None:
+            raise LayoutConflict(
+                f"a slice at {offset} along dimension {dim} does not start at a multiple of its size {extent}",
+                op.loc,
+            )
+    start = layout.linear_offset(op.offsets)
+    if layout.swizzle is not None and start % layout.swizzle.period:
+        raise LayoutConflict(
+            f"a slice at {op.offsets} starts inside the swizzle's pattern of {layout}",
+            op.loc,
+            hint="give the shared tensor layout=tilus.layout.row_major(...), or slice at a larger step",
+        )
+    ordered = sorted(digits, key=lambda d: (d.dim if d.dim is not None else -1, -d.stride))
+    return SharedLayout(op.shape, tuple(ordered), layout.swizzle)
+
+
+def shared_bytes(type: SharedType) -> int:
+    """Return the bytes of a shared tile."""
+    assert type.layout is not None
+    return -(-type.layout.size * storage_bits(type.dtype) // 8)
+
+
+def storage_bits(dtype: DType) -> int:
+    """Return the bits of an element in memory."""
+    return 8 if dtype is boolean else dtype.bits
+
+
+def scratch_bytes(op: Operation, threads: int) -> int:
+    """Return the scratch memory that an exchange between threads needs."""
+    if isinstance(op, ops.ConvertLayout):
+        assert isinstance(op.x.type, RegisterType) and op.x.type.layout is not None
+        bits = max(8, storage_bits(op.x.type.dtype))
+        plan = plan_conversion(op.x.type.layout, op.layout, bits)
+        return -(-plan.layout.size * bits // 8) if plan.kind == "shared" else 0
+    if isinstance(op, ops.Reduce):
+        assert isinstance(op.x.type, RegisterType) and op.x.type.layout is not None
+        layout = op.x.type.layout
+        weight, crosses = 1, False
+        for d in reversed(layout.spatial_digits):
+            if d.dim == op.axis and (
+                weight * d.size > WARP or d.size & (d.size - 1) or weight & (weight - 1)
+            ):
+                crosses = True
+            weight *= d.size
+        if not crosses:
+            return 0
+        kept = layout.reduce(op.axis, keepdim=True).elements
+        bytes = max(4, op.x.type.dtype.bits // 8) + (4 if op.kind in ("argmax", "argmin") else 0)
+        return kept * threads * bytes
+    if isinstance(op, ops.Scan):
+        assert isinstance(op.x.type, RegisterType)
+        return (
+            0 if threads <= WARP else threads * max(4, op.x.type.dtype.bits // 8) * op.x.type.layout.elements
+        )  # type: ignore[union-attr]
+    return 0
+
+
+@dataclass
+class Interval:
+    """When a piece of shared memory lives, in operation numbers, and where it lies."""
+
+    first: int
+    last: int
+    size: int
+    offset: int = -1
+
+
+class Offsets(Rewriter):
+    """Places shared tiles and scratch memory: what lives at different times may share bytes."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__()
+        self.number = 0
+        self._pending: dict[int, set[object]] = {}
+        self.intervals: dict[object, Interval] = {}
+        self.owner: dict[Value, list[object]] = {}
+        self._scan(kernel.body, kernel.threads, [], False)
+        self.total = self._place()
+
+    def _scan(
+        self, region: Region, threads: int, loops: list[tuple[int, set[object]]], parallel: bool
+    ) -> None:
+        for op in region.ops:
+            self.number += 1
+            here = self.number
+            size = 0
+            if isinstance(op, ops.AllocShared):
+                assert isinstance(op.result.type, SharedType)
+                size = shared_bytes(op.result.type)
+            elif isinstance(op, ops.BarrierAlloc):
+                size = 8 * op.count
+            if size:
+                key: object = op.result
+                self.intervals[key] = Interval(here, here, size)
+                self.owner[op.result] = [key]
+                for _, inside in loops:
+                    inside.add(key)
+                if isinstance(op, ops.BarrierAlloc):
+                    self.intervals[key].last = 1 << 60
+            scratch = scratch_bytes(op, threads)
+            if scratch:
+                self.intervals[id(op)] = Interval(here, here, scratch)
+                if parallel:
+                    # Other warp groups run at any time.
+                    self.intervals[id(op)] = Interval(0, 1 << 60, scratch)
+            for value in op.inputs():
+                for key in self.owner.get(value, []):
+                    interval = self.intervals[key]
+                    interval.last = max(interval.last, here)
+                    for start, inside in loops:
+                        if key not in inside:
+                            # Used in a loop and made before it: it lives until the loop ends.
+                            self._pending.setdefault(start, set()).add(key)
+            if isinstance(op, (ops.SharedIndex, ops.SharedSlice, ops.SharedPermute)):
+                self.owner[op.result] = list(self.owner.get(op.tensor, []))
+            group = isinstance(op, ops.WarpGroup)
+            looping = isinstance(op, (ops.For, ops.Loop))
+            for nested in op.regions():
+                inner = loops
+                if looping:
+                    inner = [*loops, (here, set())]
+                self._scan(
+                    nested,
+                    WARP * op.count if isinstance(op, ops.WarpGroup) else threads,
+                    inner,
+                    parallel or group,
+                )
+            if looping or group:
+                for key in self._pending.pop(here, set()):
+                    self.intervals[key].last = max(self.intervals[key].last, self.number)
+            if group:
+                for interval in self.intervals.values():
+                    if interval.last >= here and interval.last < (1 << 60):
+                        interval.last = max(interval.last, self.number)
+
+    def _place(self) -> int:
+        placed: list[Interval] = []
+        for interval in sorted(self.intervals.values(), key=lambda i: (-i.size, i.first)):
+            busy = sorted(
+                (p.offset, p.offset + p.size)
+                for p in placed
+                if p.first <= interval.last and interval.first <= p.last
+            )
+            at = 0
+            for low, high in busy:
+                if at + interval.size <= low:
+                    break
+                at = max(
+                    at,
+                    -(-high // ALIGNMENT) * ALIGNMENT
+                    if interval.size >= ALIGNMENT
+                    else -(-high // 128) * 128,
+                )
+            interval.offset = at
+            placed.append(interval)
+        return max((i.offset + i.size for i in placed), default=0)
+
+    def run(self, kernel: Kernel) -> Kernel:
+        made = super().run(kernel)
+        return dataclasses.replace(made, shared_bytes=-(-self.total // 128) * 128)
+
+    def visit(self, op: Operation) -> None:
+        keep = tuple(Value(r.type, r.name) for r in op.results)
+        new = op.with_operands(self.value, self.region, keep)
+        if isinstance(op, (ops.AllocShared, ops.BarrierAlloc)):
+            new = dataclasses.replace(new, offset=self.intervals[op.result].offset)  # type: ignore[call-arg]
+        elif id(op) in self.intervals:
+            new = dataclasses.replace(new, scratch=self.intervals[id(op)].offset)  # type: ignore[call-arg]
+        self.emit(new)
+        self.replace(op, new.results)

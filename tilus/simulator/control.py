@@ -1,0 +1,245 @@
+"""Control flow: branches, exits, calls of built-in functions, traps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .decoder import Decoder
+from .operands import Not, Register
+from .operations import Control, Map, Nothing, Operation
+from .selection import Selection
+from .syntax import Name
+from .types import TYPES
+
+
+class Branch(Control):
+    """``bra``: lanes whose guard holds go to the target."""
+
+    def __init__(self, target: int) -> None:
+        super().__init__()
+        self.target = target
+
+    def step(self, engine: Any, group: Any) -> Any:
+        here = self.instruction.index
+        if self.guard is None:
+            return _go(engine, group, here, self.target)
+        state, sel = group.state, group.sel
+        taken = self.guard.get(state, sel)
+        if taken.all():
+            return _go(engine, group, here, self.target)
+        if not taken.any():
+            group.pc = here + 1
+            return group
+        engine.count_divergence(group, self.instruction, taken)
+        group.state.add(group.fork(sel.subset(taken), self.target, self.target <= here))
+        group.state.add(group.fork(sel.subset(~taken), here + 1, False))
+        return None
+
+
+def _go(engine: Any, group: Any, here: int, target: int) -> Any:
+    group.pc = target
+    if target <= here:
+        group.loops += 1
+        if engine.polled or group.loops > 4096:
+            group.round += 1
+            group.loops = 0
+            engine.yielded(group)
+    return group
+
+
+class IndexedBranch(Control):
+    """``brx.idx``: each lane goes to the label that its index picks."""
+
+    def __init__(self, index: Any, targets: list[int]) -> None:
+        super().__init__()
+        self.reads = (index,)
+        self.targets = targets
+
+    def step(self, engine: Any, group: Any) -> Any:
+        state, sel = group.state, group.sel
+        index = np.broadcast_to(self.reads[0].get(state, sel), (sel.n,))
+        if self.guard is not None:
+            guard = self.guard.get(state, sel)
+        else:
+            guard = np.ones(sel.n, bool)
+        if (index[guard] >= len(self.targets)).any():
+            lane = int(sel.index[np.flatnonzero(guard & (index >= len(self.targets)))[0]])
+            state.hazard("illegal-instruction", f"branch index beyond the {len(self.targets)} targets",
+                         self.instruction, lane)  # fmt: skip
+            state.stop()
+        for value in np.unique(index[guard]):
+            state.add(group.fork(sel.subset(guard & (index == value)), self.targets[int(value)], False))
+        if not guard.all():
+            state.add(group.fork(sel.subset(~guard), self.instruction.index + 1, False))
+        return None
+
+
+class Exit(Control):
+    """``exit``, and ``ret`` of a kernel."""
+
+    def step(self, engine: Any, group: Any) -> Any:
+        state, sel = group.state, group.sel
+        leaving = sel
+        if self.guard is not None:
+            taken = self.guard.get(state, sel)
+            if not taken.all():
+                if not taken.any():
+                    group.pc = self.instruction.index + 1
+                    return group
+                leaving = sel.subset(taken)
+                state.add(group.fork(sel.subset(~taken), self.instruction.index + 1, False))
+        engine.progress += 1
+        state.exit_lanes(leaving, self.instruction)
+        return None
+
+
+class Trap(Control):
+    """``trap``: the launch ends."""
+
+    def step(self, engine: Any, group: Any) -> Any:
+        state, sel = group.state, group.sel
+        if self.guard is not None:
+            taken = self.guard.get(state, sel)
+            if not taken.any():
+                group.pc = self.instruction.index + 1
+                return group
+            sel = sel.subset(taken)
+        state.hazard("trap", "the kernel executed trap", self.instruction, int(sel.index[0]))
+        state.stop()
+
+
+class SkipUnless(Control):
+    """Before an inlined candidate of an indirect call: lanes whose pointer is another function skip it."""
+
+    def __init__(self, pointer: Any, address: int, target: int) -> None:
+        super().__init__()
+        self.reads = (pointer,)
+        self.address = address
+        self.target = target
+
+    def step(self, engine: Any, group: Any) -> Any:
+        state, sel = group.state, group.sel
+        hit = np.broadcast_to(self.reads[0].get(state, sel) == np.uint64(self.address), (sel.n,))
+        if self.guard is not None:
+            hit = hit & self.guard.get(state, sel)
+        if hit.any():
+            state.add(group.fork(sel.subset(hit), self.instruction.index + 1, False))
+        if not hit.all():
+            state.add(group.fork(sel.subset(~hit), self.target, False))
+        return None
+
+
+class BadCall(Control):
+    """Reached when an indirect call's pointer is no known function."""
+
+    def step(self, engine: Any, group: Any) -> Any:
+        group.state.hazard("illegal-instruction", "the called pointer is no function that fits the call",
+                           self.instruction, int(group.sel.index[0]))  # fmt: skip
+        group.state.stop()
+
+
+def _decode_bra(d: Decoder) -> Operation:
+    d.flag("uni")
+    d.count(1)
+    return Branch(label_index(d, d.operands[0]))
+
+
+def label_index(d: Decoder, operand: Any) -> int:
+    """The instruction that a label names."""
+    if not isinstance(operand, Name):
+        raise d.fail("a label is expected")
+    index = d.labels.get(d.scope.label(operand.text))
+    if index is None:
+        raise d.fail(f"unknown label {operand.text!r}")
+    return index
+
+
+def _decode_brx(d: Decoder) -> Operation:
+    if not d.flag("idx"):
+        raise d.fail("brx needs .idx")
+    d.flag("uni")
+    d.count(2)
+    table = d.scope.target_list(d.operands[1].text)
+    if table is None:
+        raise d.fail(f"unknown branch targets {d.operands[1].text!r}")
+    targets = [label_index(d, Name(name)) for name in table.names]
+    return IndexedBranch(d.source(d.operands[0], TYPES["u32"]), targets)
+
+
+def _decode_exit(d: Decoder) -> Operation:
+    d.flag("uni")
+    d.count(0)
+    if isinstance(d.extra, str):
+        return Branch(d.labels[d.extra])
+    return Exit()
+
+
+def _decode_trap(d: Decoder) -> Operation:
+    d.count(0)
+    return Trap()
+
+
+def decode_extra(d: Decoder) -> Operation:
+    """Operations that inlining added: argument moves, jumps, tests of function pointers, built-in calls."""
+    kind = d.extra[0]
+    d.mods.clear()
+    if kind == "goto":
+        return Branch(d.labels[d.extra[1]])
+    if kind == "unless":
+        _, pointer, name, skip = d.extra
+        operation = SkipUnless(d.source(Name(pointer), TYPES["u64"]), d.module.function_addresses[name], d.labels[skip])
+        if d.statement.guard is not None:
+            predicate = d.predicate(Name(d.statement.guard.register))
+            operation.guard = Not(predicate) if d.statement.guard.negated else predicate
+        return operation
+    if kind == "bad call":
+        return BadCall()
+    if kind == "builtin":
+        from .builtins import decode_builtin
+
+        return decode_builtin(d, *d.extra[1:])
+    _, formal, actual, is_return, inner = d.extra
+    return _bind(d, formal, actual, is_return, inner)
+
+
+def _bind(d: Decoder, formal: Any, actual: Any, is_return: bool, inner: Any) -> Operation:
+    """Move between a register or constant operand of a call and the callee's formal parameter."""
+    type = TYPES[formal.type]
+    raw = TYPES[f"b{type.bits}"] if type.kind != "p" else type
+    register = inner.register(formal.name)
+    if register is not None:
+        own = Register(register[0], register[1], raw.dtype)
+        if is_return:
+            return Map(lambda v: v, [d.target(actual, raw)], [own])
+        return Map(lambda v: v, [own], [d.source(actual, raw)])
+    from .memory import frame_load, frame_store
+
+    place = inner.place(formal.name)
+    if is_return:
+        return frame_load(place.address, raw, d.target(actual, raw, relaxed=True))
+    return frame_store(place.address, raw, d.source(actual, raw, relaxed=True))
+
+
+def _decode_nothing(d: Decoder) -> Operation:
+    d.mods.clear()
+    return Nothing()
+
+
+INSTRUCTIONS: dict[str, Callable[[Decoder], Operation]] = {
+    "bra": _decode_bra,
+    "brx": _decode_brx,
+    "ret": _decode_exit,
+    "exit": _decode_exit,
+    "trap": _decode_trap,
+    "brkpt": _decode_trap,
+    "pmevent": _decode_nothing,
+    "prefetch": _decode_nothing,
+    "prefetchu": _decode_nothing,
+    "applypriority": _decode_nothing,
+    "discard": _decode_nothing,
+}
+
+__all__ = ["INSTRUCTIONS", "Exit", "Selection", "decode_extra"]

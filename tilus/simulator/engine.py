@@ -1,0 +1,368 @@
+"""Runs a launch: makes batches of blocks, picks groups of lanes, executes basic blocks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .counters import Counters
+from .hazards import Hazard, Stop
+from .selection import LANES, Selection
+from .spaces import GlobalMemory
+from .state import Group, State
+
+_MAX_LANES = 1 << 14
+_MEMORY_BUDGET = 400 << 20
+_YIELDS_BEFORE_MORE_BLOCKS = 200
+_YIELDS_BEFORE_DEADLOCK = 20000
+
+
+class Segment:
+    """The instructions from one place to the next branch, barrier or label."""
+
+    __slots__ = ("operations", "control", "start", "end")
+
+    def __init__(self, operations: list[Any], control: Any, start: int, end: int) -> None:
+        self.operations = operations
+        self.control = control
+        self.start = start
+        self.end = end
+
+
+class Engine:
+    """One launch."""
+
+    def __init__(
+        self, kernel: Any, grid: tuple[int, int, int], block: tuple[int, int, int], cluster: tuple[int, int, int],
+        parameters: bytes, shared_bytes: int, memory: GlobalMemory, checks: frozenset[str], dynamic_bytes: int,
+        explicit_cluster: bool,
+    ) -> None:  # fmt: skip
+        self.kernel = kernel
+        self.grid, self.block, self.cluster = grid, block, cluster
+        self.cluster_size = cluster[0] * cluster[1] * cluster[2]
+        self.explicit_cluster = explicit_cluster
+        self.threads = block[0] * block[1] * block[2]
+        self.parameters = parameters
+        self.shared_bytes = shared_bytes
+        self.dynamic_bytes = dynamic_bytes
+        self.globals = memory
+        self.checks = checks
+        self.check_shared = False
+        self.check_global = False
+        self.check_registers = "registers" in checks
+        self.check_async = "async" in checks
+        self.track_order = False
+        self.hazards: list[Hazard] = []
+        self.seen: set[tuple[str, int | None]] = set()
+        self.printed: list[str] = []
+        self.counters = Counters(kernel)
+        self.races: Any = None
+        self.now = 1
+        if self.check_global:
+            from .global_races import GlobalRaces
+
+            self.races = GlobalRaces(self)
+        self.progress = 0
+        self.polled = False
+        self.round = 0
+        self.yields = 0
+        self.yield_progress = 0
+        self.steps = 0
+        self.sm_count = 132
+        self.addresses: Any = None
+        self.segments: dict[int, Segment] = {}
+        self.states: list[State] = []
+
+    # -- blocks ------------------------------------------------------------------------------------------------
+
+    def block_order(self) -> Any:
+        """Linear block numbers, the blocks of a cluster next to each other in the order of their rank."""
+        gx, gy, gz = self.grid
+        linear = np.arange(gx * gy * gz)
+        if self.cluster_size == 1:
+            return linear
+        x, y, z = linear % gx, linear // gx % gy, linear // (gx * gy)
+        cx, cy, cz = self.cluster
+        cluster = x // cx + (gx // cx) * (y // cy + (gy // cy) * (z // cz))
+        rank = x % cx + cx * (y % cy + cy * (z % cz))
+        return np.argsort(cluster * self.cluster_size + rank, kind="stable")
+
+    def batch_size(self) -> int:
+        """How many blocks run at a time."""
+        warps = (self.threads + LANES - 1) // LANES
+        rows = self.kernel.bank_rows
+        lane_bytes = sum(max(rows[b], 1) * max(b // 8, 1) for b in rows) + self.kernel.local_bytes + 64
+        per_block = warps * LANES * lane_bytes + self.shared_bytes * (1 + (16 + 4 * warps if self.check_shared else 0))
+        count = max(1, min(_MAX_LANES // (warps * LANES), _MEMORY_BUDGET // max(per_block, 1)))
+        return max(count // self.cluster_size, 1) * self.cluster_size
+
+    def run(self) -> None:
+        """Execute all blocks, or until a hazard that nothing can follow."""
+        order = self.block_order()
+        size = self.batch_size()
+        pending = [order[i : i + size] for i in range(0, len(order), size)][::-1]
+        with np.errstate(all="ignore"):
+            try:
+                while pending or self.states:
+                    if not self.states:
+                        self.start(pending.pop())
+                    if self._run_some(bool(pending)):
+                        self.start(pending.pop())
+            except Stop:
+                return
+
+    def start(self, blocks: Any) -> None:
+        """Put a batch in flight."""
+        self.states.append(State(self, blocks))
+
+    def _run_some(self, more: bool) -> bool:
+        """Run until everything in flight ended (False) or waits for blocks that are not in flight (True)."""
+        while self.states:
+            best, state = None, None
+            for candidate in self.states:
+                round_ = candidate.best_round()
+                if round_ is not None and (best is None or round_ < best):
+                    best, state = round_, candidate
+            if state is None or best is None:
+                if self._unblock():
+                    continue
+                if more:
+                    return True
+                self._deadlock()
+            assert state is not None and best is not None
+            self.round = max(self.round, best)
+            if self.yields > _YIELDS_BEFORE_MORE_BLOCKS and more:
+                self.yields = 0
+                return True
+            if self.yields > _YIELDS_BEFORE_DEADLOCK:
+                if not self._unblock():
+                    self._livelock(state)
+                self.yields = 0
+            group = state.pick()
+            if group is not None:
+                self._run_group(state, group)
+            if not state.queue and not state.parked and not state.waiting and not state.live.any():
+                self.states.remove(state)
+                self.ended(state)
+        return False
+
+    def _unblock(self) -> bool:
+        woken = False
+        for state in list(self.states):
+            if state.wake_waiting() or state.barriers.wake():
+                woken = True
+            elif not state.live.any():
+                self.states.remove(state)
+                self.ended(state)
+                woken = True
+        return woken
+
+    def ended(self, state: State) -> None:
+        """All lanes of a batch have ended."""
+        state.barriers.check_end()
+
+    def finished(self, state: State, sel: Selection, instruction: Any) -> None:
+        """Lanes ended."""
+
+    # -- execution ---------------------------------------------------------------------------------------------
+
+    def segment(self, pc: int) -> Segment:
+        """The straight-line code from ``pc`` on."""
+        found = self.segments.get(pc)
+        if found is None:
+            instructions, leaders = self.kernel.instructions, self.kernel.leaders
+            operations, control, at = [], None, pc
+            while True:
+                operation = instructions[at].operation
+                if operation.control:
+                    control = operation
+                    break
+                operations.append(operation)
+                at += 1
+                if at in leaders:
+                    break
+            found = self.segments[pc] = Segment(operations, control, pc, at)
+        return found
+
+    def _bind(self, state: State, segment: Segment, sel: Selection) -> list[Any]:
+        thunks = []
+        for operation in segment.operations:
+            thunk = operation.bind(state, sel.lo, sel.hi)
+            if self.check_registers and operation.instruction.index in self.kernel.maybe_uninitialized:
+                thunks.append(self._register_check(state, operation, Selection(sel.lo, sel.hi)))
+            thunks.append(thunk)
+            if self.check_registers:
+                mark = self._register_mark(state, operation)
+                if mark:
+                    thunks.append(lambda mark=mark, sel=Selection(sel.lo, sel.hi): mark(sel))
+        return thunks
+
+    def _run_group(self, state: State, group: Group) -> None:
+        self.polled = False
+        segments = state.segments
+        while True:
+            sel = group.sel
+            pc = group.pc
+            segment = self.segment(pc)
+            self.steps += 1
+            if sel.whole:
+                key = (pc, sel.lo, sel.hi)
+                thunks = segments.get(key)
+                if thunks is None:
+                    thunks = segments[key] = self._bind(state, segment, sel)
+                for thunk in thunks:
+                    thunk()
+                warps = sel.hi - sel.lo
+                self.counters.executed(pc, segment.end, warps, sel.n, segment.control is not None)
+            else:
+                following = self._run_partial(state, group, segment)
+                if following is None:
+                    return
+                group = following
+                sel = group.sel
+            control = segment.control
+            if control is None:
+                group.pc = segment.end
+            else:
+                if self.check_registers and control.instruction.index in self.kernel.maybe_uninitialized:
+                    self._register_check(state, control, sel)()
+                moved = control.step(self, group)
+                if moved is None:
+                    return
+                group = moved
+            if state.queue or len(self.states) > 1 or self.yields > _YIELDS_BEFORE_MORE_BLOCKS:
+                state.add(group)
+                return
+
+    def _run_partial(self, state: State, group: Group, segment: Segment) -> Group | None:
+        """Execute a segment for lanes that are no whole warps, waiting at warp-wide operations."""
+        pc = segment.start
+        sel = group.sel
+        for operation in segment.operations:
+            if operation.sync:
+                ready = state.converge(group, operation, pc)
+                if ready is None:
+                    self.counters.executed(segment.start, pc, len(sel.warps), sel.n, False)
+                    return None
+                if ready is not sel:
+                    self.counters.executed(segment.start, pc, len(sel.warps), sel.n, False)
+                    state.add(Group(state, ready, pc, group.round))
+                    return None
+            if self.check_registers:
+                if pc in self.kernel.maybe_uninitialized:
+                    self._register_check(state, operation, sel)()
+            operation.run(state, sel)
+            if self.check_registers:
+                mark = self._register_mark(state, operation)
+                if mark:
+                    mark(sel)
+            pc += 1
+        self.counters.executed(segment.start, pc, len(sel.warps), sel.n, segment.control is not None)
+        group.sel = sel
+        return group
+
+    # -- uninitialised registers -------------------------------------------------------------------------------
+
+    def _register_mark(self, state: State, operation: Any) -> Any:
+        from .operations import registers_of
+
+        keys = [
+            (r.bank, r.row) for r in registers_of(operation.writes) if (r.bank, r.row) in self.kernel.watched
+        ]  # fmt: skip
+        if not keys:
+            return None
+
+        def mark(sel: Selection) -> None:
+            guard = operation.guard
+            for key in keys:
+                written = state.written.setdefault(key, np.zeros(state.lane_count, bool))
+                if guard is None:
+                    written[sel.lanes] = True
+                else:
+                    written[sel.lanes] |= guard.get(state, sel)
+
+        return mark
+
+    def _register_check(self, state: State, operation: Any, sel: Selection) -> Any:
+        registers = self.kernel.maybe_uninitialized[operation.instruction.index]
+
+        def check() -> None:
+            for register in registers:
+                key = (register.bank, register.row)
+                written = state.written.setdefault(key, np.zeros(state.lane_count, bool))
+                missing = ~written[sel.lanes]
+                if operation.guard is not None and not any(r is register for r in operation.guard_registers):
+                    missing &= operation.guard.get(state, sel)
+                if missing.any():
+                    lane = int(sel.index[np.flatnonzero(missing)[0]])
+                    name = self.kernel.register_names[key]
+                    state.hazard("uninitialized-register", f"register {name} is read before anything wrote it",
+                                 operation.instruction, lane)  # fmt: skip
+                    written[sel.lanes] = True
+
+        return check
+
+    # -- waiting -----------------------------------------------------------------------------------------------
+
+    def yielded(self, group: Group) -> None:
+        """A group went round a loop that polls memory."""
+        if self.progress != self.yield_progress:
+            self.yield_progress = self.progress
+            self.yields = 0
+        self.yields += 1
+
+    def clock(self) -> int:
+        """A cycle counter that always grows."""
+        self.now += 1
+        return self.steps * 32 + self.now
+
+    def count_divergence(self, group: Group, instruction: Any, taken: Any) -> None:
+        """A branch split warps."""
+        warps = group.sel.spread(taken.astype(np.int8), -1)
+        split = int(((warps == 1).any(axis=1) & (warps == 0).any(axis=1)).sum())
+        if split:
+            self.counters.divergent(instruction, split)
+
+    def _livelock(self, state: State) -> None:
+        group = min((g for g in state.groups.values()), key=lambda g: g.round)
+        instruction = self.kernel.instructions[group.pc]
+        state.hazard("deadlock", f"{len(group.sel.warps)} warps poll memory that nobody changes any more"
+                     + self._waiting_text(), instruction, int(group.sel.index[0]))  # fmt: skip
+        raise Stop
+
+    def _waiting_text(self) -> str:
+        parts = []
+        for state in self.states:
+            parts.extend(state.barriers.describe())
+        return "; " + "; ".join(parts) if parts else ""
+
+    def _deadlock(self) -> None:
+        for state in self.states:
+            for pc, group in state.waiting.items():
+                instruction = self.kernel.instructions[pc]
+                lane = int(group.sel.index[0])
+                state.hazard(
+                    "barrier-divergence",
+                    "lanes wait at a warp-wide instruction for lanes of their warp that never come" + self._waiting_text(),
+                    instruction, lane,
+                )  # fmt: skip
+            if not state.waiting:
+                state.barriers.report_deadlock()
+        if not any(h.kind in ("deadlock", "barrier-divergence", "barrier-count") for h in self.hazards):
+            self.report("deadlock", "no warp can go on", None, None, None, None)
+        raise Stop
+
+    def report(self, kind: str, message: str, instruction: Any, block: Any, thread: Any, address: int | None) -> None:
+        """Add a hazard, once for each kind and line."""
+        line = None if instruction is None else instruction.line
+        if (kind, line) in self.seen:
+            return
+        self.seen.add((kind, line))
+        self.hazards.append(
+            Hazard(
+                kind, message, self.kernel.name, block, thread, address, line,
+                None if instruction is None else instruction.source,
+                "" if instruction is None else instruction.text,
+            )  # fmt: skip
+        )

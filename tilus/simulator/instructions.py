@@ -1,0 +1,47 @@
+"""The table of all instructions: name to decode function, from the families' tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from . import (
+    barriers,
+    compare,
+    control,
+    convert,
+    floating,
+    integer,
+    logic,
+    memory,
+    warp,
+)
+from .decoder import Decoder
+from .operations import Operation
+
+_FLOATING = frozenset(floating.FLOAT_TYPES)
+
+TABLE: dict[str, Callable[[Decoder], Operation]] = {
+    **integer.INSTRUCTIONS,
+    **logic.INSTRUCTIONS,
+    **compare.INSTRUCTIONS,
+    **convert.INSTRUCTIONS,
+    **control.INSTRUCTIONS,
+    **memory.INSTRUCTIONS,
+    **warp.INSTRUCTIONS,
+    **barriers.INSTRUCTIONS,
+}
+
+
+def decode_statement(d: Decoder) -> Operation:
+    """Decode one statement, or refuse it with its text and line."""
+    if isinstance(d.extra, tuple):
+        return control.decode_extra(d)
+    decode = TABLE.get(d.name)
+    floats = floating.INSTRUCTIONS.get(d.name)
+    if floats is not None and (decode is None or (d.mods and d.mods[-1] in _FLOATING)):
+        decode = floats
+    if decode is None:
+        raise d.fail(f"unsupported instruction {d.name!r}")
+    operation = decode(d)
+    d.finish()
+    return operation

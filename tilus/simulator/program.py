@@ -1,0 +1,509 @@
+"""A loaded module: variables placed, function calls inlined, registers numbered, instructions decoded.
+
+A kernel becomes one flat list of instructions. Device functions are inlined at each call, so that a lane needs no
+call stack: formal parameters and return values share the storage of the ``.param`` variables at the call.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from .decoder import Decoder, render
+from .errors import PtxError
+from .operands import Not, Register
+from .operations import Control, Operation
+from .parser import flatten, parse
+from .spaces import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, AddressSpace, Allocation
+from .syntax import Float, Function, Group, Integer, Label, Location, Name, Registers, Scope, Statement, SyntaxTree, Targets, Variable
+from .types import TYPES, ScalarType
+
+_MAX_CALL_DEPTH = 32
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A kernel parameter: its name, PTX type, size and offset in the parameter buffer."""
+
+    name: str
+    type: str
+    size: int
+    offset: int
+    alignment: int
+
+
+@dataclass
+class Instruction:
+    """A decoded instruction and where it came from."""
+
+    index: int
+    text: str
+    opcode: str
+    line: int
+    source: tuple[str, int] | None
+    operation: Operation
+    memory: bool = False
+
+
+@dataclass
+class SymbolPlace:
+    """Where a variable lies: space and offset (or device address)."""
+
+    space: str
+    address: int
+    size: int
+    name: str
+    dynamic: bool = False
+
+
+@dataclass
+class Kernel:
+    """A kernel's code and what a launch must know of it."""
+
+    name: str
+    parameters: tuple[Parameter, ...]
+    parameter_bytes: int
+    shared_bytes: int
+    local_bytes: int
+    max_threads: int | None
+    required_threads: tuple[int, ...] | None
+    required_cluster: tuple[int, ...] | None
+    instructions: list[Instruction]
+    symbols: dict[str, SymbolPlace]
+    bank_rows: dict[int, int]
+    leaders: set[int]
+    register_names: dict[tuple[int, int], str]
+    maybe_uninitialized: dict[int, list[Register]] = field(default_factory=dict)
+    files: dict[int, str] = field(default_factory=dict)
+    cache: dict[Any, Any] = field(default_factory=dict)
+    watched: set[tuple[int, int]] = field(default_factory=set)
+
+
+def align(value: int, alignment: int) -> int:
+    """The next multiple of ``alignment``."""
+    return (value + alignment - 1) // alignment * alignment
+
+
+def type_bytes(variable: Variable) -> int:
+    """Bytes of one element of a variable."""
+    if variable.type in TYPES:
+        return TYPES[variable.type].bytes * variable.vector
+    if variable.type in ("texref", "samplerref", "surfref"):
+        return 8
+    raise PtxError(f"variable {variable.name} has unsupported type .{variable.type}", variable.line)
+
+
+def variable_bytes(variable: Variable) -> int:
+    """Bytes of a variable."""
+    size = type_bytes(variable)
+    for extent in variable.shape:
+        size *= extent
+    return size
+
+
+def natural_alignment(variable: Variable) -> int:
+    """The stated alignment, else that of the type."""
+    return variable.alignment or type_bytes(variable)
+
+
+class ModuleMemory:
+    """The global and constant variables of a module, which keep their values between launches."""
+
+    def __init__(self, tree: SyntaxTree, addresses: AddressSpace, functions: dict[str, int]) -> None:
+        self.places: dict[str, SymbolPlace] = {}
+        self.allocations: list[Allocation] = []
+        pending = []
+        for variable in tree.variables:
+            if variable.space.split("::")[0] not in ("global", "const"):
+                continue
+            size = max(variable_bytes(variable), 1)
+            if variable.external and not variable.shape:
+                size = type_bytes(variable)
+            if variable.shape and 0 in variable.shape and variable.initial:
+                size = type_bytes(variable) * len(variable.initial)
+            base = addresses.reserve(size)
+            data = np.zeros(align(size, 16), np.uint8)[:size]
+            kind = "constant" if variable.space == "const" else "variable"
+            self.allocations.append(Allocation(base, data, f"{kind} {variable.name}", readonly=variable.space == "const"))
+            self.places[variable.name] = SymbolPlace("global", base, size, variable.name)
+            pending.append((variable, data))
+        for variable, data in pending:
+            if variable.initial is not None:
+                self._fill(variable, data, functions)
+
+    def _fill(self, variable: Variable, data: Any, functions: dict[str, int]) -> None:
+        if variable.type not in TYPES:
+            return
+        element = TYPES[variable.type]
+        raw = b"".join(self._encode(item, element, variable, functions) for item in _flat(variable.initial))
+        if len(raw) > len(data):
+            raise PtxError(f"initial value of {variable.name} has {len(raw)} bytes, the variable {len(data)}", variable.line)
+        data[: len(raw)] = np.frombuffer(raw, np.uint8)
+
+    def _encode(self, item: Any, element: ScalarType, variable: Variable, functions: dict[str, int]) -> bytes:
+        mask = (1 << element.bits) - 1
+        if isinstance(item, Integer):
+            if element.kind == "f":
+                return np.array(item.value, element.dtype).tobytes()
+            return (item.value & mask).to_bytes(element.bytes, "little")
+        if isinstance(item, Float):
+            if element.bits == item.bits:
+                return (item.raw & mask).to_bytes(element.bytes, "little")
+            if element.bits == 32:
+                return struct.pack("<f", item.value)
+            if element.bits == 16:
+                return np.array(item.value, np.float16).tobytes()
+            return struct.pack("<d", item.value)
+        if isinstance(item, tuple) and item and item[0] == "mask":
+            value = self._address(item[2], variable, functions)
+            shift = (item[1] & -item[1]).bit_length() - 1
+            return ((value & item[1]) >> shift & mask).to_bytes(element.bytes, "little")
+        if isinstance(item, Name):
+            return ((self._address(item.text, variable, functions) + item.offset) & mask).to_bytes(element.bytes, "little")
+        raise PtxError(f"initial value of {variable.name} is not a constant", variable.line)
+
+    def _address(self, name: str, variable: Variable, functions: dict[str, int]) -> int:
+        if name in self.places:
+            return self.places[name].address
+        if name in functions:
+            return functions[name]
+        raise PtxError(f"initial value of {variable.name} names unknown {name!r}", variable.line)
+
+
+def _flat(items: Any) -> Any:
+    for item in items:
+        if isinstance(item, list):
+            yield from _flat(item)
+        else:
+            yield item
+
+
+class _Scope:
+    """Names visible at one place of a body; inner scopes hide outer ones."""
+
+    def __init__(self, builder: "_Builder", parent: "_Scope | None", prefix: str) -> None:
+        self.builder = builder
+        self.parent = parent
+        self.prefix = prefix
+        self.registers: dict[str, tuple[int, int]] = {}
+        self.symbols: dict[str, str] = {}
+        self.targets: dict[str, Targets] = {}
+
+    def register(self, name: str) -> tuple[int, int] | None:
+        """Bank and row of a register."""
+        scope: _Scope | None = self
+        while scope is not None:
+            found = scope.registers.get(name)
+            if found is not None:
+                return found
+            scope = scope.parent
+        return None
+
+    def symbol(self, name: str) -> str | None:
+        """The unique name of a variable or function."""
+        scope: _Scope | None = self
+        while scope is not None:
+            found = scope.symbols.get(name)
+            if found is not None:
+                return found
+            scope = scope.parent
+        return name if name in self.builder.symbols else None
+
+    def target_list(self, name: str) -> Targets | None:
+        """A ``.branchtargets`` or ``.callprototype``."""
+        scope: _Scope | None = self
+        while scope is not None:
+            if name in scope.targets:
+                return scope.targets[name]
+            scope = scope.parent
+        return None
+
+    def carry(self) -> int:
+        """The row of the condition code's carry flag."""
+        return self.builder.carry()
+
+    def place(self, name: str) -> SymbolPlace | None:
+        """Where a symbol lies."""
+        unique = self.symbol(name)
+        return self.builder.symbols.get(unique) if unique is not None else None
+
+    def label(self, name: str) -> str:
+        """The unique name of a label."""
+        return f"{self.function_prefix()}{name}"
+
+    def function_prefix(self) -> str:
+        """The prefix of labels of the function body this scope is in."""
+        return self.prefix
+
+
+class _Builder:
+    """Flattens one kernel."""
+
+    def __init__(self, module: "LoadedModule", function: Function) -> None:
+        self.module = module
+        self.function = function
+        self.symbols: dict[str, SymbolPlace] = dict(module.places)
+        self.bank_rows: dict[int, int] = {1: 0, 8: 0, 16: 0, 32: 0, 64: 0, 128: 0}
+        self.register_names: dict[tuple[int, int], str] = {}
+        self.shared_bytes = 0
+        self.local_bytes = 0
+        self.dynamic: list[tuple[str, int]] = []
+        self.items: list[tuple[Any, _Scope, tuple[int, int] | None, Any]] = []
+        self.labels: dict[str, int] = {}
+        self.location: tuple[int, int] | None = None
+        self.carry_row: int | None = None
+        self.calls = 0
+        self.stack: list[str] = []
+
+    def carry(self) -> int:
+        if self.carry_row is None:
+            self.carry_row = self.new_register(1, "CC.CF")
+        return self.carry_row
+
+    def new_register(self, bank: int, name: str) -> int:
+        row = self.bank_rows[bank]
+        self.bank_rows[bank] = row + 1
+        self.register_names[bank, row] = name
+        return row
+
+    def declare_registers(self, scope: _Scope, item: Registers) -> None:
+        if item.type not in TYPES:
+            raise PtxError(f"register type .{item.type} is not supported")
+        bits = TYPES[item.type].bits
+        for name, count in item.names:
+            names = [name] if count is None else [f"{name}{i}" for i in range(count)]
+            for each in names:
+                scope.registers[each] = (bits, self.new_register(bits, each))
+
+    def declare_variable(self, scope: _Scope, variable: Variable) -> None:
+        space = variable.space.split("::")[0]
+        if space == "reg":
+            self.declare_registers(scope, Registers(variable.type, ((variable.name, None),)))
+            return
+        unique = variable.name if variable.name not in self.symbols else f"{variable.name}@{len(self.symbols)}"
+        size, alignment = variable_bytes(variable), natural_alignment(variable)
+        if space == "shared":
+            if variable.external or (variable.shape and 0 in variable.shape):
+                self.symbols[unique] = SymbolPlace("shared", 0, 0, variable.name, dynamic=True)
+                self.dynamic.append((unique, alignment))
+            else:
+                self.shared_bytes = align(self.shared_bytes, alignment)
+                self.symbols[unique] = SymbolPlace("shared", self.shared_bytes, size, variable.name)
+                self.shared_bytes += size
+        elif space in ("local", "param"):
+            self.local_bytes = align(self.local_bytes, max(alignment, 8))
+            self.symbols[unique] = SymbolPlace("local", self.local_bytes, size, variable.name)
+            self.local_bytes += size
+        else:
+            raise PtxError(f"a .{space} variable inside a function is not supported", variable.line)
+        scope.symbols[variable.name] = unique
+
+    def build(self) -> Kernel:
+        root = _Scope(self, None, "")
+        parameters, offset = [], 0
+        for variable in self.function.parameters:
+            size, alignment = variable_bytes(variable), natural_alignment(variable)
+            offset = align(offset, alignment)
+            parameters.append(Parameter(variable.name, variable.type if not variable.shape else "struct", size, offset, alignment))
+            self.symbols[variable.name] = SymbolPlace("param", offset, size, variable.name)
+            offset += size
+        for variable in self.module.tree.variables:
+            if variable.space.split("::")[0] == "shared":
+                self.declare_variable(root, variable)
+        self.stack.append(self.function.name)
+        self.walk(self.function.body or (), _Scope(self, root, ""))
+        dynamic_base = self.shared_bytes
+        for _, alignment in self.dynamic:
+            dynamic_base = align(dynamic_base, alignment)
+        for name, _ in self.dynamic:
+            self.symbols[name].address = dynamic_base
+        if self.dynamic:
+            self.shared_bytes = dynamic_base
+        directives = {name: values for name, values in self.function.directives}
+        max_threads = int(np.prod(directives["maxntid"])) if "maxntid" in directives else None
+        if "reqntid" in directives:
+            max_threads = int(np.prod(directives["reqntid"]))
+        kernel = Kernel(
+            self.function.name, tuple(parameters), offset, self.shared_bytes, align(self.local_bytes, 16), max_threads,
+            directives.get("reqntid"), directives.get("reqnctapercluster"), [], self.symbols, self.bank_rows,
+            set(), self.register_names, files=self.module.tree.files,
+        )  # fmt: skip
+        self.decode(kernel)
+        return kernel
+
+    def walk(self, body: tuple[object, ...], scope: _Scope) -> None:
+        for item in flatten(body):
+            if type(item) is Statement:
+                if item.opcode.split(".", 1)[0] == "call":
+                    self.call(item, scope)
+                elif item.opcode.split(".", 1)[0] == "ret" and len(self.stack) > 1:
+                    self.items.append((item, scope, self.location, f"{scope.function_prefix()}<return>"))
+                else:
+                    self.items.append((item, scope, self.location, None))
+            elif isinstance(item, Location):
+                self.location = (item.file, item.line) if item.line else self.location
+            elif isinstance(item, Registers):
+                self.declare_registers(scope, item)
+            elif isinstance(item, Label):
+                self.labels[scope.label(item.name)] = len(self.items)
+            elif isinstance(item, Variable):
+                self.declare_variable(scope, item)
+            elif isinstance(item, Scope):
+                self.walk(item.body, _Scope(self, scope, scope.prefix))
+            elif isinstance(item, Targets):
+                scope.targets[item.name] = item
+            elif getattr(item, "type", "") in (";", "SEMICOLON") or item == ";":
+                continue
+            else:
+                raise PtxError(f"unsupported directive {str(item)[:60]!r}")
+
+    def call(self, statement: Statement, scope: _Scope) -> None:
+        """Inline a device function, or leave a call of a built-in one for the decoder."""
+        operands = list(statement.operands)
+        returns = operands.pop(0) if operands and isinstance(operands[0], Group) else Group(())
+        callee = operands[0] if operands else None
+        if not isinstance(callee, Name):
+            raise PtxError(f"{render(statement)!r} names no function", statement.line)
+        arguments = operands[1] if len(operands) > 1 and isinstance(operands[1], Group) else Group(())
+        if scope.register(callee.text) is not None:
+            self.indirect_call(statement, scope, callee, returns, arguments, operands)
+            return
+        name = self.module.tree.aliases.get(callee.text, callee.text)
+        function = self.module.functions.get(name)
+        if function is None:
+            raise PtxError(f"call of unknown function {name!r}", statement.line)
+        if function.body is None:
+            self.items.append((statement, scope, self.location, ("builtin", name, returns.items, arguments.items)))
+            return
+        self.inline(statement, scope, function, returns, arguments)
+
+    def indirect_call(self, statement: Statement, scope: _Scope, callee: Name, returns: Group, arguments: Group,
+                      operands: list[Any]) -> None:  # fmt: skip
+        """A call through a pointer: every function of a fitting shape is inlined behind a test of the pointer."""
+        listed = scope.target_list(operands[2].text) if len(operands) > 2 and isinstance(operands[2], Name) else None
+        names = listed.names if listed is not None and listed.kind == "calltargets" else None
+        candidates = [
+            f for f in self.module.functions.values()
+            if not f.entry and f.body is not None and (names is None or f.name in names)
+            and len(f.parameters) == len(arguments.items) and len(f.returns) == len(returns.items)
+            and f.name not in self.stack
+        ]  # fmt: skip
+        done = f"<indirect {self.calls}>"
+        self.calls += 1
+        for function in candidates:
+            skip = f"<indirect {self.calls}>"
+            self.calls += 1
+            self.items.append((statement, scope, self.location, ("unless", callee.text, function.name, skip)))
+            self.inline(statement, scope, function, returns, arguments)
+            self.items.append((statement, scope, self.location, ("goto", done)))
+            self.labels[skip] = len(self.items)
+        self.items.append((statement, scope, self.location, ("bad call",)))
+        self.labels[done] = len(self.items)
+
+    def inline(self, statement: Statement, scope: _Scope, function: Function, returns: Group, arguments: Group) -> None:
+        if function.name in self.stack or len(self.stack) > _MAX_CALL_DEPTH:
+            raise PtxError(
+                f"function {function.name} is recursive; the simulator inlines calls, so write it as a loop", statement.line
+            )
+        self.calls += 1
+        prefix = f"{function.name}#{self.calls}:"
+        root = scope
+        while root.parent is not None:
+            root = root.parent
+        inner = _Scope(self, root, prefix)
+        formals = list(function.returns) + list(function.parameters)
+        actuals = list(returns.items) + list(arguments.items)
+        if len(formals) != len(actuals):
+            raise PtxError(f"call of {function.name} with {len(actuals)} operands, expected {len(formals)}", statement.line)
+        after = []
+        for position, (formal, actual) in enumerate(zip(formals, actuals)):
+            if isinstance(actual, Name) and scope.symbol(actual.text) is not None and formal.space != "reg":
+                unique = scope.symbol(actual.text)
+                assert unique is not None
+                inner.symbols[formal.name] = unique
+                continue
+            self.declare_variable(inner, formal)
+            move = ("bind", formal, actual, position < len(function.returns), inner)
+            if position < len(function.returns):
+                after.append(move)
+            else:
+                self.items.append((statement, scope, self.location, move))
+        self.stack.append(function.name)
+        location = self.location
+        self.walk(function.body or (), inner)
+        self.location = location
+        self.stack.pop()
+        self.labels[f"{prefix}<return>"] = len(self.items)
+        for move in after:
+            self.items.append((statement, scope, self.location, move))
+
+    def decode(self, kernel: Kernel) -> None:
+        from .instructions import decode_statement
+
+        files = self.module.tree.files
+        end = len(self.items)
+        for index, (statement, scope, location, extra) in enumerate(self.items):
+            d = Decoder(scope, statement)
+            d.extra = extra
+            d.labels = self.labels
+            d.module = self.module
+            try:
+                operation = decode_statement(d)
+            except PtxError:
+                raise
+            except (ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
+                raise d.fail(f"unsupported instruction ({error})") from error
+            if statement.guard is not None and extra is None or (extra is not None and isinstance(extra, str) and statement.guard):
+                predicate = d.predicate(Name(statement.guard.register))
+                operation.guard = Not(predicate) if statement.guard.negated else predicate
+            source = None
+            if location is not None:
+                source = (files.get(location[0], f"file {location[0]}"), location[1])
+            instruction = Instruction(index, render(statement), statement.opcode, statement.line, source, operation)
+            operation.instruction = instruction
+            kernel.instructions.append(instruction)
+        # A body that runs off its end returns.
+        from .control import Exit
+
+        last = Exit()
+        line = self.items[-1][0].line if self.items else self.function.line
+        last.instruction = Instruction(end, "ret;", "ret", line, None, last)
+        kernel.instructions.append(last.instruction)
+        leaders = {0}
+        for target in self.labels.values():
+            leaders.add(target)
+        for instruction in kernel.instructions:
+            if isinstance(instruction.operation, Control):
+                leaders.add(instruction.index + 1)
+        kernel.leaders = leaders
+        from .dataflow import maybe_uninitialized
+
+        kernel.maybe_uninitialized = maybe_uninitialized(kernel)
+
+
+class LoadedModule:
+    """A parsed module; kernels are decoded when first asked for, and all of them when the module is checked."""
+
+    def __init__(self, text: str, addresses: AddressSpace) -> None:
+        self.tree = parse(text)
+        self.functions: dict[str, Function] = {}
+        for function in self.tree.functions:
+            if function.name not in self.functions or function.body is not None:
+                self.functions[function.name] = function
+        self.function_addresses = {name: 0x100 + 16 * i for i, name in enumerate(self.functions)}
+        self.memory = ModuleMemory(self.tree, addresses, self.function_addresses)
+        self.places: dict[str, SymbolPlace] = dict(self.memory.places)
+        for name, address in self.function_addresses.items():
+            self.places[name] = SymbolPlace("function", address, 0, name)
+        self.kernels = {f.name: _Builder(self, f).build() for f in self.functions.values() if f.entry and f.body is not None}
+
+
+def address_in_space(place: SymbolPlace) -> int:
+    """The address that ``mov`` gives for a variable: an offset for shared, local and parameters."""
+    return place.address
+
+
+GENERIC_WINDOW = {"shared": SHARED_WINDOW, "local": LOCAL_WINDOW, "param": PARAM_WINDOW}
