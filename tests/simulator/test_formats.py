@@ -147,8 +147,9 @@ OVERFLOW = {"f16": 65520.0, "bf16": 3.4e38, "e5m2": 61440.0, "tf32": 3.4027e38}
 
 
 @pytest.mark.parametrize("name", OVERFLOW)
-def test_overflow_gives_infinity_or_the_largest_number_by_rounding(name: str) -> None:
-    big = np.array([OVERFLOW[name], -OVERFLOW[name]], dtype=np.float64)
+@pytest.mark.parametrize("factor", [1.0, 64.0])
+def test_overflow_gives_infinity_or_the_largest_number_by_rounding(name: str, factor: float) -> None:
+    big = np.array([OVERFLOW[name], -OVERFLOW[name]], dtype=np.float64) * factor
     largest = finite_values(name)[-1] if name != "tf32" else float(np.float32(3.4011621e38))
     found = {
         r: decode(encode(big, name, r), name, np.float64).tolist() for r in ("rn", "rz", "rm", "rp", "rna")

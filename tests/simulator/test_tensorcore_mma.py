@@ -223,6 +223,16 @@ def test_fused_multiply_add_rounds_once(mode: str, spread: int) -> None:
     assert found.tolist() == expected
 
 
+@pytest.mark.parametrize("exponent", range(20, 40))
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_fused_multiply_add_decides_a_tie_by_the_smallest_bit(exponent: int, sign: float) -> None:
+    # a * b = 1 - 2**-2e: just less than half a last place of c, which plain double arithmetic takes for a tie.
+    a, b = 1 + 2.0**-exponent, 1 - 2.0**-exponent
+    c = sign * (2.0**53 + 2)
+    found = fused_multiply_add(np.array([sign * a]), np.array([b]), np.array([c]))
+    assert found.tolist() == [c]
+
+
 def test_fused_multiply_add_at_the_ends_of_the_range() -> None:
     tiny, big = 5e-324, 1.7976931348623157e308
     a = np.array([1e-200, big, big, tiny, 1e-320, np.inf, 0.0, -0.0, 1.0, 1.0])

@@ -189,6 +189,11 @@ _Op = TypeVar("_Op", bound=type[Operation])
 _REQUIRED: Any = object()
 
 
+def is_required(cls: type[Operation], name: str) -> bool:
+    """Tell whether a field of an operation has no default."""
+    return cls.__dataclass_fields__[name].default in (dataclasses.MISSING, _REQUIRED)
+
+
 def _with_any_order(cls: type[Operation]) -> None:
     """Let fields that must be given follow fields that have a default, which dataclasses refuse."""
     defaulted = False

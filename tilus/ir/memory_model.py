@@ -16,12 +16,53 @@ from tilus.ir.numerics import Array, storage
 Copy = Callable[[], None]
 
 
+class Packed:
+    """A buffer of bytes read as bit-compact elements of fewer bits, one after the other."""
+
+    def __init__(self, memory: Array, dtype: DType) -> None:
+        self.memory = memory
+        self.bits = dtype.bits
+        self.dtype = dtype.code_numpy
+        self.size = memory.size * 8 // dtype.bits
+
+    def _bits_of(self, places: Array | int) -> Array:
+        return np.asarray(places)[..., None] * self.bits + np.arange(self.bits)
+
+    def __getitem__(self, places: Array | int) -> Array:
+        bits = self._bits_of(places)
+        found = (self.memory[bits // 8] >> (bits % 8).astype(np.uint8)) & np.uint8(1)
+        return np.asarray((found << np.arange(self.bits, dtype=np.uint8)).sum(-1, dtype=np.uint8))
+
+    def __setitem__(self, places: Array | int, codes: Array) -> None:
+        memory = np.unpackbits(self.memory, bitorder="little")
+        memory[self._bits_of(places)] = (
+            np.asarray(codes)[..., None] >> np.arange(self.bits, dtype=np.uint8) & 1
+        )
+        self.memory[:] = np.packbits(memory, bitorder="little")
+
+
 @dataclass(frozen=True)
 class Pointer:
     """A place in a flat buffer, in elements."""
 
-    buffer: Array
+    buffer: Array | Packed
     offset: int = 0
+
+    def cast(self, source: DType, target: DType) -> Pointer:
+        """Return the same address as a pointer to another dtype."""
+        if source == target:
+            return self
+        start = self.offset * source.bits
+        if start % 8 or (source.is_subbyte and not isinstance(self.buffer, Packed)):
+            raise HazardFound(
+                f"a pointer to {source} at bit {start} of a buffer cannot be cast; give packed bytes as uint8"
+            )
+        memory = self.buffer.memory if isinstance(self.buffer, Packed) else self.buffer.view(np.uint8)
+        memory = memory[start // 8 :]
+        if target.is_subbyte:
+            return Pointer(Packed(memory, target))
+        item = storage(target).itemsize
+        return Pointer(memory[: memory.size // item * item].view(storage(target)))
 
 
 @dataclass(frozen=True)

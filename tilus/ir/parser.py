@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tilus.dtypes import DType, dtype
 from tilus.errors import Location, TilusError
-from tilus.ir.core import OPCODES, Operation, Region, Value, schema
+from tilus.ir.core import OPCODES, Operation, Region, Value, is_required, schema
 from tilus.ir.kernel import Kernel
 from tilus.ir.types import (
     BarrierType,
@@ -172,7 +173,7 @@ class _Reader:
         if len(expected) != len(regions):
             raise self.error(opcode, f"{opcode} has {len(expected)} regions, not {len(regions)}")
         fields |= {name: self.region(region) for name, region in zip(expected, regions, strict=True)}
-        results = _present(names.children) if names is not None else []
+        results = _names(names)
         if types is not None:
             given = [self.type(t) for t in types.children]
             if len(given) != len(results):
@@ -216,6 +217,9 @@ class _Reader:
                 why = "given twice" if name in fields else f"not one of {', '.join(allowed) or 'none'}"
                 raise self.error(name, f"attribute {name} of {opcode} is {why}")
             fields[str(name)] = self.literal(value)
+        missing = [name for name in allowed if name not in fields and is_required(cls, name)]
+        if missing:
+            raise self.error(opcode, f"{opcode} needs {' and '.join(missing)}")
         return fields
 
     def literal(self, tree: Any) -> Any:
@@ -253,6 +257,21 @@ class _Reader:
             return SharedLayout(_ints(children[0]), _digits(children[1]), swizzle, size)
         except LayoutError as error:
             raise self.error(next(tree.scan_values(lambda _: True)), str(error)) from error
+
+
+def _names(results: Token | None) -> list[Token]:
+    """Return the names in `%a, %b =`, each with its own place."""
+    if results is None:
+        return []
+    found = []
+    for match in re.finditer(r"%[A-Za-z0-9_.]+", results):
+        before = results[: match.start()]
+        token = results.update(value=match.group())
+        token.line = (results.line or 1) + before.count("\n")
+        start = match.start() - before.rfind("\n")
+        token.column = start if "\n" in before else (results.column or 1) + match.start()
+        found.append(token)
+    return found
 
 
 def _present(children: list[Any]) -> list[Any]:

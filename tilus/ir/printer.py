@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from typing import Any
@@ -123,7 +122,7 @@ class _Printer:
                 operands.append(format_list(self.name(v) for v in value))
             elif role == "region":
                 regions.append(value)
-            elif not same_literal(value, _default(type(operation), name)):
+            elif not same_literal(value, type(operation).__dataclass_fields__[name].default):
                 attributes.append(f"{name} = {format_literal(value)}")
         text = operation.opcode
         if operands:
@@ -144,12 +143,3 @@ class _Printer:
         if results and self.types:
             last += " : " + ", ".join(str(v.type) for v in operation.results)
         self.lines.append(last + self.location(operation.loc))
-
-
-_NOTHING = object()
-
-
-def _default(cls: type[Operation], name: str) -> object:
-    """Return the default of an attribute, which the text leaves out."""
-    default = cls.__dataclass_fields__[name].default
-    return _NOTHING if default is dataclasses.MISSING else default

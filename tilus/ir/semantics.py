@@ -131,6 +131,11 @@ def _pointer_add(group: Group, op: ops.PointerAdd) -> tuple[Any, ...]:
     return (Pointer(pointer.buffer, pointer.offset + integer(group, op.offset)),)
 
 
+@means(ops.PointerCast)
+def _pointer_cast(group: Group, op: ops.PointerCast) -> tuple[Any, ...]:
+    return (group.block.values[op.pointer].cast(_dtype(op.pointer), op.dtype),)
+
+
 @means(ops.Assume)
 def _assume(group: Group, op: ops.Assume) -> tuple[Any, ...]:
     found = integer(group, op.value)
@@ -339,60 +344,70 @@ def _store_global(group: Group, op: ops.StoreGlobal) -> tuple[Any, ...]:
     return ()
 
 
-def _as_global(group: Group, tensor: Value) -> tuple[GlobalTensor, Array | None]:
-    """Return a tensor for gather and scatter, and the shared array that a write must go back to."""
-    found = group.block.values[tensor]
-    if isinstance(found, GlobalTensor):
-        return found, None
-    copy = np.ascontiguousarray(found)
-    strides = tuple(step // copy.itemsize for step in copy.strides)
-    return GlobalTensor(Pointer(copy.reshape(-1)), copy.shape, strides), found
+@dataclass(frozen=True)
+class _Accessed:
+    """The elements that gather, scatter and atomics mean."""
+
+    tensor: GlobalTensor
+    places: Array
+    active: Array
+    # Brings what was written back to shared memory.
+    finish: Callable[[], None]
 
 
-def _at_indices(
-    group: Group, op: ops.Gather | ops.Scatter | ops.Atomic
-) -> tuple[GlobalTensor, Array | None, Array, Array]:
-    tensor, shared = _as_global(group, op.tensor)
+def _at_indices(group: Group, op: ops.Gather | ops.Scatter | ops.Atomic) -> _Accessed:
+    found = group.block.values[op.tensor]
     indices = [to_values(group.block.values[v], _dtype(v)).astype(np.int64) for v in op.indices]
     checked = (op.checked,) * len(indices)
-    places, active = tensor.locate(indices, indices[0].shape, checked, _mask(group, op.mask))
-    return tensor, shared, places, active
+    mask = _mask(group, op.mask)
+    if isinstance(found, GlobalTensor):
+        places, active = found.locate(indices, indices[0].shape, checked, mask)
+        return _Accessed(found, places, active, lambda: None)
+    copy = np.array(found, order="C")
+    tensor = GlobalTensor(
+        Pointer(copy.reshape(-1)), copy.shape, tuple(s // copy.itemsize for s in copy.strides)
+    )
+
+    def finish() -> None:
+        found[...] = copy
+
+    places, active = tensor.locate(indices, indices[0].shape, checked, mask)
+    return _Accessed(tensor, places, active, finish)
 
 
 @means(ops.Gather)
 def _gather(group: Group, op: ops.Gather) -> tuple[Any, ...]:
-    tensor, _, places, active = _at_indices(group, op)
-    return (tensor.load(places, active, _zero(_dtype(op.tensor))),)
+    at = _at_indices(group, op)
+    return (at.tensor.load(at.places, at.active, _zero(_dtype(op.tensor))),)
 
 
 @means(ops.Scatter)
 def _scatter(group: Group, op: ops.Scatter) -> tuple[Any, ...]:
-    tensor, shared, places, active = _at_indices(group, op)
-    tensor.store(places, active, group.block.values[op.value])
-    if shared is not None:
-        shared[...] = tensor.pointer.buffer.reshape(shared.shape)
+    at = _at_indices(group, op)
+    at.tensor.store(at.places, at.active, group.block.values[op.value])
+    at.finish()
     return ()
 
 
 @means(ops.Atomic)
 def _atomic(group: Group, op: ops.Atomic) -> tuple[Any, ...]:
-    tensor, shared, places, active = _at_indices(group, op)
+    """Update element by element, in row-major order; elements that are not active give 0."""
+    at = _at_indices(group, op)
     dtype = _dtype(op.tensor)
     values = group.block.values[op.value]
     compare = None if op.compare is None else numerics.to_codes(group.block.values[op.compare], dtype)
-    buffer = tensor.pointer.buffer
+    buffer = at.tensor.pointer.buffer
     old = np.zeros(values.shape, buffer.dtype)
-    for at in zip(*np.nonzero(active)):
-        place = places[at]
-        found = old[at] = buffer[place]
+    for index in zip(*np.nonzero(at.active)):
+        place = at.places[index]
+        found = old[index] = buffer[place]
         if op.kind == "exch":
-            buffer[place] = values[at]
+            buffer[place] = values[index]
         elif compare is None:
-            buffer[place] = numerics.binary(op.kind, found, values[at], dtype)
-        elif numerics.to_codes(np.asarray(found), dtype) == compare[at]:
-            buffer[place] = values[at]
-    if shared is not None:
-        shared[...] = buffer.reshape(shared.shape)
+            buffer[place] = numerics.binary(op.kind, found, values[index], dtype)
+        elif numerics.to_codes(np.asarray(found), dtype) == compare[index]:
+            buffer[place] = values[index]
+    at.finish()
     return (old,)
 
 

@@ -75,7 +75,9 @@ def character_column(line: str, offset: int) -> int:
     return len(line.encode()[:offset].decode(errors="ignore"))
 
 
-def node_location(node: ast.AST, file: str, lines: list[str], first_line: int, caller: Location | None) -> Location:
+def node_location(
+    node: ast.AST, file: str, lines: list[str], first_line: int, caller: Location | None
+) -> Location:
     """Return where a node of a syntax tree stands; `lines` start at `first_line` of the file."""
     line = getattr(node, "lineno", first_line)
     text = lines[line - first_line] if 0 <= line - first_line < len(lines) else ""

@@ -47,5 +47,7 @@ def inline(function: Callable[..., Any]) -> InlineFunction:
     if isinstance(function, InlineFunction):
         return function
     if not isinstance(function, FunctionType):
-        raise SyntaxNotSupported(f"@tilus.inline marks a function, not {function!r}", hint="a function with def")
+        raise SyntaxNotSupported(
+            f"@tilus.inline marks a function, not {function!r}", hint="a function with def"
+        )
     return InlineFunction(function)

@@ -58,7 +58,9 @@ def fits(value: Number, dtype: DType) -> bool:
 def as_constant(value: Number, dtype: DType) -> Number:
     """Return a Python number as a constant of a dtype holds it."""
     if not fits(value, dtype):
-        range_text = f"which holds {dtype.min} to {dtype.max}" if not dtype.is_table else "whose table lacks it"
+        range_text = (
+            f"which holds {dtype.min} to {dtype.max}" if not dtype.is_table else "whose table lacks it"
+        )
         raise TypeMismatch(
             f"the {type(value).__name__} {value} is no {dtype}, {range_text}",
             hint="a number of that dtype, or cast the other operand to a dtype that holds the number",
@@ -72,7 +74,8 @@ def require_arithmetic(symbol: str, dtype: DType) -> None:
     """Refuse dtypes that are for storage only."""
     if dtype.is_boolean:
         raise TypeMismatch(
-            f"{symbol} does not take a boolean", hint="x.to(tilus.int32), or & | ^ ~ for logic on each element"
+            f"{symbol} does not take a boolean",
+            hint="x.to(tilus.int32), or & | ^ ~ for logic on each element",
         )
     require_number(symbol, dtype)
     if dtype.bits <= 8:
@@ -85,14 +88,17 @@ def require_number(symbol: str, dtype: DType) -> None:
     if storage or dtype.is_table:
         raise TypeMismatch(f"{symbol} does not take {dtype}, which is for storage", hint=STORAGE_HINT)
     if dtype.name == "tfloat32":
-        raise TypeMismatch(f"{symbol} does not take tfloat32, which only dot does", hint="x.to(tilus.float32)")
+        raise TypeMismatch(
+            f"{symbol} does not take tfloat32, which only dot does", hint="x.to(tilus.float32)"
+        )
 
 
 def require_integer(symbol: str, dtype: DType) -> None:
     """Refuse all but integers of 8 bits and more."""
     if not dtype.is_integer:
         raise TypeMismatch(
-            f"{symbol} takes integers, not {dtype}", hint="x.to(tilus.int32), or tilus.view to see the bits of a float"
+            f"{symbol} takes integers, not {dtype}",
+            hint="x.to(tilus.int32), or tilus.view to see the bits of a float",
         )
     require_number(symbol, dtype)
 
@@ -109,7 +115,9 @@ def promote(symbol: str, a: DType, b: DType) -> DType:
     if a == b:
         return a
     if a.is_boolean or b.is_boolean or not all(d.is_float or d.is_integer for d in (a, b)):
-        raise TypeMismatch(f"{symbol} takes operands of one dtype, not {a} and {b}", hint="cast one of them with .to(...)")
+        raise TypeMismatch(
+            f"{symbol} takes operands of one dtype, not {a} and {b}", hint="cast one of them with .to(...)"
+        )
     if a.is_float != b.is_float:
         return a if a.is_float else b
     if a.is_float:
@@ -120,7 +128,7 @@ def promote(symbol: str, a: DType, b: DType) -> DType:
     if signed.bits > unsigned.bits:
         return signed
     raise TypeMismatch(
-        f"{symbol} takes integers of one sign, not {a} and {b}, because {signed} does not hold all values of {unsigned}",
+        f"{symbol} takes integers of one sign, not {a} and {b}: {signed} does not hold all values of {unsigned}",
         hint=f"cast one of them, as in x.to(tilus.{signed})",
     )
 
@@ -129,7 +137,10 @@ def promote_number(symbol: str, value: Number, other: DType) -> DType:
     """Return the dtype in which a Python number meets a run-time operand."""
     if isinstance(value, bool):
         if not other.is_boolean:
-            raise TypeMismatch(f"{symbol} takes operands of one dtype, not {other} and the bool {value}", hint=f"{int(value)}")
+            raise TypeMismatch(
+                f"{symbol} takes operands of one dtype, not {other} and the bool {value}",
+                hint=f"{int(value)}",
+            )
         return other
     if other.is_boolean:
         raise TypeMismatch(

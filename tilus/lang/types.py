@@ -43,7 +43,8 @@ def parse_dims(text: str) -> tuple[str | int | None, ...]:
             dims.append(word)
         else:
             raise TypeMismatch(
-                f"{word!r} is not a dimension", hint='names, sizes and _ between blanks, as in Tensor[float16, "m 64 _"]'
+                f"{word!r} is not a dimension",
+                hint='names, sizes and _ between blanks, as in Tensor[float16, "m 64 _"]',
             )
     if not dims:
         raise TypeMismatch("a tensor has at least one dimension", hint='Tensor[float16, "n"]')
@@ -60,7 +61,7 @@ def check_element(owner: str, dtype: object) -> DType | str:
     )
 
 
-class constexpr:  # noqa: N801
+class constexpr:
     """Annotation of a parameter that is known when the kernel is compiled.
 
     Its value is any Python object: a number, a dtype, a layout, a list, a function. Each value makes a kernel of
@@ -125,7 +126,7 @@ class Tile:
         raise only_in_kernel("Tile.ndim")
 
     @property
-    def T(self) -> Tile:  # noqa: N802
+    def T(self) -> Tile:
         """The tile with its dimensions reversed."""
         raise only_in_kernel("Tile.T")
 
@@ -133,7 +134,9 @@ class Tile:
         """Convert each element to another dtype; see `tilus.cast`."""
         raise only_in_kernel("Tile.to")
 
-    def view(self, dtype: DType, shape: Sequence[int] | None = None, layout: RegisterLayout | None = None) -> Tile:
+    def view(
+        self, dtype: DType, shape: Sequence[int] | None = None, layout: RegisterLayout | None = None
+    ) -> Tile:
         """Reinterpret the bits; see `tilus.view`."""
         raise only_in_kernel("Tile.view")
 
@@ -211,7 +214,7 @@ class Shared:
         raise only_in_kernel("Shared.ndim")
 
     @property
-    def T(self) -> Shared:  # noqa: N802
+    def T(self) -> Shared:
         """The same memory with its dimensions reversed."""
         raise only_in_kernel("Shared.T")
 
@@ -299,4 +302,3 @@ class Barrier:
     def wait(self, phase: Any, index: Any = None) -> None:
         """Wait until the phase of parity `phase` is complete; see `tilus.wait`."""
         raise only_in_kernel("Barrier.wait")
-

@@ -8,7 +8,7 @@ from itertools import islice
 from math import gcd
 
 from tilus.layout.errors import LayoutError
-from tilus.layout.memory import Decomposition, Memory, Piece, decompose, offsets, reachable_bits
+from tilus.layout.memory import Decomposition, Memory, Piece, decompose, offsets, piece_values, reachable_bits
 from tilus.layout.register import RegisterLayout
 from tilus.layout.shared import SharedLayout
 from tilus.layout.swizzle import Swizzle
@@ -103,11 +103,9 @@ def _widest_vector(parts: Decomposition, elements: int, limit: int | None) -> tu
         if changed:
             vector = gcd(vector, changed & -changed)
 
-    def place(element: int) -> tuple[int, int]:
-        others = element - sum(element // piece.weight % piece.size * piece.weight for piece in run)
-        return others, sum(piece.value(element) for piece in run)
-
-    return vector, place
+    inside = piece_values(run, elements)
+    taken = piece_values([Piece(piece.size, piece.weight, piece.weight) for piece in run], elements)
+    return vector, lambda element: (element - taken[element], inside[element])
 
 
 def _widest_swizzled_vector(
@@ -116,7 +114,7 @@ def _widest_swizzled_vector(
     """Find vectors where threads' and elements' bits are apart, so that both are swizzled on their own."""
     bits = reachable_bits(parts.threads)
     bits |= (bits >> swizzle.shift) & swizzle.mask
-    places = [swizzle(parts.element_offset(element)) for element in range(elements)]
+    places = [swizzle(offset) for offset in piece_values(parts.elements, elements)]
     held = set(places)
     vector = 1
     while 2 * vector <= elements and not bits & vector and (limit is None or limit % (2 * vector) == 0):
@@ -181,10 +179,11 @@ def affine_offsets(
     if parts is None:
         return None
     wanted = range(layout.elements) if elements is None else elements
-    constants = [parts.element_offset(element) for element in wanted]
+    numbers = piece_values(parts.elements, layout.elements)
+    constants = [numbers[element] for element in wanted]
     if parts.swizzle is None:
         return AffineOffsets(parts.threads, None, (0,) * len(constants), tuple(constants))
-    firsts = sorted({parts.thread_offset(thread) for thread in range(layout.threads)})
+    firsts = sorted(set(piece_values(parts.threads, layout.threads)))
     thread_bits = 0
     for first in firsts:
         thread_bits |= first
@@ -275,14 +274,26 @@ def wavefronts(addresses: Sequence[int], access_bits: int) -> int:
     128 bytes goes in groups of lanes that move 128 bytes each.
     """
     lanes = lanes_per_pass(access_bits)
+    # Accesses of whole words at their own alignment fill groups of neighbouring banks alike.
+    unit = max(access_bits, BANK_BITS)
+    aligned = BANKS * BANK_BITS % unit == 0 and all(address % access_bits == 0 for address in addresses)
+    aligned = aligned and unit % access_bits == 0
     total = 0
     for start in range(0, len(addresses), lanes):
-        words: set[int] = set()
-        for address in addresses[start : start + lanes]:
-            words.update(range(address // BANK_BITS, (address + access_bits - 1) // BANK_BITS + 1))
-        load = [0] * BANKS
-        for word in words:
-            load[word % BANKS] += 1
+        group = addresses[start : start + lanes]
+        if aligned:
+            units = {address // unit for address in group}
+            banks = BANKS * BANK_BITS // unit
+        else:
+            units = {
+                word
+                for address in group
+                for word in range(address // BANK_BITS, (address + access_bits - 1) // BANK_BITS + 1)
+            }
+            banks = BANKS
+        load = [0] * banks
+        for number in units:
+            load[number % banks] += 1
         total += max(load)
     return total
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise, permutations
 from math import prod
 
-from tilus.layout.analysis import WARP, AccessCost, bank_conflicts, vector_width
+from tilus.layout.analysis import WARP, AccessCost, bank_conflicts, lanes_per_pass, vector_width
 from tilus.layout.errors import LayoutError
 from tilus.layout.memory import Piece
 from tilus.layout.register import Digit, Digits, RegisterLayout, format_shape, row_strides
@@ -163,16 +163,26 @@ def plan_shared(source: RegisterLayout, target: RegisterLayout, element_bits: in
     """Choose the shared layout, among row-major, padded and swizzled ones, with the fewest wavefronts."""
     best: tuple[tuple[int, int, int], SharedLayout] | None = None
     limit = max(1, 128 // element_bits)
-    for order, candidate in enumerate(_shared_candidates(source, target, element_bits)):
+    candidates = _shared_candidates(source, target, element_bits)
+    # With these, no candidate is better: the widest vectors that any order of the dimensions gives, no conflicts.
+    plain = [_plain(source.shape, order) for order in _orders(source, target)]
+    ideal = 0
+    for layout in (source, target):
+        accesses = layout.elements // max(vector_width(layout, memory, limit) for memory in plain)
+        bits = element_bits * (layout.elements // accesses)
+        ideal += accesses * (1 + -(-min(WARP, layout.threads) // lanes_per_pass(bits)))
+    for order, candidate in enumerate(candidates):
         wave = 0
         for layout in (source, target):
             vector = vector_width(layout, candidate, limit)
-            few = bank_conflicts(layout, candidate, element_bits, vector, sample=4)
+            few = bank_conflicts(layout, candidate, element_bits, vector, sample=2)
             accesses = layout.elements // vector
             wave += few.count * accesses // few.accesses + accesses
         rank = (wave, candidate.size, order)
         if best is None or rank < best[0]:
             best = rank, candidate
+            if wave <= ideal and candidate.size == source.size:
+                break
     assert best is not None
     shared = best[1]
     store_vector = vector_width(source, shared, limit)
@@ -301,23 +311,22 @@ def _shared_candidates(
     word = max(1, 32 // element_bits)
     chunk = max(1, 128 // element_bits)
     for order in _orders(source, target):
-        extents = [source.shape[dim] for dim in order]
-        fast = extents[-1] if extents else 1
-        for padding in sorted({0, word, 2 * word, chunk, 2 * chunk}):
-            pitch = fast + padding
-            steps = [step // fast * pitch for step in row_strides(extents)[:-1]] + [1]
-            yield SharedLayout(
-                source.shape,
-                tuple(Digit(extents[i], dim, steps[i]) for i, dim in enumerate(order)),
-            )
-        plain = SharedLayout(
-            source.shape,
-            tuple(
-                Digit(extents[i], dim, step) for i, (dim, step) in enumerate(zip(order, row_strides(extents)))
-            ),
-        )
-        for swizzle in _swizzles(prod(extents), element_bits, word, chunk):
+        plain = _plain(source.shape, order)
+        yield plain
+        for swizzle in _swizzles(source.size, element_bits, word, chunk):
             yield plain.with_swizzle(swizzle)
+        for padding in sorted({word, 2 * word, chunk, 2 * chunk}):
+            yield _plain(source.shape, order, padding)
+
+
+def _plain(shape: tuple[int, ...], order: Sequence[int], padding: int = 0) -> SharedLayout:
+    """Return the layout with dimensions in ``order``, slowest first, and rows that are ``padding`` apart."""
+    extents = [shape[dim] for dim in order]
+    steps = row_strides(extents)
+    if padding and extents:
+        steps = (*(step // extents[-1] * (extents[-1] + padding) for step in steps[:-1]), 1)
+    digits = (Digit(extent, dim, step) for extent, dim, step in zip(extents, order, steps, strict=True))
+    return SharedLayout(shape, tuple(digits))
 
 
 def _swizzles(size: int, element_bits: int, word: int, chunk: int) -> Iterator[Swizzle]:

@@ -103,14 +103,25 @@ def offsets(
     if parts is None:
         assert isinstance(memory, SharedLayout), "strides always decompose"
         return [[memory.offset(layout.index(thread, e)) for e in elements] for thread in threads]
-    constants = [parts.element_offset(element) for element in elements]
-    swizzle = parts.swizzle
-    table = []
-    for thread in threads:
-        first = parts.thread_offset(thread)
-        row = [first + constant for constant in constants]
-        table.append(row if swizzle is None else [swizzle(offset) for offset in row])
-    return table
+    firsts = piece_values(parts.threads, layout.threads)
+    constants = piece_values(parts.elements, layout.elements)
+    chosen = [constants[element] for element in elements]
+    table = [[firsts[thread] + constant for constant in chosen] for thread in threads]
+    if parts.swizzle is None:
+        return table
+    shift, mask = parts.swizzle.shift, parts.swizzle.mask
+    return [[offset ^ (offset >> shift & mask) for offset in row] for row in table]
+
+
+def piece_values(pieces: Sequence[Piece], count: int) -> list[int]:
+    """Return the sum of the pieces' values for every number below ``count``."""
+    values = [0]
+    for piece in sorted(pieces, key=lambda piece: piece.weight):
+        values = values * (piece.weight // len(values))
+        values = [
+            step + value for step in range(0, piece.size * piece.stride, piece.stride) for value in values
+        ]
+    return values * (count // len(values))
 
 
 def reachable_bits(pieces: Sequence[Piece]) -> int:

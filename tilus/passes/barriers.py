@@ -78,11 +78,20 @@ class State:
 def place_barriers(kernel: Kernel) -> Kernel:
     """Insert the barriers that are needed."""
     analysis = Analysis(kernel)
-    analysis.region(kernel.body, State())
+    while True:
+        try:
+            analysis.start()
+            break
+        except _Again:
+            continue
     if not analysis.wanted:
         return kernel
     placed = Insert(analysis.wanted).run(kernel)
     return replace(placed, notes=kernel.notes + tuple(sorted(set(analysis.report.values()))))
+
+
+class _Again(Exception):
+    """A barrier was added: what the walk knows is out of date."""
 
 
 class Analysis:
@@ -96,6 +105,7 @@ class Analysis:
         self.place: dict[Value, tuple[int, int, Value, Stage | None]] = {}
         self.threads = kernel.threads
         self.loops: list[list[State]] = []
+        self.branches: list[tuple[Operation, State]] = []
         self._index(kernel.body)
 
     def _index(self, region: Region) -> None:
@@ -147,6 +157,11 @@ class Analysis:
         made = self.made.get(value)
         return int(made.value) if isinstance(made, ops.Constant) else None
 
+    def start(self) -> None:
+        """Walk the kernel from its beginning; raises _Again where a barrier was added."""
+        self.loops, self.branches, self.threads = [], [], self.kernel.threads
+        self.region(self.kernel.body, State())
+
     # Effects.
 
     def accesses(self, op: Operation) -> list[Access]:
@@ -175,6 +190,8 @@ class Analysis:
 
     def operation(self, op: Operation, state: State) -> State | None:
         """Walk one operation."""
+        if id(op) in self.wanted:
+            state = State(frozenset(), state.flying)
         if isinstance(op, ops.Sync):
             return State(frozenset(), state.flying)
         if isinstance(op, ops.CopyAsyncCommit):
@@ -192,15 +209,18 @@ class Analysis:
         if isinstance(op, ops.Loop):
             return self._loop(op, op.body, state, False)
         if isinstance(op, ops.If):
+            self.branches.append((op, state))
             ways = [self.region(op.then, state), self.region(op.orelse, state)]
+            self.branches.pop()
             reached = [w for w in ways if w is not None]
             if not reached:
                 return None
             return reached[0] if len(reached) == 1 else reached[0].join(reached[1])
         if isinstance(op, ops.WarpGroup):
             threads, self.threads = self.threads, 32 * op.count
+            branches, self.branches = self.branches, []
             inner = self.region(op.body, state)
-            self.threads = threads
+            self.threads, self.branches = threads, branches
             return state if inner is None else state.join(inner)
         if isinstance(op, (ops.Break, ops.Continue)):
             if self.loops:
@@ -230,21 +250,22 @@ class Analysis:
                         op.loc,
                         hint="call tilus.copy_async_commit() and tilus.copy_async_wait(0) before",
                     )
-        if id(op) in self.wanted:
-            return State(frozenset(), state.flying)
         for access in found:
             for earlier in state.accesses:
                 if access.conflicts(earlier):
                     reason = f"{earlier.what} before {op.opcode}"
-                    self.wanted[id(op)] = reason
+                    # Before the outermost branch that is enough, so that both ways share the barrier.
+                    place = next((branch for branch, entry in self.branches if earlier in entry.accesses), op)
+                    self.wanted[id(place)] = reason
                     where = f" at line {op.loc.line}" if op.loc is not None else ""
-                    self.report[id(op)] = f"barrier{where}: {reason} of the same shared memory"
-                    return State(frozenset(), state.flying)
+                    self.report[id(place)] = f"barrier{where}: {reason} of the same shared memory"
+                    raise _Again
         return state
 
     def _loop(self, op: Operation, body: Region, state: State, may_skip: bool) -> State:
         entry = state
         leaving = state if may_skip else None
+        branches, self.branches = self.branches, []
         while True:
             self.loops.append([])
             end = self.region(body, entry)
@@ -256,6 +277,7 @@ class Analysis:
             if joined == entry:
                 break
             entry = joined
+        self.branches = branches
         for way in around:
             leaving = way if leaving is None else leaving.join(way)
         out = leaving if leaving is not None else entry

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from math import gcd
+from math import gcd, prod
 
 from tilus.errors import LayoutConflict, Location, TilusError
 from tilus.ir import ops
@@ -20,7 +20,7 @@ from tilus.ir.core import Operation, Region, Value
 from tilus.ir.kernel import Kernel
 from tilus.ir.rewrite import Rewriter
 from tilus.ir.types import GlobalType, RegisterType
-from tilus.layout import LayoutError, RegisterLayout, coalesced, local
+from tilus.layout import Digit, LayoutError, RegisterLayout, coalesced, local
 from tilus.passes.select import DotChoice, Selector
 
 # Operations whose register operands and results all share one layout.
@@ -28,6 +28,8 @@ UNIFORM = (
     ops.Unary, ops.Binary, ops.Compare, ops.Select, ops.Cast, ops.InlinePtx, ops.Gather, ops.Scatter, ops.Atomic,
     ops.Random, ops.Table,
 )  # fmt: skip
+
+WARP = 32
 
 # A conversion pays where it makes accesses to global memory at least this many times wider.
 WORTHWHILE = 4
@@ -133,6 +135,12 @@ class Inference:
         self._propagate()
         self._choose_dots()
         self._propagate()
+        for op in self.operations:
+            if isinstance(op, ops.Scan):
+                assert isinstance(op.x.type, RegisterType)
+                layout = scan_layout(op.x.type.shape, self.threads[op.x], op.axis)
+                self.give(op.x, layout, "scan of its tile", op.loc)
+                self._propagate()
         self._memory()
         for value in self.parent:
             if self.find(value) not in self.layout:
@@ -344,6 +352,30 @@ def slice_chunk(op: ops.SliceTile) -> tuple[int, ...]:
     return tuple(gcd(o, n, d) for o, n, d in zip(op.offsets, op.shape, op.x.type.shape, strict=True))
 
 
+def scan_layout(shape: tuple[int, ...], threads: int, axis: int) -> RegisterLayout:
+    """Return a layout to scan in: along the axis a run in each thread, then lanes, then warps where need be."""
+    others = [d for d in range(len(shape)) if d != axis]
+    rows = prod(shape[d] for d in others)
+    along = gcd(threads if rows < threads // WARP else WARP, shape[axis])
+    left = threads // along
+    counts = {axis: along}
+    for dim in reversed(others):
+        counts[dim] = gcd(left, shape[dim])
+        left //= counts[dim]
+    run = shape[axis] // along
+    spatial = [Digit(left, None, 0), *(Digit(counts[d], d, 1) for d in others), Digit(along, axis, run)]
+    locals_ = [*(Digit(shape[d] // counts[d], d, counts[d]) for d in others), Digit(run, axis, 1)]
+    return RegisterLayout(shape, tuple(spatial), tuple(locals_))
+
+
+def scans_in(layout: RegisterLayout, axis: int) -> bool:
+    """Tell whether each thread holds one run along an axis."""
+    run = layout.shape[axis] // prod(d.size for d in layout.spatial_digits if d.dim == axis)
+    ordered = sorted((d for d in layout.spatial_digits if d.dim == axis), key=lambda d: -d.stride)
+    inner_first = [d for d in layout.spatial_digits if d.dim == axis] == ordered
+    return inner_first and all(d.stride >= run for d in ordered)
+
+
 def memory_order(tensor: Value, rank: int) -> tuple[int, ...] | None:
     """Return a tile's dimensions from the fastest in memory, or None for the usual order."""
     assert isinstance(tensor.type, GlobalType)
@@ -421,6 +453,16 @@ class Assign(Rewriter):
             return
         if isinstance(op, (ops.LoadGlobal, ops.StoreGlobal)):
             self._global(op)
+            return
+        if isinstance(op, ops.Scan):
+            wanted = self.found.of(op.x)
+            assert wanted is not None
+            layout = wanted
+            if not scans_in(wanted, op.axis):
+                layout = scan_layout(wanted.shape, wanted.threads, op.axis)
+            made = ops.Scan(self.operand(op.x, layout, op.loc), op.axis, op.kind, op.exclusive, loc=op.loc)
+            self.emit(made)
+            self.mapping[op.result] = self.convert(made.result, wanted, op.loc)
             return
         edges = [e for e in self.found.mapped if e.operation is op]
         if edges:

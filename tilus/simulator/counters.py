@@ -77,18 +77,21 @@ class Counters:
         entry[1] += actual
         entry[2] += ideal
 
-    def matrix_access(self, instruction: Any, warps: int, rows: Any) -> None:
-        """``ldmatrix`` and ``stmatrix``: ``rows`` are the addresses ``[phases, 8]`` of 16-byte rows."""
+    def matrix_rows(self, instruction: Any, rows: Any) -> None:
+        """``ldmatrix`` and ``stmatrix``: each warp's row addresses; eight rows of 16 bytes go in one pass."""
         entry = self.shared[instruction.index]
-        entry[0] += warps
+        entry[0] += len(rows)
         entry[3] += rows.size * 16
-        first = rows[0]
-        delta = rows - first[0]
-        modulus = first[0] % WAVEFRONT
-        del delta, modulus
-        words = (rows[:, :, None] // 4 + np.arange(4)).reshape(len(rows), -1)
-        entry[1] += int(_bank_degree(words).sum())
-        entry[2] += len(rows)
+        delta = rows - rows[:, :1]
+        residue = rows[:, 0] % WAVEFRONT
+        same = len(rows) == 1 or bool((delta == delta[0]).all() and (residue == residue[0]).all())
+        for row in range(1 if same else len(rows)):
+            key = (delta[row].tobytes(), int(residue[row]), 16, -1)
+            found = self._patterns.get(key)
+            if found is None:
+                found = self._patterns[key] = _matrix_wavefronts(delta[row] + int(residue[row]))
+            entry[1] += found[0] * (len(rows) if same else 1)
+            entry[2] += found[1] * (len(rows) if same else 1)
 
     def bulk_shared(self, instruction: Any, size: int) -> None:
         """Bytes that an asynchronous copy moved."""
@@ -169,3 +172,10 @@ def _wavefronts(addresses: Any, width: int) -> tuple[int, int]:
         words = part // 4 if width <= 4 else (part[:, None] // 4 + np.arange(width // 4)).ravel()
         total += int(_bank_degree([words])[0])
     return max(total, ideal), ideal
+
+
+def _matrix_wavefronts(rows: Any) -> tuple[int, int]:
+    """Passes of a matrix access: one for each eight rows that fall into different banks."""
+    phases = rows.reshape(-1, 8)
+    words = (phases[:, :, None] // 4 + np.arange(4)).reshape(len(phases), -1)
+    return int(_bank_degree(words).sum()), len(phases)

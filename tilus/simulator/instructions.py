@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from . import (
+    async_copy,
+    fences,
+    matrix,
+    atomics,
     barriers,
     compare,
     control,
@@ -29,6 +33,10 @@ TABLE: dict[str, Callable[[Decoder], Operation]] = {
     **memory.INSTRUCTIONS,
     **warp.INSTRUCTIONS,
     **barriers.INSTRUCTIONS,
+    **atomics.INSTRUCTIONS,
+    **async_copy.INSTRUCTIONS,
+    **matrix.INSTRUCTIONS,
+    **fences.INSTRUCTIONS,
 }
 
 

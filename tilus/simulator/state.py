@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .async_copy import CopyQueue
 from .barriers import BarrierUnit
 from .hazards import Stop
 from .memory_unit import Memory
@@ -82,6 +83,7 @@ class State:
         self.ticket = 0
         self.waiting: dict[int, Any] = {}
         self.barriers = BarrierUnit(self)
+        self.copies = CopyQueue(self)
         self.parked = 0
         self.races: Any = None
         self.order: Any = None

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from tilus.codegen.llvm_text import V, Writer, integer
-from tilus.codegen.lower import control, dot, elementwise, exchange, scalar, shared_memory, tile  # noqa: F401
+from tilus.codegen.lower import (  # noqa: F401
+    atomics,
+    control,
+    debug,
+    dot,
+    elementwise,
+    exchange,
+    random,
+    scalar,
+    scan,
+    shared_memory,
+    tile,
+)
 from tilus.codegen.lower.context import Context, GlobalTensor
 from tilus.codegen.registers import llvm_type
 from tilus.codegen.target import Target

@@ -241,7 +241,7 @@ def lower_gather(ctx: Context, op: ops.Gather) -> None:
     mask = elements_of(w, ctx.tile(op.mask)) if op.mask is not None else None
     words = []
     for element in range(layout.elements):
-        pointer, predicate = _shared_element(ctx, tensor, [c[element] for c in columns], op.checked)
+        pointer, predicate = shared_element(ctx, tensor, [c[element] for c in columns], op.checked)
         predicate = both(ctx, predicate, mask[element] if mask else None)
         if predicate is None:
             words.append(load_words(w, pointer, bits, bits // 8))
@@ -250,7 +250,8 @@ def lower_gather(ctx: Context, op: ops.Gather) -> None:
     ctx.values[op.result] = tile_from_words(w, tensor.dtype, layout, [(e,) for e in range(layout.elements)], words)
 
 
-def _shared_element(ctx: Context, tensor: SharedTensor, index: list[V], checked: bool) -> tuple[V, V | None]:
+def shared_element(ctx: Context, tensor: SharedTensor, index: list[V], checked: bool) -> tuple[V, V | None]:
+    """Return the pointer of one element, and whether the index lies in the tensor."""
     w = ctx.w
     index = [w.convert("trunc", i, "i32") for i in index]
     inside: V | None = None
@@ -277,7 +278,7 @@ def lower_scatter(ctx: Context, op: ops.Scatter) -> None:
     mask = elements_of(w, ctx.tile(op.mask)) if op.mask is not None else None
     once = ctx.is_first_replica(tile.layout)
     for element, words in enumerate(words_from_tile(w, tile, [(e,) for e in range(tile.count)])):
-        pointer, predicate = _shared_element(ctx, tensor, [c[element] for c in columns], op.checked)
+        pointer, predicate = shared_element(ctx, tensor, [c[element] for c in columns], op.checked)
         predicate = both(ctx, once, both(ctx, predicate, mask[element] if mask else None))
         if predicate is None:
             store_words(w, pointer, words, bits, bits // 8)

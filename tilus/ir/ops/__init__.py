@@ -34,6 +34,7 @@ from tilus.ir.ops.scalar import (
     Extract,
     GridDim,
     PointerAdd,
+    PointerCast,
     Stride,
 )
 from tilus.ir.ops.tile import (
@@ -62,7 +63,7 @@ __all__ = [
     "Binary", "BlockId", "Break", "Broadcast", "Cast", "ClusterRank", "Compare", "Concat", "Constant", "Continue",
     "ConvertLayout", "CopyAsync", "CopyAsyncCommit", "CopyAsyncWait", "CopyBulk", "Dim", "Dot", "ExpandDims",
     "Extract", "Fence", "For", "Gather", "GlobalView", "GridDim", "If", "InlinePtx", "Iota", "LoadGlobal",
-    "LoadShared", "Loop", "PointerAdd", "PointerOf", "Print", "Random", "Reduce", "Reshape", "Return", "Scan",
-    "Scatter", "Select", "SharedIndex", "SharedPermute", "SharedSlice", "SliceTile", "Splat", "Squeeze",
+    "LoadShared", "Loop", "PointerAdd", "PointerCast", "PointerOf", "Print", "Random", "Reduce", "Reshape", "Return",
+    "Scan", "Scatter", "Select", "SharedIndex", "SharedPermute", "SharedSlice", "SliceTile", "Splat", "Squeeze",
     "StoreGlobal", "StoreShared", "Stride", "Sync", "Table", "Transpose", "Unary", "View", "WarpGroup", "Yield",
 ]  # fmt: skip

@@ -100,6 +100,19 @@ class PointerAdd(Operation):
         return (PointerType(self.pointer.type.dtype),)
 
 
+@op("pointer_cast", pure=True)
+class PointerCast(Operation):
+    """The same address as a pointer to another dtype."""
+
+    pointer: Value = operand()
+    dtype: DType = attribute()
+
+    def infer(self) -> tuple[Type, ...]:
+        if not isinstance(self.pointer.type, PointerType):
+            raise TypeMismatch(f"a pointer cast takes a pointer, not {self.pointer.type}")
+        return (PointerType(self.dtype, self.pointer.type.align),)
+
+
 @op("assume", pure=False)
 class Assume(Operation):
     """A promise that `value` is a multiple of `divisor`; the result carries it."""

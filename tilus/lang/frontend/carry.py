@@ -92,7 +92,8 @@ def shape_of_merge(name: str, a: object, b: object, line: int) -> Part:
     if dtype is not None:
         return Slot(ScalarType(dtype))
     if carriable(a) and carriable(b):
-        assert isinstance(a, Value) and isinstance(b, Value)
+        assert isinstance(a, Value)
+        assert isinstance(b, Value)
         if plain_type(a.type) == plain_type(b.type):
             return Slot(plain_type(a.type))
     raise merge_error(name, a, b, line)
@@ -128,7 +129,8 @@ def merge_error(name: str, a: object, b: object, line: int) -> TypeMismatch:
     if not isinstance(a, Value) and not isinstance(b, Value):
         hint = "a condition known at compile time, or numbers"
     return TypeMismatch(
-        f"{name} is {describe(a)} where the condition in line {line} holds, and {describe(b)} where it does not", hint=hint
+        f"{name} is {describe(a)} where the condition in line {line} holds, and {describe(b)} where it does not",
+        hint=hint,
     )
 
 

@@ -6,11 +6,13 @@ import ast
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from tilus.errors import SyntaxNotSupported, TypeMismatch
+from tilus.errors import NameNotFound, SyntaxNotSupported, TypeMismatch
 from tilus.ir import Operation, ScalarType, Value, ops
 from tilus.lang.frontend.carry import (
     Fixed,
+    Group,
     Part,
+    Slot,
     carriable,
     describe_part,
     put_together,
@@ -19,12 +21,13 @@ from tilus.lang.frontend.carry import (
     slots,
     take_apart,
 )
-from tilus.lang.frontend.liveness import assigned
+from tilus.lang.frontend.liveness import assigned, loads
 from tilus.lang.frontend.tracer import Flow, Scope, Tracer, Undefined
 from tilus.lang.promotion import promote
 from tilus.lang.semantics.arithmetic import convert, truth
 from tilus.lang.semantics.launch import LoopRange, WarpsContext
 
+MISSING = object()
 Branch = tuple[list[Operation], dict[str, object], Flow]
 
 
@@ -46,7 +49,7 @@ def runtime_if(t: Tracer, node: ast.If, cond: Value, then: list[ast.stmt], orels
     open_branches = [branch for branch in (first, second) if branch[2] is Flow.NEXT]
     merged: dict[str, Part] = {}
     live = t.frame.source.liveness.after[node]
-    names = [n for n in dict.fromkeys([*assigned(then), *assigned(orelse)])]
+    names = list(dict.fromkeys([*assigned(then), *assigned(orelse)]))
     after: dict[str, object] = {}
     for name in names:
         if name not in live:
@@ -62,11 +65,7 @@ def runtime_if(t: Tracer, node: ast.If, cond: Value, then: list[ast.stmt], orels
     for block, branch_names, flow in (first, second):
         if flow is Flow.NEXT:
             with t.region(block):
-                values = [
-                    v for name, part in merged.items()
-                    for v in take_apart(t, part, branch_names[name], lambda e, f: TypeMismatch("unreachable"))
-                ]  # fmt: skip
-                t.emit(ops.Yield, tuple(values))
+                t.emit(ops.Yield, yielded(t, merged, branch_names))
         else:
             assert flow is Flow.ENDED, flow
     made = t.emit(ops.If, cond, t.close(first[0]), t.close(second[0]))
@@ -82,7 +81,18 @@ def runtime_if(t: Tracer, node: ast.If, cond: Value, then: list[ast.stmt], orels
     return Flow.ENDED
 
 
-MISSING = object()
+def yielded(t: Tracer, merged: dict[str, Part], names: dict[str, object]) -> tuple[Value, ...]:
+    """Return the SSA values that a branch yields for names."""
+    values: list[Value] = []
+    for name, part in merged.items():
+        if not isinstance(part, Fixed):
+            values += take_apart(t, part, names[name], disagree)
+    return tuple(values)
+
+
+def disagree(expected: object, found: object) -> TypeMismatch:
+    """Return the error for branches that differ, which the merge of their values has excluded."""
+    return TypeMismatch(f"one branch gives {describe_part(expected)}, the other {describe_part(found)}")
 
 
 def rename(value: object, name: str) -> object:
@@ -106,14 +116,18 @@ def leaving_shape(value: object, before: object, node: ast.If) -> Part:
     if value is before or value is MISSING or isinstance(value, Undefined):
         return Fixed(Undefined("it is not assigned on this path") if value is MISSING else value)
     if isinstance(value, Value) and not carriable(value):
-        return Fixed(Undefined(f"{name_of_kind(value)} made under the condition in line {node.lineno} stays there"))
+        return Fixed(
+            Undefined(f"{name_of_kind(value)} made under the condition in line {node.lineno} stays there")
+        )
     part = shape_of_start(value) if contains_value(value) else Fixed(value)
     return part
 
 
 def name_of_kind(value: Value) -> str:
     """Say what kind of thing a tensor or barrier is."""
-    return {"SharedType": "the shared tensor", "GlobalType": "the tensor"}.get(type(value.type).__name__, "the value")
+    return {"SharedType": "the shared tensor", "GlobalType": "the tensor"}.get(
+        type(value.type).__name__, "the value"
+    )
 
 
 def contains_value(value: object) -> bool:
@@ -146,10 +160,11 @@ class Carried:
                     hint="one tensor with a leading dimension for its stages, and an index that the loop changes",
                 )
             hint = f"{name} = x.to(...) in the loop, or a first value of the type that the loop gives it"
-            if not isinstance(expected, Slot_or_group):
+            if not isinstance(expected, (Slot, Group)):
                 hint = "for ... in tilus.static_range(...), where values known at compile time may change"
             return TypeMismatch(
-                f"{name} is {describe_part(expected)} {where}, and {describe_part(found)} after an iteration", hint=hint
+                f"{name} is {describe_part(expected)} {where}, and {describe_part(found)} after an iteration",
+                hint=hint,
             )
 
         return complain
@@ -161,8 +176,8 @@ class Carried:
             value = names.get(name, MISSING)
             if isinstance(value, Undefined) or value is MISSING:
                 reason = value.reason if isinstance(value, Undefined) else "it is not assigned"
-                raise TypeMismatch(
-                    f"{name} has a value before the loop in line {self.node.lineno}, and none after an iteration: {reason}",
+                raise NameNotFound(
+                    f"{name} has a value before the loop in line {self.node.lineno}, but none after it: {reason}",
                     hint=f"a value for {name} on every path",
                 )
             values += take_apart(self.t, part, value, self.complaint(name))
@@ -182,11 +197,6 @@ class Carried:
             count = len(slots(part))
             self.t.frame.names[name] = rename(put_together(part, rest[:count]), name)
             rest = rest[count:]
-
-
-from tilus.lang.frontend.carry import Group, Slot  # noqa: E402
-
-Slot_or_group = (Slot, Group)
 
 
 def carried_names(t: Tracer, node: ast.For | ast.While, names: Sequence[str]) -> list[str]:
@@ -220,7 +230,9 @@ def trace_loop(
     frame.names = before
     for name in names:
         if name not in carried.parts:
-            frame.names[name] = Undefined(f"it is assigned in the loop in line {node.lineno}, which may not run")
+            frame.names[name] = Undefined(
+                f"it is assigned in the loop in line {node.lineno}, which may not run"
+            )
     return carried, block
 
 
@@ -230,7 +242,9 @@ def for_range(t: Tracer, node: ast.For, loop: LoopRange) -> Flow:
         raise SyntaxNotSupported("a loop over a range has one index", hint="for i in range(n)")
     target = node.target.id
     start, stop, step = (t.integer(part) for part in (loop.start, loop.stop, loop.step))
-    assert start is not None and stop is not None and step is not None
+    assert start is not None
+    assert stop is not None
+    assert step is not None
     require_known_sign(t, step)
     dtype = start.type.dtype  # type: ignore[attr-defined]
     for bound in (stop, step):
@@ -281,7 +295,10 @@ def is_positive(t: Tracer, value: Value) -> bool:
 def while_loop(t: Tracer, node: ast.While) -> Flow:
     """Trace a run-time `while`."""
     names = assigned(node.body)
-    endless = isinstance(node.test, ast.Constant) and bool(node.test.value)
+    constant = constant_condition(t, node, names)
+    if constant is False:
+        return Flow.NEXT
+    endless = constant is True
 
     def head(carried: Carried) -> None:
         if endless:
@@ -289,7 +306,10 @@ def while_loop(t: Tracer, node: ast.While) -> Flow:
         cond = t.evaluate(node.test)
         if not isinstance(cond, Value):
             if not cond:
-                raise SyntaxNotSupported("the condition of this while is false at compile time, but not from its start")
+                raise SyntaxNotSupported(
+                    "the condition of this while is false at compile time",
+                    hint="if, for a body that may be left out",
+                )
             return
         cond = truth(t, "while", cond)
         with t.region() as go_on:
@@ -304,6 +324,15 @@ def while_loop(t: Tracer, node: ast.While) -> Flow:
     return Flow.NEXT
 
 
+def constant_condition(t: Tracer, node: ast.While, names: Sequence[str]) -> bool | None:
+    """Return the condition of a `while` if it is known at compile time, before the first iteration and ever after."""
+    if loads(node.test) & frozenset(names):
+        return None
+    with t.region():
+        cond = t.evaluate(node.test)
+    return None if isinstance(cond, Value) else bool(cond)
+
+
 def leave_loop(t: Tracer, word: str) -> Flow:
     """Trace `break` or `continue`."""
     scopes = t.frame.scopes
@@ -312,7 +341,8 @@ def leave_loop(t: Tracer, word: str) -> Flow:
     scope = scopes[-1]
     if scope.kind == "warps":
         raise SyntaxNotSupported(
-            f"{word} leaves a group of warps", hint=f"the loop inside of `with tilus.warps(...)`, or {word} after it"
+            f"{word} leaves a group of warps",
+            hint=f"the loop inside of `with tilus.warps(...)`, or {word} after it",
         )
     if scope.kind == "loop":
         assert scope.terminate is not None
@@ -329,7 +359,9 @@ def leave_loop(t: Tracer, word: str) -> Flow:
 def warp_group(t: Tracer, node: ast.With, group: WarpsContext) -> Flow:
     """Trace `with tilus.warps(first, count):`."""
     if t.warp_groups:
-        raise SyntaxNotSupported("groups of warps do not nest", hint="one `with tilus.warps(...)` after the other")
+        raise SyntaxNotSupported(
+            "groups of warps do not nest", hint="one `with tilus.warps(...)` after the other"
+        )
     if group.first + group.count > t.warps:
         raise TypeMismatch(
             f"warps {group.first} to {group.first + group.count - 1} of a thread block of {t.warps} warps",
@@ -363,8 +395,7 @@ def inline_return_if(
     def branch(body: list[ast.stmt]) -> tuple[list[Operation], object]:
         frame.result = None
         block, _, flow = trace_branch(t, lambda: t.execute(body))
-        if flow is Flow.ENDED:
-            raise SyntaxNotSupported("a run-time loop is left here, by an inline function that returns elsewhere")
+        assert flow in (Flow.NEXT, Flow.RETURN), flow
         return block, frame.result
 
     first, a = branch(then)
@@ -372,13 +403,15 @@ def inline_return_if(
     part = shape_of_merge(f"the result of {frame.source.name}", a, b, node.lineno)
     for block, result in ((first, a), (second, b)):
         with t.region(block):
-            t.emit(ops.Yield, tuple(take_apart(t, part, result, lambda e, f: TypeMismatch("unreachable"))))
+            t.emit(ops.Yield, tuple(take_apart(t, part, result, disagree)))
     made = t.emit(ops.If, cond, t.close(first), t.close(second))
     frame.result = put_together(part, made.results)
     return Flow.RETURN
 
 
-def choose(t: Tracer, what: str, cond: Value, line: int, first: Callable[[], Any], second: Callable[[], Any]) -> Any:
+def choose(
+    t: Tracer, what: str, cond: Value, line: int, first: Callable[[], Any], second: Callable[[], Any]
+) -> Any:
     """Trace an expression that is one of two by a run-time condition."""
     with t.region() as then:
         a = first()
@@ -387,6 +420,6 @@ def choose(t: Tracer, what: str, cond: Value, line: int, first: Callable[[], Any
     part = shape_of_merge(what, a, b, line)
     for block, result in ((then, a), (orelse, b)):
         with t.region(block):
-            t.emit(ops.Yield, tuple(take_apart(t, part, result, lambda e, f: TypeMismatch("unreachable"))))
+            t.emit(ops.Yield, tuple(take_apart(t, part, result, disagree)))
     made = t.emit(ops.If, cond, t.close(then), t.close(orelse))
     return put_together(part, made.results)

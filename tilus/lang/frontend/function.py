@@ -47,7 +47,8 @@ class FunctionSource:
         """Read the source of a function."""
         if not isinstance(function, FunctionType):
             raise SyntaxNotSupported(
-                f"a kernel is made of a Python function, not of {function!r}", hint="def with @tilus.kernel above it"
+                f"a kernel is made of a Python function, not of {function!r}",
+                hint="def with @tilus.kernel above it",
             )
         file = inspect.getsourcefile(function) or function.__code__.co_filename
         if function.__name__ == "<lambda>":
@@ -71,7 +72,9 @@ class FunctionSource:
         source = cls(function, file, first_line, [line.rstrip("\n") for line in lines], found)  # type: ignore[arg-type]
         if isinstance(found, ast.AsyncFunctionDef) or inspect.isgeneratorfunction(function):
             raise SyntaxNotSupported(
-                "a kernel is neither a coroutine nor a generator", source.location(found), "a plain def without yield"
+                "a kernel is neither a coroutine nor a generator",
+                source.location(found),
+                "a plain def without yield",
             )
         return source
 

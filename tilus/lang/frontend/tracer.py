@@ -66,7 +66,7 @@ class Frame:
 _Node = TypeVar("_Node", bound=ast.AST)
 Handler = Callable[["Tracer", Any], Any]
 EXPRESSIONS: dict[type[ast.AST], Handler] = {}
-STATEMENTS: dict[type[ast.AST], Callable[["Tracer", Any, list[ast.stmt]], Flow]] = {}
+STATEMENTS: dict[type[ast.AST], Callable[[Tracer, Any, list[ast.stmt]], Flow]] = {}
 
 
 def expression(*kinds: type[ast.AST]) -> Callable[[Handler], Handler]:
@@ -141,11 +141,14 @@ class Tracer:
         if name in frame.names:
             value = frame.names[name]
             if isinstance(value, Undefined):
-                raise NameNotFound(f"{name} has no value here: {value.reason}", hint=f"a value for {name} on every path")
+                raise NameNotFound(
+                    f"{name} has no value here: {value.reason}", hint=f"a value for {name} on every path"
+                )
             return value
         if name in frame.source.local_names:
             raise NameNotFound(
-                f"{name} is read before it is assigned", hint=f"a first value for {name} further up in {frame.source.name}"
+                f"{name} is read before it is assigned",
+                hint=f"a first value for {name} further up in {frame.source.name}",
             )
         value = frame.source.outer(name)
         if value is MISSING:

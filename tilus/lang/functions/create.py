@@ -34,7 +34,9 @@ def registers(
     raise only_in_kernel("tilus.registers")
 
 
-def zeros(shape: int | Sequence[int], dtype: DType = float32, *, layout: RegisterLayout | None = None) -> Tile:
+def zeros(
+    shape: int | Sequence[int], dtype: DType = float32, *, layout: RegisterLayout | None = None
+) -> Tile:
     """Make a tile of zeros in registers.
 
     Parameters
@@ -76,7 +78,9 @@ def full(
     raise only_in_kernel("tilus.full")
 
 
-def arange(start: Any, stop: Any = None, *, dtype: DType = int32, layout: RegisterLayout | None = None) -> Tile:
+def arange(
+    start: Any, stop: Any = None, *, dtype: DType = int32, layout: RegisterLayout | None = None
+) -> Tile:
     """Make the tile `[start, start + 1, ..., stop - 1]` of one dimension; `arange(n)` starts at 0.
 
     Parameters

@@ -125,14 +125,18 @@ def true_divide(t: Tracer, a: object, b: object) -> Value:
             f"/ divides floats, not {describe(a)} by {describe(b)}",
             hint="a // b for the quotient rounded down, or a.to(tilus.float32) / b",
         )
-    x, y = meet(t, "/", [a, b], lambda symbol, dtype: None if dtype.is_integer else require_float(symbol, dtype))
+    x, y = meet(
+        t, "/", [a, b], lambda symbol, dtype: None if dtype.is_integer else require_float(symbol, dtype)
+    )
     return t.value(ops.Binary, "div", x, y)
 
 
 def floor_divide(t: Tracer, a: object, b: object) -> Value:
     """Emit `a // b` of integers, rounded down as in Python."""
     if common_dtype("//", [a, b]).is_float:
-        raise TypeMismatch(f"// divides integers, not {describe(a)} by {describe(b)}", hint="tilus.floor(a / b)")
+        raise TypeMismatch(
+            f"// divides integers, not {describe(a)} by {describe(b)}", hint="tilus.floor(a / b)"
+        )
     if is_number(b) and b == 0:
         raise TypeMismatch("// by zero")
     x, y = meet(t, "//", [a, b], require_arithmetic)
@@ -145,7 +149,9 @@ def shift(t: Tracer, symbol: str, a: object, b: object) -> Value:
     require_integer(symbol, dtype)
     require_integer(symbol, operand_dtype(symbol, b))
     if is_number(b) and not 0 <= b < dtype.bits:  # type: ignore[operator]
-        raise TypeMismatch(f"{symbol} by {b} of {dtype}, which has {dtype.bits} bits", hint=f"0 to {dtype.bits - 1}")
+        raise TypeMismatch(
+            f"{symbol} by {b} of {dtype}, which has {dtype.bits} bits", hint=f"0 to {dtype.bits - 1}"
+        )
     x, y = unify(t, symbol, [a, b], dtype)
     return t.value(ops.Binary, "shl" if symbol == "<<" else "shr", x, y)
 
@@ -162,7 +168,8 @@ def power(t: Tracer, a: object, b: object) -> Value:
         )
     if not is_number(b) or isinstance(b, bool):
         raise TypeMismatch(
-            f"** takes an exponent known at compile time, not {describe(b)}", hint="tilus.exp2(tilus.log2(a) * b)"
+            f"** takes an exponent known at compile time, not {describe(b)}",
+            hint="tilus.exp2(tilus.log2(a) * b)",
         )
     assert isinstance(a, Value)
     dtype = operand_dtype("**", a)

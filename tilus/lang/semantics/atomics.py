@@ -42,10 +42,14 @@ def atomic(
     static_choice(f"order of {what}", order, ORDERS)
     static_choice(f"scope of {what}", scope, SCOPES)
     if (offsets is None) == (indices is None):
-        raise TypeMismatch(f"{what} takes either offsets or indices", hint=f"tilus.{what}(c, x, offsets=(i, j))")
+        raise TypeMismatch(
+            f"{what} takes either offsets or indices", hint=f"tilus.{what}(c, x, offsets=(i, j))"
+        )
     if indices is not None:
         tiles, shape = index_tiles(t, what, type, indices)
-        scalar = not any(operand_shape(part) for part in (indices if isinstance(indices, (tuple, list)) else (indices,)))
+        scalar = not any(
+            operand_shape(part) for part in (indices if isinstance(indices, (tuple, list)) else (indices,))
+        )
     else:
         own = operand_shape(value)
         shape, scalar = own or (1,), own is None
@@ -53,7 +57,15 @@ def atomic(
     operand = number_or_tile(t, what, value, shape, type.dtype)
     expected = None if compare is None else number_or_tile(t, what, compare, shape, type.dtype)
     old = t.value(
-        ops.Atomic, kind, target, operand, tiles, expected, mask_for(t, what, mask, shape), order=order, scope=scope
+        ops.Atomic,
+        kind,
+        target,
+        operand,
+        tiles,
+        expected,
+        mask_for(t, what, mask, shape),
+        order=order,
+        scope=scope,
     )
     return t.value(ops.Extract, old) if scalar else old
 
@@ -72,7 +84,9 @@ def tiles_at(
     starts = integers(t, f"offsets of {what}", offsets)
     rank = tensor.rank if isinstance(tensor, GlobalType) else len(tensor.shape)
     if len(starts) != rank:
-        raise ShapeMismatch(f"{what} takes {rank} offset{'s' if rank != 1 else ''}, one for each dimension, not {len(starts)}")
+        raise ShapeMismatch(
+            f"{what} takes {rank} offset{'s' if rank != 1 else ''}, one for each dimension, not {len(starts)}"
+        )
     if len(shape) > rank:
         raise ShapeMismatch(f"{what} of a tile of {len(shape)} dimensions on a tensor of {rank}")
     tiles = []
@@ -104,6 +118,14 @@ for _stub in (
 
 @implements(functions.atomic_cas)
 def atomic_cas(
-    t: Tracer, target: Any, compare: Any, value: Any, offsets: Any, indices: Any, mask: Any, order: Any, scope: Any
+    t: Tracer,
+    target: Any,
+    compare: Any,
+    value: Any,
+    offsets: Any,
+    indices: Any,
+    mask: Any,
+    order: Any,
+    scope: Any,
 ) -> Value:
     return atomic(t, "cas", target, value, compare, offsets, indices, mask, order, scope)

@@ -44,7 +44,8 @@ class FormattedText:
 def static_assert(t: Tracer, condition: Any, message: Any) -> None:
     if isinstance(condition, Value):
         raise TypeMismatch(
-            "static_assert takes a condition known at compile time", hint="tilus.device_assert(condition, message)"
+            "static_assert takes a condition known at compile time",
+            hint="tilus.device_assert(condition, message)",
         )
     if not condition:
         raise StaticAssertionFailed(f"static_assert failed: {message}" if message else "static_assert failed")
@@ -54,14 +55,19 @@ def static_assert(t: Tracer, condition: Any, message: Any) -> None:
 def assume(t: Tracer, condition: Any, divisor: Any) -> Any:
     if divisor is None:
         raise TypeMismatch(
-            "assume takes a comparison of the form name % divisor == 0", hint="tilus.assume(m % 16 == 0), or m = tilus.assume(m, 16)"
+            "assume takes a comparison of the form name % divisor == 0",
+            hint="tilus.assume(m % 16 == 0), or m = tilus.assume(m, 16)",
         )
     amount = static_int("the divisor of assume", divisor, 1)
     if isinstance(condition, int) and not isinstance(condition, bool):
         if condition % amount:
             raise StaticAssertionFailed(f"assume: {condition} is no multiple of {amount}")
         return condition
-    if not isinstance(condition, Value) or not isinstance(condition.type, ScalarType) or not condition.type.dtype.is_integer:
+    if (
+        not isinstance(condition, Value)
+        or not isinstance(condition.type, ScalarType)
+        or not condition.type.dtype.is_integer
+    ):
         raise TypeMismatch(f"assume is about an integer scalar, not {describe(condition)}")
     return t.value(ops.Assume, condition, amount)
 
@@ -77,7 +83,8 @@ def count_placeholders(text: str) -> int:
             continue
         if match.group() != "{}":
             raise TypeMismatch(
-                f"device_print takes {{}} for each value, not {match.group()}", hint="{} without a name or a format, {{ for a brace"
+                f"device_print takes {{}} for each value, not {match.group()}",
+                hint="{} without a name or a format, {{ for a brace",
             )
         count += 1
     return count
@@ -90,10 +97,12 @@ def device_print(t: Tracer, format: Any, values: tuple[Any, ...]) -> None:
             raise TypeMismatch("device_print takes an f-string or a format with values, not both")
         format, values = format.format, format.values
     if not isinstance(format, str):
-        raise TypeMismatch(f"device_print takes a format, not {describe(format)}", hint='tilus.device_print("x = {}", x)')
+        raise TypeMismatch(
+            f"device_print takes a format, not {describe(format)}", hint='tilus.device_print("x = {}", x)'
+        )
     if count_placeholders(format) != len(values):
         raise TypeMismatch(
-            f"device_print takes as many values as its format has {{}}, not {len(values)} for {count_placeholders(format)}"
+            f"device_print takes a value for each of the {count_placeholders(format)} {{}} of its format, not {len(values)}"
         )
     made = []
     for value in values:
@@ -108,14 +117,19 @@ def device_print(t: Tracer, format: Any, values: tuple[Any, ...]) -> None:
 def device_assert(t: Tracer, condition: Any, message: Any) -> None:
     if not isinstance(message, str):
         raise TypeMismatch(
-            "device_assert takes a message known at compile time", hint="tilus.device_print for values at run time"
+            "device_assert takes a message known at compile time",
+            hint="tilus.device_print for values at run time",
         )
     if isinstance(condition, bool):
         if not condition:
-            raise StaticAssertionFailed(f"device_assert always fails: {message}" if message else "device_assert always fails")
+            raise StaticAssertionFailed(
+                f"device_assert always fails: {message}" if message else "device_assert always fails"
+            )
         return
     if operand_dtype("device_assert", condition) != boolean:
-        raise TypeMismatch(f"device_assert takes a boolean, not {describe(condition)}", hint="a comparison, such as x > 0")
+        raise TypeMismatch(
+            f"device_assert takes a boolean, not {describe(condition)}", hint="a comparison, such as x > 0"
+        )
     t.emit(ops.Assert, condition, message)
 
 
@@ -135,7 +149,9 @@ def inline_ptx(t: Tracer, template: Any, args: Any, dtypes: Any, volatile: Any) 
     known = len(results) + len(operands)
     for match in re.finditer(r"\$(\d+)", template):
         if int(match.group(1)) >= known:
-            raise TypeMismatch(f"inline_ptx names ${match.group(1)}, but there are {known} operands, from $0 on")
+            raise TypeMismatch(
+                f"inline_ptx names ${match.group(1)}, but there are {known} operands, from $0 on"
+            )
     shapes = [s for s in map(operand_shape, operands) if s is not None]
     shape = broadcast_shape("inline_ptx", shapes) if shapes else None
     made = t.emit(

@@ -95,7 +95,9 @@ def declare_unary(stub: Callable[..., Any], require: Callable[[str, DType], None
             return stub(x)
         require(name, operand_dtype(name, x))
         if not isinstance(x, Value):
-            raise TypeMismatch(f"{name} takes a run-time value, not {describe(x)}", hint=f"tilus.cast({x}, tilus.int32)")
+            raise TypeMismatch(
+                f"{name} takes a run-time value, not {describe(x)}", hint=f"tilus.cast({x}, tilus.int32)"
+            )
         return t.value(ops.Unary, name, x)
 
 
@@ -103,7 +105,9 @@ def require_word(symbol: str, dtype: DType) -> None:
     """Allow integers of 32 and 64 bits."""
     require_integer(symbol, dtype)
     if dtype.bits < 32:
-        raise TypeMismatch(f"{symbol} takes integers of 32 and 64 bits, not {dtype}", hint="x.to(tilus.uint32)")
+        raise TypeMismatch(
+            f"{symbol} takes integers of 32 and 64 bits, not {dtype}", hint="x.to(tilus.uint32)"
+        )
 
 
 for _stub in (

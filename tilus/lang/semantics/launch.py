@@ -28,11 +28,13 @@ def grid(t: Tracer, extents: tuple[Any, ...], warps: Any, cluster: Any) -> None:
         raise SyntaxNotSupported("a kernel says its grid once", hint="one call of tilus.grid")
     if len(t.frames) > 1 or t.open_regions > 1:
         raise SyntaxNotSupported(
-            "grid is said at the top level of the kernel, not under a run-time condition, in a loop or in an inline function",
+            "grid is said at the top level of the kernel, not in a loop, an inline function or under a run-time condition",
             hint="tilus.grid(...) before the first if, for or while",
         )
     if not 1 <= len(extents) <= 3:
-        raise ShapeMismatch(f"grid takes one to three extents, not {len(extents)}", hint="tilus.grid(tilus.cdiv(n, 128))")
+        raise ShapeMismatch(
+            f"grid takes one to three extents, not {len(extents)}", hint="tilus.grid(tilus.cdiv(n, 128))"
+        )
     t.warps = static_int("warps of grid", warps, 1)
     if t.warps > MAX_WARPS:
         raise TypeMismatch(f"a thread block has at most {MAX_WARPS} warps, not {t.warps}")
@@ -71,7 +73,7 @@ class HostProgram:
                 raise TilusError(
                     f"the grid is computed on the host, which does not know {describe(value)} that is computed{where}",
                     self.loc,
-                    "shapes and strides of parameters, scalar parameters and compile-time values, by + - * // %, cdiv, min, max",
+                    "shapes, scalar parameters and compile-time values, by + - * // %, cdiv, min, max",
                 )
             copy = made.with_operands(self.copy)
             copy.result.name = value.name
@@ -99,7 +101,8 @@ def grid_axis(t: Tracer, what: str, axis: object, cls: type[Operation]) -> Any:
         return t.value(cls, axis)
     if t.grid is None:
         raise SyntaxNotSupported(
-            f"{what}() needs to know how many dimensions the grid has", hint=f"tilus.grid(...) further up, or {what}(axis)"
+            f"{what}() needs to know how many dimensions the grid has",
+            hint=f"tilus.grid(...) further up, or {what}(axis)",
         )
     values = tuple(t.value(cls, a) for a in range(t.grid_rank))
     return values[0] if t.grid_rank == 1 else values
@@ -180,7 +183,8 @@ def static_range(t: Tracer, start: Any, stop: Any, step: Any) -> range:
     for part in parts:
         if isinstance(part, Value):
             raise TypeMismatch(
-                f"static_range takes ints known at compile time, not {describe(part)}", hint="range(...) for a run-time loop"
+                f"static_range takes ints known at compile time, not {describe(part)}",
+                hint="range(...) for a run-time loop",
             )
         static_int("each argument of static_range", part)
     if step == 0:

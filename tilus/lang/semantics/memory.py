@@ -42,7 +42,8 @@ def memory_type(what: str, value: object) -> GlobalType | SharedType:
             return value.type
         if isinstance(value.type, PointerType):
             raise TypeMismatch(
-                f"{what} takes a tensor, not {describe(value)}", hint="tilus.view(p, dtype, shape, strides) makes a tensor of it"
+                f"{what} takes a tensor, not {describe(value)}",
+                hint="tilus.view(p, dtype, shape, strides) makes a tensor of it",
             )
     raise TypeMismatch(f"{what} takes a tensor in global or shared memory, not {describe(value)}")
 
@@ -59,7 +60,10 @@ def shared_type(what: str, value: object) -> SharedType:
     """Return the type of a tensor in shared memory."""
     type = memory_type(what, value)
     if not isinstance(type, SharedType):
-        raise TypeMismatch(f"{what} takes a tensor in shared memory, not {describe(value)}", hint="tilus.shared(dtype, shape)")
+        raise TypeMismatch(
+            f"{what} takes a tensor in shared memory, not {describe(value)}",
+            hint="tilus.shared(dtype, shape)",
+        )
     return type
 
 
@@ -79,7 +83,8 @@ def offsets_for(t: Tracer, what: str, tensor: GlobalType, offsets: object) -> tu
     made = integers(t, f"offsets of {what}", offsets)
     if len(made) != tensor.rank:
         raise ShapeMismatch(
-            f"{what} takes {tensor.rank} offset{'s' if tensor.rank != 1 else ''}, one for each dimension, not {len(made)}"
+            f"{what} takes an offset for each of {tensor.rank} dimensions, not {len(made)}",
+            hint="offsets=(i, j), of which 0 is one",
         )
     return made
 
@@ -103,7 +108,16 @@ def mask_for(t: Tracer, what: str, mask: object, shape: Shape) -> Value | None:
 
 @implements(functions.load)
 def load(
-    t: Tracer, source: Any, offsets: Any, shape: Any, indices: Any, mask: Any, other: Any, layout: Any, cache: Any, checked: Any
+    t: Tracer,
+    source: Any,
+    offsets: Any,
+    shape: Any,
+    indices: Any,
+    mask: Any,
+    other: Any,
+    layout: Any,
+    cache: Any,
+    checked: Any,
 ) -> Value:
     type = memory_type("load", source)
     if indices is not None:
@@ -114,12 +128,16 @@ def load(
     if isinstance(type, SharedType):
         return load_shared(t, source, type, offsets, shape, mask, other, layout)
     if offsets is None:
-        raise TypeMismatch("load from global memory takes offsets", hint="tilus.load(a, offsets=(i, j), shape=(64, 32))")
+        raise TypeMismatch(
+            "load from global memory takes offsets", hint="tilus.load(a, offsets=(i, j), shape=(64, 32))"
+        )
     static_choice("cache of load", cache, CACHES)
     starts = offsets_for(t, "load", type, offsets)
     extents = (1,) if shape is None else static_shape("load", shape)
     if len(extents) > type.rank:
-        raise ShapeMismatch(f"load of a tile of shape {shape_text(extents)} from a tensor of {type.rank} dimensions")
+        raise ShapeMismatch(
+            f"load of a tile of shape {shape_text(extents)} from a tensor of {type.rank} dimensions"
+        )
     fill = scalar_of(t, "other of load", other, type.dtype)
     where = mask_for(t, "load", mask, extents)
     place = register_layout("load", layout, extents)
@@ -131,7 +149,14 @@ def load(
 
 
 def load_shared(
-    t: Tracer, source: Value, type: SharedType, offsets: object, shape: object, mask: object, other: object, layout: object
+    t: Tracer,
+    source: Value,
+    type: SharedType,
+    offsets: object,
+    shape: object,
+    mask: object,
+    other: object,
+    layout: object,
 ) -> Value:
     """Emit a load of all of a shared tensor."""
     if offsets is not None or shape is not None:
@@ -141,7 +166,8 @@ def load_shared(
         )
     if mask is not None or other is not None:
         raise TypeMismatch(
-            "load of all of a shared tensor has no mask", hint="tilus.where(mask, tilus.load(s), other), or indices="
+            "load of all of a shared tensor has no mask",
+            hint="tilus.where(mask, tilus.load(s), other), or indices=",
         )
     return t.value(ops.LoadShared, source, register_layout("load", layout, type.shape))
 
@@ -157,15 +183,21 @@ def scalar_of(t: Tracer, what: str, value: object, dtype: DType) -> Value | None
     raise TypeMismatch(f"{what} is a {dtype} scalar, not {describe(value)}")
 
 
-def index_tiles(t: Tracer, what: str, tensor: GlobalType | SharedType, indices: object) -> tuple[tuple[Value, ...], Shape]:
+def index_tiles(
+    t: Tracer, what: str, tensor: GlobalType | SharedType, indices: object
+) -> tuple[tuple[Value, ...], Shape]:
     """Return index tiles of one shape, one for each dimension, and the shape."""
     parts = as_sequence(indices)
     rank = tensor.rank if isinstance(tensor, GlobalType) else len(tensor.shape)
     if len(parts) != rank:
-        raise ShapeMismatch(f"{what} takes {rank} index tile{'s' if rank != 1 else ''}, one for each dimension, not {len(parts)}")
+        raise ShapeMismatch(
+            f"{what} takes {rank} index tile{'s' if rank != 1 else ''}, one for each dimension, not {len(parts)}"
+        )
     for part in parts:
         if not operand_dtype(f"indices of {what}", part).is_integer:
-            raise TypeMismatch(f"{what} takes integer index tiles, not {describe(part)}", hint="x.to(tilus.int32)")
+            raise TypeMismatch(
+                f"{what} takes integer index tiles, not {describe(part)}", hint="x.to(tilus.int32)"
+            )
     shapes = [s for s in map(operand_shape, parts) if s is not None]
     shape = broadcast_shape(f"indices of {what}", shapes) if shapes else (1,)
     scalars = [t.constant(part) if is_number(part) else part for part in parts]
@@ -203,7 +235,9 @@ def inside(t: Tracer, source: Value, tiles: tuple[Value, ...], mask: Value | Non
 
 
 @implements(functions.store)
-def store(t: Tracer, target: Any, value: Any, offsets: Any, indices: Any, mask: Any, cache: Any, checked: Any) -> None:
+def store(
+    t: Tracer, target: Any, value: Any, offsets: Any, indices: Any, mask: Any, cache: Any, checked: Any
+) -> None:
     type = memory_type("store", target)
     if indices is not None:
         if offsets is not None:
@@ -214,7 +248,7 @@ def store(t: Tracer, target: Any, value: Any, offsets: Any, indices: Any, mask: 
         if offsets is not None or mask is not None:
             raise TypeMismatch(
                 "store to shared memory covers all of a tensor, and takes neither offsets nor a mask",
-                hint="tilus.store(s[i], x) for a stage, tilus.store(s[0:16, :], x) for a part with constant bounds, or indices=",
+                hint="tilus.store(s[i], x) for a stage, tilus.store(s[0:16, :], x) for a part, or indices=",
             )
         t.emit(ops.StoreShared, target, stored(t, value, type.dtype, type.shape))
         return
@@ -225,16 +259,22 @@ def store(t: Tracer, target: Any, value: Any, offsets: Any, indices: Any, mask: 
     tile = stored(t, value, type.dtype, operand_shape(value) or (1,))
     shape = tile_type("store", tile).shape
     if len(shape) > type.rank:
-        raise ShapeMismatch(f"store of a tile of shape {shape_text(shape)} into a tensor of {type.rank} dimensions")
+        raise ShapeMismatch(
+            f"store of a tile of shape {shape_text(shape)} into a tensor of {type.rank} dimensions"
+        )
     where = mask_for(t, "store", mask, shape)
-    t.emit(ops.StoreGlobal, target, tile, starts, where, checked=checks("store", checked, type.rank), cache=cache)
+    t.emit(
+        ops.StoreGlobal, target, tile, starts, where, checked=checks("store", checked, type.rank), cache=cache
+    )
 
 
 def stored(t: Tracer, value: object, dtype: DType, shape: Shape) -> Value:
     """Return what is stored as a tile of the target's dtype."""
     found = operand_dtype("store", value)
     if not is_number(value) and found != dtype:
-        raise TypeMismatch(f"store of {describe(value)} into a tensor of {dtype}", hint=f"x.to(tilus.{dtype}) before store")
+        raise TypeMismatch(
+            f"store of {describe(value)} into a tensor of {dtype}", hint=f"x.to(tilus.{dtype}) before store"
+        )
     own = operand_shape(value)
     if own is not None and own != shape:
         raise ShapeMismatch(
@@ -270,7 +310,9 @@ def copy_types(what: str, target: object, source: object) -> tuple[SharedType, G
     if to.dtype != tensor.dtype:
         raise TypeMismatch(f"{what} from a tensor of {tensor.dtype} into a shared tensor of {to.dtype}")
     if len(to.shape) > tensor.rank:
-        raise ShapeMismatch(f"{what} of a tile of shape {shape_text(to.shape)} from a tensor of {tensor.rank} dimensions")
+        raise ShapeMismatch(
+            f"{what} of a tile of shape {shape_text(to.shape)} from a tensor of {tensor.rank} dimensions"
+        )
     return to, tensor
 
 
@@ -288,11 +330,15 @@ def copy_async_wait(t: Tracer, pending: Any) -> None:
 def shared(t: Tracer, dtype: Any, shape: Any, layout: Any) -> Value:
     chosen, extents = static_dtype("shared", dtype), static_shape("shared", shape)
     if layout is not None and not isinstance(layout, SharedLayout):
-        raise TypeMismatch(f"layout of shared is a shared layout, not {describe(layout)}", hint="tilus.row_major(64, 32)")
+        raise TypeMismatch(
+            f"layout of shared is a shared layout, not {describe(layout)}", hint="tilus.row_major(64, 32)"
+        )
     if layout is not None and layout.shape == extents[1:]:
         layout = layout.prepend(extents[0])
     if layout is not None and layout.shape != extents:
-        raise ShapeMismatch(f"shared of shape {shape_text(extents)} with a layout of shape {shape_text(layout.shape)}")
+        raise ShapeMismatch(
+            f"shared of shape {shape_text(extents)} with a layout of shape {shape_text(layout.shape)}"
+        )
     return t.value(ops.AllocShared, chosen, extents, layout)
 
 
@@ -305,7 +351,8 @@ def view(t: Tracer, source: Any, dtype: Any, shape: Any, strides: Any, layout: A
         return view_pointer(t, source, chosen, shape, strides)
     if not isinstance(source, Value) or not isinstance(source.type, RegisterType):
         raise TypeMismatch(
-            f"view takes a tile or a pointer, not {describe(source)}", hint="tilus.view(a.ptr, dtype, shape, strides) for a tensor"
+            f"view takes a tile or a pointer, not {describe(source)}",
+            hint="tilus.view(a.ptr, dtype, shape, strides) for a tensor",
         )
     if strides is not None:
         raise TypeMismatch("view of a tile has a layout, and no strides")
@@ -316,7 +363,7 @@ def view(t: Tracer, source: Any, dtype: Any, shape: Any, strides: Any, layout: A
         bits = old.shape[-1] * old.dtype.bits
         if bits % chosen.bits:
             raise ShapeMismatch(
-                f"view of {describe(source)} as {chosen}: {bits} bits of the last dimension are no multiple of {chosen.bits}",
+                f"view of {describe(source)} as {chosen}: the {bits} bits of a row are no multiple of {chosen.bits}",
                 hint="a shape for the view",
             )
         shape = (*old.shape[:-1], bits // chosen.bits)
@@ -366,7 +413,9 @@ def barrier_type(what: str, value: object) -> BarrierType:
     """Return the type of a barrier, or say what was found instead."""
     if isinstance(value, Value) and isinstance(value.type, BarrierType):
         return value.type
-    raise TypeMismatch(f"{what} takes a barrier, not {describe(value)}", hint="tilus.barrier(count, arrivals=...)")
+    raise TypeMismatch(
+        f"{what} takes a barrier, not {describe(value)}", hint="tilus.barrier(count, arrivals=...)"
+    )
 
 
 def barrier_index(t: Tracer, what: str, barrier: object, index: object) -> Value | None:
@@ -385,7 +434,9 @@ def barrier_index(t: Tracer, what: str, barrier: object, index: object) -> Value
 @implements(functions.barrier)
 def barrier(t: Tracer, count: Any, arrivals: Any) -> Value:
     return t.value(
-        ops.BarrierAlloc, static_int("the count of barrier", count, 1), static_int("arrivals of barrier", arrivals, 1)
+        ops.BarrierAlloc,
+        static_int("the count of barrier", count, 1),
+        static_int("arrivals of barrier", arrivals, 1),
     )
 
 

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 def random_bits(t: Tracer, seed: Any, counter: Any) -> tuple[Value, ...]:
     type = tile_type("counter of random numbers", counter)
     if not type.dtype.is_integer or type.dtype.bits < 32:
-        raise TypeMismatch(f"random numbers take a counter of 32 or 64 bits, not {describe(counter)}", hint="tilus.arange(n)")
+        raise TypeMismatch(
+            f"random numbers take a counter of 32 or 64 bits, not {describe(counter)}", hint="tilus.arange(n)"
+        )
     if isinstance(seed, int) and not isinstance(seed, bool):
         seed = t.constant(seed)
     if not isinstance(seed, Value) or not isinstance(seed.type, ScalarType) or not seed.type.dtype.is_integer:

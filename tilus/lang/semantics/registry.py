@@ -24,6 +24,12 @@ class Function:
         """The stub's parameters."""
         return inspect.signature(self.stub)
 
+    @property
+    def signature_text(self) -> str:
+        """The stub's parameters as text, without annotations."""
+        plain = [p.replace(annotation=p.empty) for p in self.signature.parameters.values()]
+        return str(inspect.Signature(plain))
+
 
 FUNCTIONS: dict[Callable[..., Any], Function] = {}
 """All functions of the language, by stub."""

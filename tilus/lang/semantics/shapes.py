@@ -19,8 +19,14 @@ Shape = tuple[int, ...]
 def static_int(what: str, value: object, minimum: int | None = None) -> int:
     """Check an integer that is known at compile time."""
     if isinstance(value, bool) or not isinstance(value, int):
-        found = f"{describe(value)}, which is known at run time only" if isinstance(value, Value) else describe(value)
-        raise TypeMismatch(f"{what} is an int known at compile time, not {found}", hint="a literal or a constexpr parameter")
+        found = (
+            f"{describe(value)}, which is known at run time only"
+            if isinstance(value, Value)
+            else describe(value)
+        )
+        raise TypeMismatch(
+            f"{what} is an int known at compile time, not {found}", hint="a literal or a constexpr parameter"
+        )
     if minimum is not None and value < minimum:
         raise TypeMismatch(f"{what} is {minimum} or more, not {value}")
     return value
@@ -43,7 +49,9 @@ def static_choice(what: str, value: object, choices: tuple[str, ...]) -> str:
 def static_dtype(what: str, value: object) -> DType:
     """Check a dtype."""
     if not isinstance(value, DType):
-        raise TypeMismatch(f"{what} takes a dtype, not {describe(value)}", hint="a dtype such as tilus.float16")
+        raise TypeMismatch(
+            f"{what} takes a dtype, not {describe(value)}", hint="a dtype such as tilus.float16"
+        )
     return value
 
 
@@ -62,7 +70,9 @@ def static_axis(what: str, value: object, rank: int) -> int:
     """Check an axis; a negative one counts from the end."""
     axis = static_int(f"the axis of {what}", value)
     if not -rank <= axis < rank:
-        raise ShapeMismatch(f"{what} along axis {axis} of a tile of {rank} dimension{'s' if rank != 1 else ''}")
+        raise ShapeMismatch(
+            f"{what} along axis {axis} of a tile of {rank} dimension{'s' if rank != 1 else ''}"
+        )
     return axis % rank
 
 

@@ -38,7 +38,8 @@ def register_layout(what: str, layout: object, shape: Shape) -> RegisterLayout |
         return None
     if not isinstance(layout, RegisterLayout):
         raise TypeMismatch(
-            f"layout of {what} is a register layout, not {describe(layout)}", hint="tilus.spatial(8, 4).local(1, 2)"
+            f"layout of {what} is a register layout, not {describe(layout)}",
+            hint="tilus.spatial(8, 4).local(1, 2)",
         )
     if layout.shape != shape:
         raise ShapeMismatch(
@@ -50,7 +51,9 @@ def register_layout(what: str, layout: object, shape: Shape) -> RegisterLayout |
 
 @implements(functions.registers)
 def registers(t: Tracer, dtype: Any, shape: Any, fill: Any, layout: Any) -> Value:
-    return filled(t, "registers", static_dtype("registers", dtype), static_shape("registers", shape), fill, layout)
+    return filled(
+        t, "registers", static_dtype("registers", dtype), static_shape("registers", shape), fill, layout
+    )
 
 
 @implements(functions.zeros)
@@ -75,7 +78,8 @@ def filled(t: Tracer, what: str, dtype: DType, shape: Shape, fill: object, layou
         scalar = fill
         if fill.type.dtype != dtype:
             raise TypeMismatch(
-                f"{what} of {dtype} is filled with a {dtype} scalar, not {describe(fill)}", hint=f"x.to(tilus.{dtype})"
+                f"{what} of {dtype} is filled with a {dtype} scalar, not {describe(fill)}",
+                hint=f"x.to(tilus.{dtype})",
             )
     else:
         raise TypeMismatch(f"{what} is filled with a number or a scalar, not {describe(fill)}")
@@ -99,7 +103,9 @@ def arange(t: Tracer, start: Any, stop: Any, dtype: Any, layout: Any) -> Value:
 def iota(t: Tracer, shape: Any, axis: Any, dtype: Any, layout: Any) -> Value:
     chosen, extents = static_dtype("iota", dtype), static_shape("iota", shape)
     if not chosen.is_integer:
-        raise TypeMismatch(f"iota is of an integer dtype, not {chosen}", hint=f"tilus.iota(shape, axis).to(tilus.{chosen})")
+        raise TypeMismatch(
+            f"iota is of an integer dtype, not {chosen}", hint=f"tilus.iota(shape, axis).to(tilus.{chosen})"
+        )
     axis = static_axis("iota", axis, len(extents))
     return t.value(ops.Iota, extents, axis, chosen, register_layout("iota", layout, extents))
 
@@ -127,7 +133,9 @@ def squeeze(t: Tracer, x: Any, axis: Any) -> Any:
     type = tile_type("squeeze", x)
     axis = static_axis("squeeze", axis, len(type.shape))
     if type.shape[axis] != 1:
-        raise ShapeMismatch(f"squeeze removes a dimension of size 1, not dimension {axis} of shape {shape_text(type.shape)}")
+        raise ShapeMismatch(
+            f"squeeze removes a dimension of size 1, not dimension {axis} of shape {shape_text(type.shape)}"
+        )
     return without_axis(t, x, axis)
 
 
@@ -145,7 +153,9 @@ def reshape(t: Tracer, x: Any, shape: Any) -> Value:
     if parts.count(-1) == 1:
         rest = prod(static_int("each extent of the shape of reshape", p) for p in parts if p != -1)
         if rest <= 0 or type.size % rest:
-            raise ShapeMismatch(f"reshape from {shape_text(type.shape)} to {shape_text(parts)}: {type.size} is no multiple of {rest}")
+            raise ShapeMismatch(
+                f"reshape from {shape_text(type.shape)} to {shape_text(parts)}: {type.size} is no multiple of {rest}"
+            )
         parts[parts.index(-1)] = type.size // rest
     target = static_shape("reshape", parts)
     if prod(target) != type.size:
@@ -161,7 +171,11 @@ def transpose(t: Tracer, x: Any, perm: Any) -> Value:
     if not isinstance(x, Value) or not isinstance(x.type, (RegisterType, SharedType)):
         raise TypeMismatch(f"transpose takes a tile or a shared tensor, not {describe(x)}")
     rank = len(x.type.shape)
-    order = tuple(reversed(range(rank))) if perm is None else tuple(static_axis("transpose", p, rank) for p in perm)
+    order = (
+        tuple(reversed(range(rank)))
+        if perm is None
+        else tuple(static_axis("transpose", p, rank) for p in perm)
+    )
     if sorted(order) != list(range(rank)):
         raise ShapeMismatch(f"transpose takes each of the {rank} dimensions once, not {shape_text(order)}")
     return t.value(ops.Transpose if isinstance(x.type, RegisterType) else ops.SharedPermute, x, order)
@@ -170,12 +184,16 @@ def transpose(t: Tracer, x: Any, perm: Any) -> Value:
 @implements(functions.concat)
 def concat(t: Tracer, parts: Any, axis: Any) -> Value:
     if not isinstance(parts, (tuple, list)) or not parts:
-        raise TypeMismatch(f"concat takes a list of tiles, not {describe(parts)}", hint="tilus.concat([a, b], axis=0)")
+        raise TypeMismatch(
+            f"concat takes a list of tiles, not {describe(parts)}", hint="tilus.concat([a, b], axis=0)"
+        )
     first = tile_type("concat", parts[0])
     for part in parts[1:]:
         type = tile_type("concat", part)
         if (type.dtype, type.shape) != (first.dtype, first.shape):
-            raise ShapeMismatch(f"concat takes tiles of one dtype and shape, not {describe(parts[0])} and {describe(part)}")
+            raise ShapeMismatch(
+                f"concat takes tiles of one dtype and shape, not {describe(parts[0])} and {describe(part)}"
+            )
     return t.value(ops.Concat, tuple(parts), static_axis("concat", axis, len(first.shape)))
 
 
@@ -210,7 +228,10 @@ def dot(t: Tracer, a: Any, b: Any, acc: Any, out_dtype: Any) -> Value:
                 hint=f"x.to(tilus.{cast_to}) before dot",
             )
     if left.dtype != right.dtype and not {left.dtype.name, right.dtype.name} <= set(DOT_INTEGERS):
-        raise TypeMismatch(f"dot multiplies tiles of one dtype, not {left.dtype} and {right.dtype}", hint="x.to(...) before dot")
+        raise TypeMismatch(
+            f"dot multiplies tiles of one dtype, not {left.dtype} and {right.dtype}",
+            hint="x.to(...) before dot",
+        )
     if len(left.shape) != 2 or len(right.shape) != 2 or left.shape[1] != right.shape[0]:
         raise ShapeMismatch(
             f"dot multiplies [m, k] by [k, n], not {shape_text(left.shape)} by {shape_text(right.shape)}",
@@ -224,10 +245,15 @@ def dot(t: Tracer, a: Any, b: Any, acc: Any, out_dtype: Any) -> Value:
         acc = t.value(ops.Splat, t.constant(0, chosen), shape)
     type = tile_type("acc of dot", acc)
     if type.shape != shape:
-        raise ShapeMismatch(f"dot of {shape_text(left.shape)} and {shape_text(right.shape)} adds to {shape_text(shape)}, not {shape_text(type.shape)}")
+        raise ShapeMismatch(
+            f"dot of {shape_text(left.shape)} and {shape_text(right.shape)} adds to a tile of shape {shape_text(shape)}, "
+            f"not {shape_text(type.shape)}"
+        )
     if out_dtype is not None and type.dtype != out_dtype:
         raise TypeMismatch(f"dot with an accumulator of {type.dtype} gives {type.dtype}, not {out_dtype}")
-    allowed = ("float32", "float16") if left.dtype.name == "float16" else (accumulator_dtype(left.dtype).name,)
+    allowed = (
+        ("float32", "float16") if left.dtype.name == "float16" else (accumulator_dtype(left.dtype).name,)
+    )
     if type.dtype.name not in allowed:
         raise TypeMismatch(
             f"dot of {left.dtype} accumulates in {' or '.join(allowed)}, not {type.dtype}",
@@ -251,12 +277,16 @@ def reduce(t: Tracer, kind: str, x: Any, axis: Any, keepdims: Any) -> Any:
     type = tile_type(kind, x)
     if kind in ("any", "all"):
         if type.dtype != boolean:
-            raise TypeMismatch(f"{kind} takes a boolean tile, not {describe(x)}", hint="a comparison, such as x > 0")
+            raise TypeMismatch(
+                f"{kind} takes a boolean tile, not {describe(x)}", hint="a comparison, such as x > 0"
+            )
     else:
         require_arithmetic(kind, type.dtype)
     rank = len(type.shape)
     if axis is None and kind in ("argmax", "argmin") and rank != 1:
-        raise ShapeMismatch(f"{kind} of a tile of {rank} dimensions takes an axis", hint=f"tilus.{kind}(x, axis={rank - 1})")
+        raise ShapeMismatch(
+            f"{kind} of a tile of {rank} dimensions takes an axis", hint=f"tilus.{kind}(x, axis={rank - 1})"
+        )
     axes = range(rank) if axis is None else [static_axis(kind, axis, rank)]
     for along in axes:
         x = t.value(ops.Reduce, x, along, kind)
@@ -298,7 +328,9 @@ def extremum(t: Tracer, kind: str, x: Any, others: tuple[Any, ...], axis: Any, k
 
     if others:
         if axis is not None or keepdims:
-            raise TypeMismatch(f"{kind} of several values has no axis", hint=f"tilus.{kind}(x, axis=0) to reduce one tile")
+            raise TypeMismatch(
+                f"{kind} of several values has no axis", hint=f"tilus.{kind}(x, axis=0) to reduce one tile"
+            )
         for other in others:
             x = extreme(t, kind, x, other)
         return x
