@@ -222,6 +222,24 @@ def test_a_swizzle_that_threads_do_not_feel_is_left_out() -> None:
     assert set(parts.xors) == {0, 8, 16, 24, 32, 40, 48, 56}
 
 
+def test_a_carry_is_harmless_where_every_thread_moves_alike() -> None:
+    memory = strided((2, 2, 4), (24, 8, 128)).with_swizzle(Swizzle(1, 2, 5))
+    parts = affine_offsets(spatial(2, 1, 1).local(1, 2, 4), memory, elements=[5])
+    assert parts is not None
+    assert (parts.xors, parts.adds) == ((0,), (140,))
+    assert parts.offset(1, 0) == memory.offset((1, 1, 1))
+
+
+def test_a_carry_into_the_swizzle_does_not_separate() -> None:
+    memory = strided((4, 3), (3, 1)).with_swizzle(Swizzle(1, 0, 3))
+    assert affine_offsets(spatial(4, 1).local(1, 3), memory) is None
+
+
+def test_a_carry_out_of_the_swizzles_run_is_not_overlooked() -> None:
+    memory = strided((2, 4, 3), (32, 3, 1)).with_swizzle(Swizzle(1, 2, 3))
+    assert affine_offsets(spatial(2, 4, 1).local(1, 1, 3), memory) is None
+
+
 def test_digits_that_cut_each_other_do_not_separate() -> None:
     layout = local(3).spatial(2)
     memory = SharedLayout((6,), (Digit(2, 0, 1), Digit(3, 0, 2)))

@@ -179,17 +179,22 @@ def test_impossible_operands_are_explained(call, message: str) -> None:
 
 
 def test_the_stride_of_a_run_is_found_across_digits() -> None:
-    layout = SharedLayout((24,), (Digit(3, 0, 100), Digit(4, 0, 2), Digit(2, 0, 1)))
-    for unit, count in product(range(1, 25), range(2, 25)):
-        if unit * (count - 1) >= 24 or 24 % unit or 24 % (unit * count):
-            continue
-        offsets = [layout.linear_offset((unit * i,)) for i in range(count)]
-        steps = {b - a for a, b in pairwise(offsets)}
-        found = run_stride(layout, 0, unit, count)
-        if found is not None:
-            assert steps == {found}
-        else:
-            assert len(steps) > 1 or 8 % unit or 8 % (unit * count)
+    for sizes, strides in product([(3, 4, 2), (2, 2, 6), (24,)], [(100, 2, 1), (40, 10, 5), (3, 50, 7)]):
+        digits = tuple(Digit(n, 0, s) for n, s in zip(sizes, strides, strict=False))
+        layout = SharedLayout((24,), digits)
+        cuts = [2 * 4, 2] if len(sizes) == 3 and sizes[2] == 2 else [6, 12]
+        for unit, count in product(range(1, 25), range(2, 25)):
+            if unit * count > 24:
+                continue
+            offsets = [layout.linear_offset((unit * i,)) for i in range(count)]
+            steps = {b - a for a, b in pairwise(offsets)}
+            found = run_stride(layout, 0, unit, count)
+            if found is not None:
+                assert steps == {found}
+            elif len(steps) == 1:
+                # Only runs that cut a digit unevenly may be given up.
+                ends = unit, unit * count
+                assert any(cut % end and end % cut for cut, end in product(cuts, ends))
 
 
 # Boxes.
@@ -227,6 +232,8 @@ def test_boxes_write_every_element_where_the_layout_has_it(major, span: int, bit
         (row_major(64, 512), 8, (1, 256), 128),
         (row_major(512, 16), 8, (256, 16), 2),
         (row_major(4, 16, 32), 16, (4, 16, 32), 1),
+        (row_major(512), 16, (256,), 2),
+        (row_major(2, 2, 2, 2, 64), 8, (2, 2, 2, 2, 64), 1),
         (row_major(96, 80), 8, (96, 80), 1),
         (canonical((128, 64), "k", 128, 16), 16, (128, 64), 1),
         (canonical((128, 128), "k", 128, 16), 16, (128, 64), 2),
@@ -238,6 +245,13 @@ def test_the_fewest_boxes_are_taken(layout, bits: int, shape: tuple[int, ...], c
     split = tma_boxes(layout, bits)
     assert (split.shape, len(split.boxes)) == (shape, count)
     assert memory_of_boxes(split, bits) == {i: layout.offset(i) * bits // 8 for i in layout.indices()}
+
+
+def test_boxes_have_one_to_five_dimensions() -> None:
+    with pytest.raises(LayoutError, match=r"order of the 1 to 5 dimensions of the tile, found \(0, 0\)"):
+        tma_boxes(row_major(64, 64), 16, order=(0, 0))
+    with pytest.raises(LayoutError, match="order of the 1 to 5 dimensions"):
+        tma_boxes(row_major(1, 1, 1, 1, 1, 64), 16)
 
 
 @pytest.mark.parametrize(

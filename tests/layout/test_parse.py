@@ -65,6 +65,7 @@ def test_expressions_are_read(text: str, expected: object) -> None:
         ("spatial('a')", 1, "spatial does not take these arguments"),
         ("spatial(*[2])", 9, "found Starred"),
         ("spatial(**{})", 11, "'[*][*]' is not understood"),
+        ("spatial(8,, 2)", 11, "not an expression: invalid syntax"),
         ("spatial", 1, "'spatial' is not called; write spatial"),
         ("(8, 4)", 1, r"expected a layout, found \(8, 4\)"),
         ("Swizzle(3, 3, 3)", 1, "expected a layout, found Swizzle"),

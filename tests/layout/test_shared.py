@@ -216,6 +216,49 @@ def test_stages_are_slices(data: st.DataObject, shape: tuple[int, ...], count: i
     assert stages.size >= starts[-1] + layout.size
 
 
+@law(st.data(), SHAPES, examples=200)
+def test_a_window_is_a_tile_of_its_own_or_is_impossible(data: st.DataObject, shape: tuple[int, ...]) -> None:
+    layout = data.draw(shared_layouts(shape))
+    start = tuple(data.draw(st.integers(0, n - 1)) for n in shape)
+    extents = tuple(data.draw(st.integers(1, n - i)) for n, i in zip(shape, start, strict=True))
+    try:
+        base, window = layout.window(start, extents)
+    except LayoutError:
+        aligned = all(i % e == 0 and n % e == 0 for i, e, n in zip(start, extents, shape, strict=True))
+        assert layout.swizzle is not None or not aligned or any(len(chain) > 1 for chain in layout.chains)
+        return
+    for index in window.indices():
+        whole = tuple(i + j for i, j in zip(start, index, strict=True))
+        assert base + window.offset(index) == layout.offset(whole)
+
+
+def test_windows_of_row_major_tiles_may_start_anywhere() -> None:
+    assert row_major(8, 8).window((3, 2), (5, 3)) == (26, strided((5, 3), (8, 1)))
+
+
+def test_windows_of_tiles_follow_the_tiles() -> None:
+    layout = row_major(2, 2) * row_major(4, 4)
+    assert layout.window((4, 4), (4, 4)) == (48, row_major(4, 4))
+    assert layout.window((0, 4), (8, 2)) == (16, layout.window((0, 0), (8, 2))[1])
+    with pytest.raises(LayoutError, match=r"a window of 3 at 0 along dimension 0 cuts the digits"):
+        layout.window((0, 0), (3, 4))
+    with pytest.raises(LayoutError, match=r"a window of 4 at 2 along dimension 0 cuts the digits"):
+        layout.window((2, 0), (4, 4))
+
+
+@pytest.mark.parametrize(
+    ("start", "shape", "message"),
+    [
+        ((1, 0), (1, 64), "starts at element 64, which is not a multiple of the swizzle's period of 512"),
+        ((0, 60), (8, 8), "a window of 8 at 60 is outside dimension 1 of size 64"),
+        ((0,), (8,), "a layout of rank 2 needs as many starts and sizes"),
+    ],
+)
+def test_impossible_windows_are_explained(start, shape, message: str) -> None:
+    with pytest.raises(LayoutError, match=message):
+        swizzled_row_major((16, 64), 16).window(start, shape)
+
+
 def test_a_slice_inside_the_swizzle_has_no_layout() -> None:
     layout = swizzled_row_major((8, 64), 16)
     with pytest.raises(

@@ -65,14 +65,11 @@ class Fingerprint:
         if isinstance(value, type):
             return self.python_class(value)
         module = type(value).__module__
-        state = getattr(value, "__dict__", None)
-        if dataclasses.is_dataclass(value) or (state and not callable(value)):
-            fields = (
-                state
-                if state is not None
-                else {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-            )  # type: ignore[arg-type]
-            return f"{module}.{type(value).__qualname__}:{self.text(dict(fields))}"
+        if dataclasses.is_dataclass(value):
+            state = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+            return f"{module}.{type(value).__qualname__}:{self.text(state)}"
+        if getattr(value, "__dict__", None) and not callable(value):
+            return f"{module}.{type(value).__qualname__}:{self.text(dict(vars(value)))}"
         name = getattr(value, "__qualname__", None)
         if name is not None:
             return f"{getattr(value, '__module__', module)}.{name}"

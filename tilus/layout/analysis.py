@@ -207,23 +207,15 @@ def affine_offsets(
             add += xor & ~placed
             xor &= placed
         else:
-            found = _constant_difference(swizzle, firsts, rest)
-            if found is None:
+            # Carries: the thread's share may still always move by the same distance.
+            moves = {swizzle(first + rest) - swizzle(first) for first in firsts}
+            if len(moves) > 1:
                 return None
-            xor, more = found
-            add += more
+            xor = 0
+            add += moves.pop()
         xors.append(xor)
         adds.append(add)
     return AffineOffsets(parts.threads, thread_swizzle, tuple(xors), tuple(adds))
-
-
-def _constant_difference(swizzle: Swizzle, firsts: list[int], rest: int) -> tuple[int, int] | None:
-    """Return (xor, add) that take every swizzled first offset to the swizzled offset ``rest`` further on."""
-    sums = {swizzle(first + rest) - swizzle(first) for first in firsts}
-    if len(sums) == 1:
-        return 0, sums.pop()
-    flips = {swizzle(first + rest) ^ swizzle(first) for first in firsts}
-    return (flips.pop(), 0) if len(flips) == 1 else None
 
 
 @dataclass(frozen=True)

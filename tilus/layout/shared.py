@@ -162,6 +162,48 @@ class SharedLayout:
             self.shape[:dim] + self.shape[dim + 1 :], _rename(rest, place), self.swizzle
         )
 
+    def window(self, start: Sequence[int], shape: Sequence[int]) -> tuple[int, SharedLayout]:
+        """Return the offset and the layout of a smaller tile, which starts at an index of this one.
+
+        The element at index ``i`` of the window is at ``offset + layout.offset(i)``.
+        """
+        first, extents = tuple(start), tuple(shape)
+        if len(first) != self.rank or len(extents) != self.rank:
+            raise LayoutError(f"a window of a layout of rank {self.rank} needs as many starts and sizes")
+        digits: list[Digit] = []
+        for dim, (begin, extent) in enumerate(zip(first, extents, strict=True)):
+            if begin < 0 or extent < 1 or begin + extent > self.shape[dim]:
+                raise LayoutError(
+                    f"a window of {extent} at {begin} is outside dimension {dim} of size {self.shape[dim]}"
+                )
+            digits += self._cut(dim, begin, extent)
+        base = self.linear_offset(first)
+        if self.swizzle is not None and base % self.swizzle.period:
+            raise LayoutError(
+                f"a window at {first} starts at element {base}, which is not a multiple of the swizzle's period of "
+                f"{self.swizzle.period} elements, so it has no layout of its own"
+            )
+        return base, SharedLayout(extents, tuple(digits), self.swizzle)
+
+    def _cut(self, dim: int, begin: int, extent: int) -> list[Digit]:
+        """Return the digits of the ``extent`` indices from ``begin`` on."""
+        chain = self.chains[dim]
+        if len(chain) == 1:
+            return [Digit(extent, dim, chain[0].stride)]
+        digits: list[Digit] = []
+        left = extent
+        for digit in reversed(chain):
+            size = min(left, digit.size)
+            if left % size or digit.size % size:
+                break
+            digits.insert(0, Digit(size, dim, digit.stride))
+            left //= size
+        if left > 1 or begin % extent:
+            raise LayoutError(
+                f"a window of {extent} at {begin} along dimension {dim} cuts the digits {format_digits(chain)}"
+            )
+        return digits
+
     def prepend(self, count: int, alignment: int = 1) -> SharedLayout:
         """Return the layout of ``count`` copies of the tile (stages), indexed by a new leading dimension.
 

@@ -175,7 +175,7 @@ def _extent_from_json(data: Any) -> Extent:
 def scalar_format(dtype: DType) -> str:
     """Return how a scalar parameter lies in memory, as a `struct` format; bfloat16 is passed as its bits."""
     if dtype.is_boolean:
-        return "i"
+        return "B"
     if dtype.name == "bfloat16":
         return "H"
     if dtype.is_float:

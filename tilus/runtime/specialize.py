@@ -35,12 +35,12 @@ def useful_divisor(dtype: DType) -> int:
 
 def extent_name(parameter: str, axis: int) -> str:
     """Return the name of a dimension without one."""
-    return f"{parameter}.shape{axis}"
+    return f"{parameter}_d{axis}"
 
 
 def stride_name(parameter: str, axis: int) -> str:
     """Return the name of a stride that is passed."""
-    return f"{parameter}.stride{axis}"
+    return f"{parameter}_s{axis}"
 
 
 def addressing_limits(declared: Sequence[Declared]) -> dict[str, int]:

@@ -96,6 +96,11 @@ class CopyAsync(Access):
         self.reads = tuple(s for s in (target, source, size, ignore) if s is not None)
         self.row = _ROWS[width]
 
+    @property
+    def touches(self) -> tuple[str, ...]:
+        """It reads global and writes shared memory."""
+        return ("shared", "global")
+
     def execute(self, state: Any, sel: Selection) -> None:
         memory = state.memory
         dtype, count = self.row

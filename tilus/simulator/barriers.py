@@ -89,9 +89,8 @@ class BarrierUnit:
             state.parked += sel.n
         for block in touched:
             mine = warps[blocks == block]
-            self.members.setdefault((int(block), barrier), []).append((mine, wait))
-            if state.order is not None and not wait:
-                state.order.snapshot(mine)
+            seen = state.order.snapshot(mine) if state.order is not None else None
+            self.members.setdefault((int(block), barrier), []).append((mine, wait, seen))
         if value is not None:
             lane_block = state.block_of_lane[sel.lanes]
             for block in touched:

@@ -48,17 +48,21 @@ class Engine:
         self.dynamic_bytes = dynamic_bytes
         self.globals = memory
         self.checks = checks
-        self.check_shared = False
-        self.check_global = False
+        self.check_shared = "shared" in checks or "async" in checks
+        self.check_global = "global" in checks
         self.check_registers = "registers" in checks
         self.check_async = "async" in checks
-        self.track_order = False
+        self.track_order = self.check_shared or self.check_global or self.check_async
         self.hazards: list[Hazard] = []
         self.seen: set[tuple[str, int | None]] = set()
         self.printed: list[str] = []
         self.counters = Counters(kernel)
         self.races: Any = None
-        self.now = 1
+        self.now = 0
+        self.history: list[Any] = [None]
+        self.locations: dict[Any, Any] = {}
+        self.fenced = False
+        self._prepare_clusters()
         if self.check_global:
             from .global_races import GlobalRaces
 
@@ -73,6 +77,28 @@ class Engine:
         self.addresses: Any = None
         self.segments: dict[int, Segment] = {}
         self.states: list[State] = []
+
+    # -- time --------------------------------------------------------------------------------------------------
+
+    def tick(self, instruction: Any = None) -> int:
+        """A new point in time, at which ``instruction`` accesses memory."""
+        self.now += 1
+        self.history.append(instruction)
+        return self.now
+
+    def instruction_at(self, time: int) -> Any:
+        """The instruction of a point in time."""
+        return self.history[time] if 0 <= time < len(self.history) else None
+
+    def _prepare_clusters(self) -> None:
+        if self.cluster_size == 1:
+            return
+        order = self.block_order().reshape(-1, self.cluster_size)
+        self.cluster_blocks = {int(row[0]): [int(b) for b in row] for row in order}
+        self.rank_of_block = np.zeros(order.size, np.int64)
+        self.cluster_of_block = np.zeros(order.size, np.int64)
+        self.rank_of_block[order] = np.arange(self.cluster_size)
+        self.cluster_of_block[order] = np.arange(len(order))[:, None]
 
     # -- blocks ------------------------------------------------------------------------------------------------
 
@@ -93,7 +119,9 @@ class Engine:
         warps = (self.threads + LANES - 1) // LANES
         rows = self.kernel.bank_rows
         lane_bytes = sum(max(rows[b], 1) * max(b // 8, 1) for b in rows) + self.kernel.local_bytes + 64
-        per_block = warps * LANES * lane_bytes + self.shared_bytes * (1 + (16 + 4 * warps if self.check_shared else 0))
+        per_block = warps * LANES * lane_bytes + self.shared_bytes * (
+            1 + (14 + 4 * warps * self.cluster_size) // self.kernel.shared_grain * self.check_shared
+        )
         count = max(1, min(_MAX_LANES // (warps * LANES), _MEMORY_BUDGET // max(per_block, 1)))
         return max(count // self.cluster_size, 1) * self.cluster_size
 
@@ -314,8 +342,8 @@ class Engine:
 
     def clock(self) -> int:
         """A cycle counter that always grows."""
-        self.now += 1
-        return self.steps * 32 + self.now
+        self.steps += 1
+        return self.steps * 32
 
     def count_divergence(self, group: Group, instruction: Any, taken: Any) -> None:
         """A branch split warps."""

@@ -35,6 +35,7 @@ class MatrixAccess(Warp):
     strong = False
     type = B32
     count = 4
+    touches = ("shared",)
 
     def __init__(self, op: Any, address: AddressSource, registers: list[Any], store: bool, generic: bool) -> None:
         super().__init__(lambda *v: v, [] if store else registers, [])

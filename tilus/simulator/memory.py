@@ -48,6 +48,11 @@ class Access(Lane):
         self.scope: str | None = None
         self.strong = False
 
+    @property
+    def touches(self) -> tuple[str, ...]:
+        """The checked state spaces that it may reach."""
+        return ("shared", "global") if self.space is None else (self.space,)
+
 
 class Load(Access):
     """``ld``: registers from memory."""
@@ -174,9 +179,8 @@ def _element_type(d: Decoder) -> ScalarType:
         raise d.fail("predicates can't be loaded or stored")
     if type.bits == 128:
         return type
-    if type.name in ("f16x2", "bf16x2", "f16", "bf16"):
-        return TYPES[f"b{type.bits}"]
-    return type
+    # Only bits move; signedness alone matters, where a register is wider.
+    return type if type.kind == "s" else TYPES[f"b{type.bits}"]
 
 
 def _decode_load(d: Decoder) -> Operation:

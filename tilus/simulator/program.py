@@ -80,6 +80,9 @@ class Kernel:
     files: dict[int, str] = field(default_factory=dict)
     cache: dict[Any, Any] = field(default_factory=dict)
     watched: set[tuple[int, int]] = field(default_factory=set)
+    shared_grain: int = 16
+    global_grain: int = 16
+    uses_async_proxy: bool = False
 
 
 def align(value: int, alignment: int) -> int:
@@ -482,6 +485,24 @@ class _Builder:
         from .dataflow import maybe_uninitialized
 
         kernel.maybe_uninitialized = maybe_uninitialized(kernel)
+        kernel.shared_grain = _grain(kernel, "shared")
+        kernel.global_grain = _grain(kernel, "global")
+        kernel.uses_async_proxy = any(i.opcode.startswith(_ASYNC_PROXY) for i in kernel.instructions)
+
+
+_ASYNC_PROXY = ("wgmma", "cp.async.bulk", "cp.reduce.async.bulk", "mbarrier", "st.async", "red.async", "cp.async.mbarrier",
+                "st.bulk", "fence.proxy.async")  # fmt: skip
+
+
+def _grain(kernel: Kernel, space: str) -> int:
+    """The narrowest access to a space, at most 16 bytes: every access is a whole number of such cells."""
+    grain = 16
+    for instruction in kernel.instructions:
+        operation = instruction.operation
+        spaces = getattr(operation, "touches", None)
+        if spaces is not None and space in spaces:
+            grain = min(grain, operation.width)
+    return max(grain, 1)
 
 
 class LoadedModule:

@@ -73,6 +73,7 @@ class State:
         self.live_warps = self.live.reshape(-1, LANES)
         self.local_stride = max(kernel.local_bytes, 16)
         self.local = np.zeros((self.lane_count if kernel.local_bytes else 1, self.local_stride), np.uint8)
+        self.global_thread = (self.blocks[self.block_of_lane] * (self.warps * LANES) + self.thread_of_lane).astype(np.uint32)
         self.memory = Memory(self, engine.shared_bytes, kernel.local_bytes)
         self.shared_base = self.block_of_lane * self.memory.stride
         self.written: dict[tuple[int, int], Any] = {}

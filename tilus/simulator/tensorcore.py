@@ -36,6 +36,13 @@ warpgroup next to each other: ``W = 4 * G``. All functions work on all ``W`` war
                                          # uint8 [G, n, 16]; b: uint8 [G, n, 16]; c: old d, uint32
                                          # [W, d_registers, 32]; scale_d: bool or bool [G] -> new d
     d = op(a, b, c, scale_d, metadata=e, selector=f)         # wgmma.mma_async.sp; e: uint32 [W, 32]
+    op = wmma_instruction("wmma.load.a.sync.aligned.row.m16n16k16.global.f16")   # or wmma.store.d...
+    op.store, op.registers, op.units, op.unit_bytes
+    at = op.addresses(base, stride)      # base: [W]; stride in elements: int, [W] or None -> byte addresses
+                                         # int64 [W, op.units, 32] of units of op.unit_bytes bytes
+    r = op.to_registers(values)          # loaded units, unsigned [W, units, 32] -> [W, op.registers, 32]
+    values = op.from_registers(r)        # the units to store
+    op = wmma_instruction("wmma.mma.sync.aligned.row.col.m16n16k16.f32.f32"); d = op(a, b, c)
     decode_descriptor(value) -> MatrixDescriptor(start, leading, stride, base_offset, swizzle)
 
 Unsupported or illegal modifiers raise ``ValueError`` with one sentence when the instruction is decoded.
@@ -57,6 +64,7 @@ from tilus.simulator.tensorcore_matrix import (
 )
 from tilus.simulator.tensorcore_mma import Mma, mma, mma_instruction
 from tilus.simulator.tensorcore_wgmma import MatrixDescriptor, Wgmma, decode_descriptor, wgmma_instruction
+from tilus.simulator.tensorcore_wmma import WmmaMemory, WmmaMultiply, wmma_instruction
 
 __all__ = [
     "MatrixDescriptor",
@@ -64,6 +72,8 @@ __all__ = [
     "MatrixStore",
     "Mma",
     "Wgmma",
+    "WmmaMemory",
+    "WmmaMultiply",
     "decode_descriptor",
     "ldmatrix_instruction",
     "mma",
@@ -71,4 +81,5 @@ __all__ = [
     "movmatrix",
     "stmatrix_instruction",
     "wgmma_instruction",
+    "wmma_instruction",
 ]

@@ -39,6 +39,15 @@ class BoundMethod:
 def call_expression(t: Tracer, node: ast.Call) -> Any:
     with t.at(node.func):
         callee = t.evaluate(node.func)
+    if callee is functions.grid:
+        # The host computes the arguments, so that nothing of them stays in the kernel.
+        with t.region():
+            return call_with(t, callee, node)
+    return call_with(t, callee, node)
+
+
+def call_with(t: Tracer, callee: Any, node: ast.Call) -> Any:
+    """Evaluate the arguments of a call, and call."""
     args = call_arguments(t, node.args)
     kwargs: dict[str, Any] = {}
     for keyword in node.keywords:

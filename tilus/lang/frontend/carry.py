@@ -85,8 +85,8 @@ def shape_of_merge(name: str, a: object, b: object, line: int) -> Part:
     """Return what an `if` at a line gives for a name that its branches leave with two values."""
     if same_constant(a, b):
         return Fixed(a)
-    if isinstance(a, (tuple, list)) and type(a) is type(b) and len(a) == len(b):  # type: ignore[arg-type]
-        pairs = zip(a, b, strict=True)  # type: ignore[call-overload]
+    if isinstance(a, (tuple, list)) and type(a) is type(b) and len(a) == len(b):
+        pairs = zip(a, b, strict=True)
         return Group(type(a), tuple(shape_of_merge(name, x, y, line) for x, y in pairs))
     dtype = merged_dtype(a, b)
     if dtype is not None:

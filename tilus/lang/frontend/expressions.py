@@ -109,6 +109,9 @@ PYTHON: dict[str, Callable[..., Any]] = {
     "^": operator.xor, "&": operator.and_, "@": operator.matmul, "==": operator.eq, "!=": operator.ne,
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
+SIGN_OF: dict[type[ast.unaryop], tuple[str, Callable[..., Any]]] = {
+    ast.USub: ("-", operator.neg), ast.UAdd: ("+", operator.pos), ast.Invert: ("~", operator.invert),
+}  # fmt: skip
 SIGNS: dict[type[ast.cmpop], str] = {
     ast.Eq: "==", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=",
 }  # fmt: skip
@@ -154,15 +157,15 @@ def unary_operator(t: Tracer, node: ast.UnaryOp) -> Any:
             return t.value(ops.Unary, "not", truth(t, "not", value))
         return not value
     if not isinstance(value, Value):
-        functions = {ast.USub: operator.neg, ast.UAdd: operator.pos, ast.Invert: operator.invert}
-        symbol = {ast.USub: "-", ast.UAdd: "+", ast.Invert: "~"}[type(node.op)]  # type: ignore[index]
-        return python(symbol, functions[type(node.op)], value)  # type: ignore[index]
+        if isinstance(value, bool) and isinstance(node.op, ast.Invert):
+            raise TypeMismatch("~ of a bool is an int in Python", hint="not x")
+        symbol, function = SIGN_OF[type(node.op)]
+        return python(symbol, function, value)
     if isinstance(node.op, ast.USub):
         return negate(t, value)
     if isinstance(node.op, ast.Invert):
         return invert(t, value)
-    negate_check = value.type
-    if not isinstance(negate_check, (ScalarType, RegisterType)):
+    if not isinstance(value.type, (ScalarType, RegisterType)):
         raise TypeMismatch(f"+ takes tiles, scalars and numbers, not {describe(value)}")
     return value
 
@@ -294,9 +297,9 @@ def formatted(t: Tracer, node: ast.JoinedStr) -> str | FormattedText:
 
 def format_value(t: Tracer, part: ast.FormattedValue, value: object) -> str:
     """Format a compile-time value as Python does."""
-    convert = {-1: lambda v: v, ord("s"): str, ord("r"): repr, ord("a"): ascii}[part.conversion]
+    conversions: dict[int, Callable[[object], object]] = {-1: lambda v: v, 115: str, 114: repr, 97: ascii}
     spec = t.evaluate(part.format_spec) if part.format_spec is not None else ""
-    return str(python("an f-string", format, convert(value), spec))
+    return str(python("an f-string", format, conversions[part.conversion](value), spec))
 
 
 @expression(ast.ListComp)

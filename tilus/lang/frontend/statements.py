@@ -96,23 +96,28 @@ def is_promise(t: Tracer, node: ast.Call) -> bool:
 
 def make_promise(t: Tracer, node: ast.Call) -> None:
     """Give a name its own value with the promise that it is a multiple of another."""
+    from tilus.lang.frontend.calls import call
+
     test = node.args[0]
     assert isinstance(test, ast.Compare)
     remainder = test.left
-    zero = len(test.ops) == 1 and isinstance(test.ops[0], ast.Eq) and t.evaluate(test.comparators[0])
-    shape_is_right = (
-        isinstance(remainder, ast.BinOp) and isinstance(remainder.op, ast.Mod) and zero is not False
+    is_remainder = (
+        isinstance(remainder, ast.BinOp)
+        and isinstance(remainder.op, ast.Mod)
+        and isinstance(remainder.left, ast.Name)
+        and len(test.ops) == 1
+        and isinstance(test.ops[0], ast.Eq)
     )
-    if not shape_is_right or isinstance(zero, Value) or zero != 0 or not isinstance(remainder.left, ast.Name):  # type: ignore[union-attr]
+    zero = t.evaluate(test.comparators[0]) if is_remainder else None
+    if not is_remainder or isinstance(zero, Value) or isinstance(zero, bool) or zero != 0:
         raise TypeMismatch(
             "assume takes a comparison of the form name % divisor == 0",
             hint="m = a.shape[0], then tilus.assume(m % 16 == 0)",
         )
-    name = remainder.left.id  # type: ignore[union-attr]
-    function = t.evaluate(node.func)
-    from tilus.lang.frontend.calls import call
-
-    value = call(t, function, [t.lookup(name), t.evaluate(remainder.right)], {})  # type: ignore[union-attr]
+    assert isinstance(remainder, ast.BinOp)
+    assert isinstance(remainder.left, ast.Name)
+    name = remainder.left.id
+    value = call(t, functions.assume, [t.lookup(name), t.evaluate(remainder.right)], {})
     if name in t.frame.source.local_names:
         t.bind(name, value)
 
@@ -305,7 +310,7 @@ def condition(t: Tracer, what: str, node: ast.expr) -> object:
         with t.at(node):
             return truth(t, what, value)
     if is_runtime(value):
-        return len(value) > 0  # type: ignore[arg-type]
+        return len(value) > 0
     return bool(value)
 
 

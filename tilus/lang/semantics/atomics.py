@@ -30,9 +30,17 @@ DTYPES = {
 
 
 def atomic(
-    t: Tracer, kind: str, target: object, value: object, compare: object, offsets: object, indices: object, mask: object,
-    order: object, scope: object,
-) -> Value:  # fmt: skip
+    t: Tracer,
+    kind: str,
+    target: object,
+    value: object,
+    compare: object,
+    offsets: object,
+    indices: object,
+    mask: object,
+    order: object,
+    scope: object,
+) -> Value:
     """Emit an atomic update at index tiles, or of the tile at offsets."""
     what = f"atomic_{kind}"
     type = memory_type(what, target)

@@ -102,7 +102,8 @@ def device_print(t: Tracer, format: Any, values: tuple[Any, ...]) -> None:
         )
     if count_placeholders(format) != len(values):
         raise TypeMismatch(
-            f"device_print takes a value for each of the {count_placeholders(format)} {{}} of its format, not {len(values)}"
+            f"device_print takes a value for each {{}} of its format, not {len(values)} for "
+            f"{count_placeholders(format)}"
         )
     made = []
     for value in values:

@@ -26,9 +26,10 @@ HOST_BINARY = ("add", "sub", "mul", "floordiv", "mod", "min", "max")
 def grid(t: Tracer, extents: tuple[Any, ...], warps: Any, cluster: Any) -> None:
     if t.grid is not None:
         raise SyntaxNotSupported("a kernel says its grid once", hint="one call of tilus.grid")
-    if len(t.frames) > 1 or t.open_regions > 1:
+    # The arguments were evaluated in a region of their own, besides that of the kernel.
+    if len(t.frames) > 1 or t.open_regions > 2:
         raise SyntaxNotSupported(
-            "grid is said at the top level of the kernel, not in a loop, an inline function or under a run-time condition",
+            "grid is said at the top level of the kernel, not in a loop, an inline function or a run-time if",
             hint="tilus.grid(...) before the first if, for or while",
         )
     if not 1 <= len(extents) <= 3:
@@ -43,16 +44,12 @@ def grid(t: Tracer, extents: tuple[Any, ...], warps: Any, cluster: Any) -> None:
         raise ShapeMismatch(f"cluster takes one to three extents, not {len(blocks)}")
     t.cluster = (*blocks, *(1,) * (3 - len(blocks)))  # type: ignore[assignment]
     t.grid_rank = len(extents)
-    with t.region() as block:
-        values = [*integers(t, "grid", extents), *(t.constant(1) for _ in range(3 - len(extents)))]
-        values = [convert(t, value, int32) for value in values]
+    values = [*integers(t, "grid", extents), *(t.constant(1) for _ in range(3 - len(extents)))]
+    values = [convert(t, value, int32) for value in values]
     host = HostProgram(t.defined, set(t.params), t.loc)
     results = tuple(host.copy(value) for value in values)
     host.block.append(ops.Yield(results, loc=t.loc))
     t.grid = make_region((), host.block)
-    for made in block:
-        for result in made.results:
-            t.defined.pop(result, None)
 
 
 class HostProgram:
@@ -148,8 +145,10 @@ class LoopRange:
 
     def static(self) -> range | None:
         """Return the range if it is known at compile time."""
-        parts = (self.start, self.stop, self.step)
-        return range(*parts) if all(isinstance(part, int) for part in parts) else None  # type: ignore[arg-type]
+        start, stop, step = self.start, self.stop, self.step
+        if isinstance(start, int) and isinstance(stop, int) and isinstance(step, int):
+            return range(start, stop, step)
+        return None
 
 
 @dataclass(frozen=True)

@@ -139,10 +139,10 @@ def broadcast(t: Tracer, value: Value, shape: Shape | None) -> Value:
     if isinstance(value.type, ScalarType):
         return t.value(ops.Splat, value, shape)
     assert isinstance(value.type, RegisterType)
-    while len(value.type.shape) < len(shape):
-        value = t.value(ops.ExpandDims, value, 0)
-        assert isinstance(value.type, RegisterType)
-    return value if value.type.shape == shape else t.value(ops.Broadcast, value, shape)
+    own = value.type.shape
+    for _ in range(len(shape) - len(own)):
+        value, own = t.value(ops.ExpandDims, value, 0), (1, *own)
+    return value if own == shape else t.value(ops.Broadcast, value, shape)
 
 
 def as_tile(t: Tracer, what: str, value: object, shape: Shape, dtype: DType) -> Value:

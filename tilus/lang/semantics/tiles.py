@@ -246,8 +246,8 @@ def dot(t: Tracer, a: Any, b: Any, acc: Any, out_dtype: Any) -> Value:
     type = tile_type("acc of dot", acc)
     if type.shape != shape:
         raise ShapeMismatch(
-            f"dot of {shape_text(left.shape)} and {shape_text(right.shape)} adds to a tile of shape {shape_text(shape)}, "
-            f"not {shape_text(type.shape)}"
+            f"dot of {shape_text(left.shape)} and {shape_text(right.shape)} adds to a tile of shape "
+            f"{shape_text(shape)}, not {shape_text(type.shape)}"
         )
     if out_dtype is not None and type.dtype != out_dtype:
         raise TypeMismatch(f"dot with an accumulator of {type.dtype} gives {type.dtype}, not {out_dtype}")

@@ -1,0 +1,306 @@
+"""What happens before what: a vector clock per warp, moved by barriers, fences, atomics and mbarriers.
+
+Time counts memory instructions. ``known[layer, warp, agent]`` is the time up to which an agent's accesses happen
+before whatever the warp does next. Agents are the warps of the cluster and a few *channels*, through which
+asynchronous copies complete (an mbarrier each, as far as they reach). Layer 0 is the generic proxy; layer 1, kept
+only for kernels with asynchronous-proxy instructions, is what proxy fences have made visible to that proxy.
+Knowledge about warps of other clusters, needed for global memory only, is a dict from block to a vector.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .selection import Selection
+
+CHANNELS = 16
+Knowledge = dict[int, Any]
+
+
+def join(a: Knowledge, b: Knowledge) -> Knowledge:
+    """The union of what two know of other blocks."""
+    if not a or a is b:
+        return b
+    if not b:
+        return a
+    result = dict(a)
+    for block, times in b.items():
+        mine = result.get(block)
+        result[block] = times if mine is None else np.maximum(mine, times)
+    return result
+
+
+class Payload:
+    """What a release hands on: knowledge about the own cluster, and about other blocks."""
+
+    __slots__ = ("cluster", "local", "remote", "as_remote")
+
+    def __init__(self, cluster: int, local: Any, remote: Knowledge, as_remote: Knowledge) -> None:
+        self.cluster, self.local, self.remote, self.as_remote = cluster, local, remote, as_remote
+
+
+class Order:
+    """The clocks of one batch."""
+
+    def __init__(self, state: Any) -> None:
+        engine = state.engine
+        self.state = state
+        self.engine = engine
+        self.size = engine.cluster_size
+        self.warps = state.warps
+        self.agents = self.size * state.warps
+        self.channels = CHANNELS if engine.kernel.uses_async_proxy else 0
+        self.layers = 2 if engine.kernel.uses_async_proxy else 1
+        rows = state.warp_count
+        self.known = np.zeros((self.layers, rows, self.agents + self.channels), np.int64)
+        # A channel on which nothing completed yet holds nothing to wait for.
+        self.agent = (state.block_of_warp % self.size) * state.warps + state.warp_in_block
+        self.cluster = state.block_of_warp // self.size
+        self.row_number = np.arange(rows)
+        self.own = np.zeros(rows, np.int64)
+        self.remote: dict[int, Knowledge] = {}
+        self.released: dict[int, Payload] = {}
+        self.acquired: dict[int, list[Payload]] = {}
+        self.cluster_pending: dict[int, list[Any]] = {}
+        self.cluster_done: dict[int, Any] = {}
+        self.version = 0
+        self._thresholds: dict[Any, tuple[int, int]] = {}
+        self._floor = np.zeros(rows, np.int64)
+        self._floor_version = 0
+        self.channel_used = np.zeros(CHANNELS, bool)
+
+    # -- time --------------------------------------------------------------------------------------------------
+
+    def threshold(self, sel: Selection) -> int:
+        """Accesses up to this time happen before the next step of every selected warp."""
+        if sel.whole:
+            found = self._thresholds.get(sel.key)
+            if found is not None and found[0] == self.version:
+                return found[1]
+        if self._floor_version != self.version:
+            self._refresh_floor()
+        part = sel.warp_slice
+        value = int(self._floor[part].min())
+        if sel.whole:
+            self._thresholds[sel.key] = (self.version, value)
+        return value
+
+    def _refresh_floor(self) -> None:
+        layer = self.known[0][:, : self.agents]
+        if self.agents > 1:
+            own = layer[self.row_number, self.agent].copy()
+            layer[self.row_number, self.agent] = self.own
+            self._floor = layer.min(axis=1)
+            layer[self.row_number, self.agent] = own
+        else:
+            self._floor = self.own.copy()
+        if self.channels and self.channel_used.any():
+            used = self.known[0][:, self.agents :][:, self.channel_used]
+            self._floor = np.minimum(self._floor, used.min(axis=1))
+        self._floor_version = self.version
+
+    def knows(self, rows: Any, agents: Any) -> Any:
+        """Known time of an agent for each row; for one's own warp the last time its lanes were synchronised."""
+        value = self.known[0][rows, agents]
+        return np.where(agents == self.agent[rows], self.own[rows], value)
+
+    def proxied(self, rows: Any, agents: Any) -> Any:
+        """Time up to which an agent's generic accesses are visible to the rows' asynchronous operations."""
+        return self.known[1][rows, agents]
+
+    # -- synchronisation ---------------------------------------------------------------------------------------
+
+    def snapshot(self, rows: Any) -> Any:
+        """What the rows together know now, their own past included: ``[layers, agents]`` joined."""
+        now = self.engine.tick()
+        part = self.known[:, rows]
+        part[0][np.arange(len(rows)), self.agent[rows]] = now
+        return part.max(axis=1)
+
+    def learn(self, rows: Any, knowledge: Any) -> None:
+        """Rows learn a joined vector."""
+        self.known[:, rows] = np.maximum(self.known[:, rows], knowledge[:, None])
+        self.version += 1
+
+    def all_blocks(self) -> None:
+        """Every warp of every block of the batch passes a barrier of its block."""
+        now = self.engine.tick()
+        blocks = self.state.block_count
+        shaped = self.known.reshape(self.layers, self.warps, blocks, -1)
+        if self.size == 1:
+            if self.layers > 1 or self.channels:
+                shaped[:] = shaped.max(axis=1, keepdims=True)
+            self.known[0][:, : self.agents] = now
+        else:
+            joined = shaped.max(axis=1)
+            for warp in range(self.warps):
+                column = (np.arange(blocks) % self.size) * self.warps + warp
+                joined[0][np.arange(blocks), column] = now
+            shaped[:] = joined[:, None]
+        self.own[:] = now
+        if self.remote or self.released:
+            for block in range(blocks):
+                self._share(np.arange(self.warps) * blocks + block)
+        self.version += 1
+
+    def _share(self, rows: Any) -> None:
+        """Warps that meet share what they know of other blocks, and their release fences."""
+        merged: Knowledge = {}
+        for row in rows:
+            merged = join(merged, self.remote.get(int(row), {}))
+        fences = [self.released[int(row)] for row in rows if int(row) in self.released]
+        for row in rows:
+            if merged:
+                self.remote[int(row)] = merged
+            if fences:
+                self.released[int(row)] = fences[0] if len(fences) == 1 else _merge_payloads(fences)
+
+    def barrier(self, members: list[Any]) -> None:
+        """A named barrier completes: ``members`` are (rows, waits, snapshot at arrival)."""
+        total = None
+        for _, _, snapshot in members:
+            total = snapshot if total is None else np.maximum(total, snapshot)
+        rows = [m[0] for m in members if m[1]]
+        if total is None or not rows:
+            return
+        waiting = np.concatenate(rows)
+        self.learn(waiting, total)
+        self.own[waiting] = self.engine.tick()
+        if self.remote or self.released:
+            self._share(np.concatenate([m[0] for m in members]))
+
+    def warp_sync(self, sel: Selection) -> None:
+        """Lanes of each warp meet."""
+        self.own[sel.warp_slice] = self.engine.tick()
+        self.version += 1
+
+    # -- clusters ----------------------------------------------------------------------------------------------
+
+    def cluster_arrive(self, rows: Any) -> None:
+        """Rows arrive at the cluster barrier."""
+        for cluster in np.unique(self.cluster[rows]):
+            mine = rows[self.cluster[rows] == cluster]
+            self.cluster_pending.setdefault(int(cluster), []).append(self.snapshot(mine))
+
+    def cluster_complete(self, cluster: int) -> None:
+        """All arrived."""
+        parts = self.cluster_pending.pop(cluster, [])
+        self.cluster_done[cluster] = np.maximum.reduce(parts)
+
+    def cluster_wait(self, rows: Any) -> None:
+        """Rows pass the cluster barrier."""
+        for cluster in np.unique(self.cluster[rows]):
+            mine = rows[self.cluster[rows] == cluster]
+            self.learn(mine, self.cluster_done[int(cluster)])
+            self.own[mine] = self.engine.tick()
+
+    # -- fences and atomics ------------------------------------------------------------------------------------
+
+    def payload(self, row: int) -> Payload:
+        """Everything a row can hand on now."""
+        key, local = self._cluster_key(row), self.snapshot(np.array([row]))
+        return Payload(key, local, self.remote.get(row, {}), blocks_of(key, local, self.engine, self.warps, self.size))
+
+    def _cluster_key(self, row: int) -> int:
+        """A number for the row's cluster that is unique in the launch: its first block."""
+        first = int(self.cluster[row]) * self.size
+        return int(self.state.blocks[first])
+
+    def fence(self, sel: Selection, scope: str) -> None:
+        """A memory fence: releases what is known, takes in what strong reads have seen."""
+        for row in sel.warps:
+            row = int(row)
+            for payload in self.acquired.pop(row, ()):
+                self.take(row, payload)
+            if scope != "cta":
+                self.released[row] = self.payload(row)
+        self.engine.fenced = True
+
+    def proxy_fence(self, sel: Selection, proxy: str) -> None:
+        """Makes what the warp knows visible to the asynchronous proxy."""
+        if self.layers < 2 or not proxy.startswith("async"):
+            return
+        rows = sel.warps
+        now = self.engine.tick()
+        part = self.known[0][rows].copy()
+        part[np.arange(len(rows)), self.agent[rows]] = now
+        self.known[1][rows] = np.maximum(self.known[1][rows], part)
+        self.version += 1
+
+    def take(self, row: int, payload: Payload) -> None:
+        """A row learns what another released."""
+        remote = payload.remote
+        if payload.cluster == self._cluster_key(row):
+            self.learn(np.array([row]), payload.local)
+        else:
+            remote = join(remote, payload.as_remote)
+        if remote:
+            self.remote[row] = join(self.remote.get(row, {}), remote)
+        self.version += 1
+
+    def strong(self, sel: Selection, keys: Any, access: Any, reads: bool, writes: bool) -> None:
+        """A relaxed, acquire, release or atomic access of the locations ``keys`` (one per lane)."""
+        engine = self.engine
+        order = access.order
+        releases = writes and (order in ("release", "acq_rel") or self.released)
+        if not releases and not (reads and engine.locations):
+            return
+        rows = sel.index >> 5
+        own_cta = access.scope == "cta"
+        for lane in range(sel.n):
+            row = int(rows[lane])
+            key: Any = keys[lane]
+            if own_cta:
+                key = (key, int(self.state.blocks[self.state.block_of_warp[row]]))
+            found = engine.locations.get(key)
+            if reads and found:
+                if order in ("acquire", "acq_rel"):
+                    for payload in found:
+                        self.take(row, payload)
+                else:
+                    self.acquired.setdefault(row, []).extend(found)
+            if writes:
+                gift = None
+                if order in ("release", "acq_rel"):
+                    gift = self.payload(row)
+                elif row in self.released:
+                    gift = self.released[row]
+                if gift is not None:
+                    # A read-modify-write continues the release sequence, a store begins a new one.
+                    engine.locations[key] = _add(found, gift) if reads and found else [gift]
+
+    def ordered_remote(self, row: int, block: int, warp: int, time: int) -> bool:
+        """Whether an access by a warp of another cluster happens before the row's next step."""
+        times = self.remote.get(row, {}).get(block)
+        return times is not None and bool(times[warp] >= time)
+
+
+def _add(found: list[Payload], gift: Payload) -> list[Payload]:
+    if len(found) > 8:
+        return [_merge_payloads([*found, gift])]
+    return [*found, gift]
+
+
+def _merge_payloads(payloads: list[Payload]) -> Payload:
+    """One payload for several; those of other clusters are kept as remote knowledge."""
+    first = payloads[0]
+    local, remote = first.local, first.remote
+    for other in payloads[1:]:
+        if other.cluster == first.cluster:
+            local = np.maximum(local, other.local)
+            remote = join(remote, other.remote)
+        else:
+            remote = join(remote, join(other.remote, other.as_remote))
+    as_remote = first.as_remote
+    for other in payloads[1:]:
+        if other.cluster == first.cluster:
+            as_remote = join(as_remote, other.as_remote)
+    return Payload(first.cluster, local, remote, as_remote)
+
+
+def blocks_of(cluster: int, local: Any, engine: Any, warps: int, size: int) -> Knowledge:
+    """Knowledge about the own cluster as knowledge about each of its blocks."""
+    blocks = engine.cluster_blocks[cluster] if size > 1 else [cluster]
+    return {block: local[0][rank * warps : (rank + 1) * warps] for rank, block in enumerate(blocks)}

@@ -1,0 +1,260 @@
+"""Shared memory's shadow: who touched each cell last, and whether anything orders the next access after it.
+
+A cell is the kernel's smallest shared access. For each: time and thread of the last write, time of the last read
+by anyone and by each warp. Most accesses are cleared by one comparison with the threshold of their warps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .selection import Selection
+
+PENDING = 0xFFFFFFFF
+_STRONG = 1 << 30
+_ASYNC = 1 << 29
+_THREAD = _ASYNC - 1
+
+
+class SharedRaces:
+    """The shadow of a batch's shared memory."""
+
+    def __init__(self, state: Any) -> None:
+        self.state = state
+        self.engine = state.engine
+        self.order = state.order
+        self.grain = state.kernel.shared_grain
+        self.shift = self.grain.bit_length() - 1
+        self.cells_per_block = state.memory.stride // self.grain
+        cells = self.cells_per_block * state.block_count
+        self.agents = state.order.agents
+        self.written = np.zeros(cells, np.uint32)
+        self.writer = np.zeros(cells, np.uint32)
+        self.last_read = np.zeros(cells, np.uint32)
+        self.reader = np.zeros(cells, np.uint16)
+        self.read_by = np.zeros((cells, self.agents), np.uint32)
+        self.read_flat = self.read_by.reshape(-1)
+        rank = state.block_of_lane % state.engine.cluster_size
+        self.thread = (rank * state.warps * 32 + state.thread_of_lane).astype(np.uint32)
+        self.agent = self.thread >> 5
+        self.row_of_lane = np.arange(state.lane_count) >> 5
+
+    def cells(self, index: Any, width: int) -> Any:
+        """Cells of each access: ``[n]`` or ``[n, k]``."""
+        first = index >> self.shift
+        if width <= self.grain:
+            return first
+        return first[:, None] + np.arange(width >> self.shift)
+
+    def _by_lane(self, values: Any, cells: Any) -> Any:
+        return values[:, None] if cells.ndim > 1 else values
+
+    # -- ordinary accesses -------------------------------------------------------------------------------------
+
+    def read(self, access: Any, sel: Selection, index: Any, width: int) -> None:
+        """Lanes read."""
+        cells = self.cells(index, width)
+        written = self.written[cells]
+        now = self.engine.tick(access.instruction)
+        if int(written.max()) > self.order.threshold(sel):
+            self._check_against_write(access, sel, cells, written, "reads", None)
+        if not written.all():
+            self._uninitialized(access, sel, index, cells, written)
+        if access.strong:
+            self._strong(access, sel, index, True, False)
+            return
+        self.last_read[cells] = now
+        self.reader[cells] = self._by_lane(self.thread[sel.lanes], cells)
+        self.read_flat[cells * self.agents + self._by_lane(self.agent[sel.lanes], cells)] = now
+
+    def write(self, access: Any, sel: Selection, index: Any, width: int, view: Any, place: Any, values: Any) -> None:
+        """Lanes are about to write ``values`` to ``view[place]``."""
+        cells = self.cells(index, width)
+        threshold = self.order.threshold(sel)
+        written = self.written[cells]
+        read = self.last_read[cells]
+        now = self.engine.tick(access.instruction)
+        if int(written.max()) > threshold:
+            same = view[place] == values
+            if same.ndim > 1:
+                same = same.all(axis=1)
+            self._check_against_write(access, sel, cells, written, "writes", same)
+        if int(read.max()) > threshold:
+            self._check_against_reads(access, sel, cells, read, "writes")
+        self._record_write(access, sel, cells, now)
+        thread = self._by_lane(self.thread[sel.lanes], cells)
+        clash = (self.writer[cells] & _THREAD) != thread
+        if clash.any() and not access.strong:
+            self._same_instruction(access, sel, cells, clash, place, values)
+        if access.strong:
+            self._strong(access, sel, index, False, True)
+
+    def _record_write(self, access: Any, sel: Selection, cells: Any, now: int) -> None:
+        self.written[cells] = now
+        mark = self.thread[sel.lanes]
+        if access.strong:
+            mark = mark | np.uint32(_STRONG)
+        self.writer[cells] = self._by_lane(mark, cells)
+
+    def atomic(self, access: Any, sel: Selection, index: Any, width: int) -> None:
+        """Lanes do an atomic operation."""
+        cells = self.cells(index, width)
+        threshold = self.order.threshold(sel)
+        written = self.written[cells]
+        read = self.last_read[cells]
+        now = self.engine.tick(access.instruction)
+        if int(written.max()) > threshold:
+            self._check_against_write(access, sel, cells, written, "updates", None)
+        if not written.all():
+            self._uninitialized(access, sel, index, cells, written)
+        if int(read.max()) > threshold:
+            self._check_against_reads(access, sel, cells, read, "updates")
+        self._record_write(access, sel, cells, now)
+        self._strong(access, sel, index, True, True)
+
+    def _strong(self, access: Any, sel: Selection, index: Any, reads: bool, writes: bool) -> None:
+        if self.engine.locations or writes:
+            keys = [("shared", int(i), id(self.state)) for i in index] if self._needs_keys(access, writes) else None
+            if keys is not None:
+                self.order.strong(sel, keys, access, reads, writes)
+
+    def _needs_keys(self, access: Any, writes: bool) -> bool:
+        return bool(self.engine.locations or self.order.released or (writes and access.order in ("release", "acq_rel")))
+
+    # -- asynchronous copies -----------------------------------------------------------------------------------
+
+    def issue(self, copy: Any, sel: Selection, index: Any, width: int) -> None:
+        """``cp.async`` begins to write: from now on the cells belong to it until it has arrived."""
+        cells = self.cells(index, width)
+        threshold = self.order.threshold(sel)
+        written = self.written[cells]
+        read = self.last_read[cells]
+        self.engine.tick(copy.instruction)
+        if int(written.max()) > threshold:
+            self._check_against_write(copy, sel, cells, written, "copies to", None)
+        if int(read.max()) > threshold:
+            self._check_against_reads(copy, sel, cells, read, "copies to")
+        self.written[cells] = PENDING
+        self.writer[cells] = self._by_lane(self.thread[sel.lanes], cells)
+
+    def arrived(self, copy: Any, sel: Selection, index: Any, width: int) -> None:
+        """The data is there; it counts as a write of the thread that waited."""
+        cells = self.cells(index, width)
+        self.written[cells] = self.engine.tick(copy.instruction)
+
+    # -- the slow path -----------------------------------------------------------------------------------------
+
+    def _lane_of(self, sel: Selection, cells: Any, bad: Any) -> tuple[int, int]:
+        """The first bad access: its position among the active lanes, and its cell."""
+        at = np.argwhere(bad)[0]
+        return int(at[0]), int(cells[tuple(at)])
+
+    def _check_against_write(self, access: Any, sel: Selection, cells: Any, written: Any, verb: str, same: Any) -> None:
+        pending = written == PENDING
+        if pending.any():
+            reading = verb == "reads"
+            position, cell = self._lane_of(sel, cells, pending)
+            owner = int(self.writer[cell]) & _THREAD
+            kind = "async-read" if reading else "async-overwrite"
+            self._report(
+                kind, access, sel, position, cell,
+                f"{verb} shared memory that {self._thread_name(cell, owner)} is still filling with an asynchronous copy; "
+                "wait for the copy first",
+            )  # fmt: skip
+        rows = self._by_lane(self.row_of_lane[sel.lanes], cells)
+        writer = self.writer[cells]
+        thread = writer & np.uint32(_THREAD)
+        own = self._by_lane(self.thread[sel.lanes], cells)
+        bad = ~pending & (thread != own)
+        bad &= written.astype(np.int64) > self.order.knows(rows, (thread >> np.uint32(5)).astype(np.int64))
+        if access.strong:
+            bad &= (writer & np.uint32(_STRONG)) == 0
+        if same is not None:
+            bad &= ~self._by_lane(same, cells)
+        if bad.any():
+            position, cell = self._lane_of(sel, cells, bad)
+            other = int(self.writer[cell]) & _THREAD
+            earlier = self.engine.instruction_at(int(self.written[cell]))
+            self._report(
+                "shared-race", access, sel, position, cell,
+                f"{verb} shared memory that {self._thread_name(cell, other)} wrote{_where(earlier)} with nothing ordering "
+                "the two",
+            )  # fmt: skip
+
+    def _check_against_reads(self, access: Any, sel: Selection, cells: Any, read: Any, verb: str) -> None:
+        rows = self._by_lane(self.row_of_lane[sel.lanes], cells)
+        by_agent = self.read_by[cells].astype(np.int64)
+        known = self.order.known[0][rows, : self.agents]
+        own_agent = self._by_lane(self.agent[sel.lanes], cells).astype(np.int64)
+        late = by_agent > known
+        mine = np.arange(self.agents) == own_agent[..., None]
+        bad_agents = late & ~mine
+        # Within the warp: another lane read since the lanes last met.
+        reader = self.reader[cells].astype(np.int64)
+        own = self._by_lane(self.thread[sel.lanes], cells)
+        inside = (reader != own) & (reader >> 5 == own_agent) & (read.astype(np.int64) > self.order.own[rows])
+        bad = bad_agents.any(axis=-1) | inside
+        if bad.any():
+            position, cell = self._lane_of(sel, cells, bad)
+            at = tuple(np.argwhere(bad)[0])
+            if bad_agents[at].any():
+                agent = int(np.flatnonzero(bad_agents[at])[0])
+                time = int(by_agent[at][agent])
+                other = int(reader[at]) if int(reader[at]) >> 5 == agent else agent * 32
+            else:
+                time, other = int(read[at]), int(reader[at])
+            earlier = self.engine.instruction_at(time)
+            self._report(
+                "shared-race", access, sel, position, cell,
+                f"{verb} shared memory that {self._thread_name(cell, other)} read{_where(earlier)} with nothing ordering "
+                "the two",
+            )  # fmt: skip
+
+    def _same_instruction(self, access: Any, sel: Selection, cells: Any, clash: Any, place: Any, values: Any) -> None:
+        if np.ndim(values) == 0:
+            return
+        order = np.argsort(place, kind="stable")
+        sorted_places, sorted_values = place[order], values[order]
+        equal_place = sorted_places[1:] == sorted_places[:-1]
+        differ = sorted_values[1:] != sorted_values[:-1]
+        if differ.ndim > 1:
+            differ = differ.any(axis=1)
+        bad = np.flatnonzero(equal_place & differ)
+        if len(bad):
+            position = int(order[bad[0] + 1])
+            other = int(self.thread[sel.index[order[bad[0]]]])
+            cell = int(np.ravel(cells[position])[0])
+            self._report(
+                "shared-race", access, sel, position, cell,
+                f"writes shared memory that {self._thread_name(cell, other)} writes with another value by the same "
+                "instruction",
+            )  # fmt: skip
+
+    def _uninitialized(self, access: Any, sel: Selection, index: Any, cells: Any, written: Any) -> None:
+        position, cell = self._lane_of(sel, cells, written == 0)
+        self._report("uninitialized-shared", access, sel, position, cell, "reads shared memory that nobody has written")
+        del index
+
+    def _thread_name(self, cell: int, thread: int) -> str:
+        state = self.state
+        per_block = state.warps * 32
+        coordinates = state.thread_coordinates(thread % per_block)
+        if state.engine.cluster_size == 1:
+            return f"thread {coordinates}"
+        return f"thread {coordinates} of cluster block {thread // per_block}"
+
+    def _report(self, kind: str, access: Any, sel: Selection, position: int, cell: int, text: str) -> None:
+        offset = (cell % self.cells_per_block) * self.grain
+        near = self.state.nearest_shared(offset)
+        self.state.hazard(kind, f"{text} (shared offset {offset:#x}, {near})", access.instruction,
+                          int(sel.index[position]), offset)  # fmt: skip
+
+
+def _where(instruction: Any) -> str:
+    if instruction is None:
+        return ""
+    if instruction.source is not None:
+        return f" at {instruction.source[0].rsplit('/', 1)[-1]}:{instruction.source[1]} (PTX line {instruction.line})"
+    return f" at PTX line {instruction.line}"
