@@ -129,7 +129,7 @@ def test_functions_agree_with_math(dtype: DType):
     }  # fmt: skip
     for kind, value in expected.items():
         found = shown(numerics.unary(kind, held(x, dtype), dtype), dtype)
-        assert found == pytest.approx(value, rel=2.0**-(dtype.mantissa_bits), abs=0)
+        assert found == pytest.approx(value, rel=2.0 ** (1 - dtype.mantissa_bits), abs=0)
 
 
 def test_rounding_functions_go_to_even_and_keep_the_sign():
@@ -146,7 +146,7 @@ def test_nan_spreads_through_extremes_and_compares_with_nothing():
     assert not numerics.compare("eq", x, x, dtypes.float32)[0]
     assert numerics.compare("ne", x, x, dtypes.float32)[0]
     assert numerics.unary("isnan", x, dtypes.float32).tolist() == [True, False]
-    assert numerics.unary("isinf", 1 / np.zeros(1, np.float32), dtypes.float32).tolist() == [True]
+    assert numerics.unary("isinf", np.array([np.inf], np.float32), dtypes.float32).tolist() == [True]
 
 
 def test_mod_of_floats_has_the_sign_of_the_divisor():

@@ -1,12 +1,10 @@
 """Control flow by value: each function runs in plain Python and, traced with run-time arguments, on the interpreter."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
-from tests.lang.support import execute, operations, trace
 
 import tilus.lang as tilus
+from tests.lang.support import execute, operations, trace
 from tilus.ir import ops
 from tilus.lang import InlineFunction, Tensor, constexpr, float32, int32
 
@@ -238,6 +236,32 @@ def inner_while_in_for(x, y):
     return total
 
 
+@tilus.inline
+def value_set_before_break(x, y):
+    value = 0
+    for i in range(x):
+        if i > 2:
+            if y > 2:
+                value = i * 10
+            break
+        value = 1
+    return value
+
+
+@tilus.inline
+def value_set_before_continue(x, y):
+    state = 0
+    total = 0
+    for i in range(x):
+        total += state
+        if i % 2 == 0:
+            if y > i:
+                state = i
+            continue
+        state = 1
+    return total
+
+
 FUNCTIONS = [value for value in list(globals().values()) if isinstance(value, InlineFunction)]
 INPUTS = [(0, 0), (1, 3), (3, 3), (4, 12), (7, 2), (9, 1), (5, 9), (12, 20)]
 
@@ -271,7 +295,9 @@ def test_control_flow_means_what_python_means(function):
 NEGATIVE_INPUTS = [(-7, 3), (-8, -3), (7, -3), (-1, 5)]
 
 
-@pytest.mark.parametrize("function", [floors, chained, bits, extremes, logic, branches, ranges, aliases], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "function", [floors, chained, bits, extremes, logic, branches, ranges, aliases], ids=lambda f: f.__name__
+)
 @pytest.mark.parametrize("inputs", NEGATIVE_INPUTS, ids=str)
 def test_negative_numbers_mean_what_python_means(function, inputs):
     expected = function(*inputs)
@@ -378,7 +404,7 @@ def only_live_names(out: Tensor[int32, "n"], x: int32):
     scratch = tilus.zeros(4)
     total = 0
     for i in range(x):
-        scratch = tilus.zeros((8, 8))
+        scratch = tilus.zeros((8, 8))  # noqa: F841
         other = i
         total += other
     tilus.store(out, total, 0)
@@ -395,7 +421,7 @@ def constant_if(out: Tensor[int32, "n"], *, flag: constexpr):
     if flag:
         value = 1
     else:
-        value = undefined_name  # noqa: F821
+        value = undefined_name
     tilus.store(out, value, 0)
 
 

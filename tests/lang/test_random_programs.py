@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from tests.lang.support import execute
 
 NAMES = ("a", "b", "c", "d")
@@ -21,14 +22,14 @@ def program(a, b):
     c = 0
     d = a - b
 '''
-KERNEL = '''    return a, b, c, d
+KERNEL = """    return a, b, c, d
 
 
 def kernel(out: tilus.Tensor[tilus.int32, "n"], a: tilus.int32, b: tilus.int32):
     tilus.grid(1)
     for position, value in enumerate(program(a, b)):
         tilus.store(out, value, position)
-'''
+"""
 fresh = itertools.count()
 names = st.sampled_from(NAMES)
 small = st.integers(-4, 5)
@@ -75,7 +76,8 @@ def statements(draw, depth: int, in_loop: bool) -> list[str]:
             lines.append(f"{x}, {y} = {y}, {x}")
         elif kind == "exit":
             lines.append(f"if {draw(conditions)}:")
-            lines += indent([draw(st.sampled_from(("break", "continue")))])
+            before = draw(statements(depth - 1, True)) if depth and draw(st.booleans()) else []
+            lines += indent([*before, draw(st.sampled_from(("break", "continue")))])
         elif kind == "if":
             lines.append(f"if {draw(conditions)}:")
             lines += indent(draw(statements(depth - 1, in_loop)))
@@ -83,7 +85,11 @@ def statements(draw, depth: int, in_loop: bool) -> list[str]:
                 lines.append("else:")
                 lines += indent(draw(statements(depth - 1, in_loop)))
         elif kind == "for":
-            start, stop, step = draw(operands), draw(st.sampled_from(("3", "4", "a % 5", "b % 4"))), draw(st.sampled_from((1, 2, -1)))
+            start, stop, step = (
+                draw(operands),
+                draw(st.sampled_from(("3", "4", "a % 5", "b % 4"))),
+                draw(st.sampled_from((1, 2, -1))),
+            )
             index = draw(st.sampled_from((*NAMES, f"i{next(fresh)}")))
             bounds = f"{start} % 4, {stop}, {step}" if step > 0 else f"{stop}, {start} % 4, {step}"
             lines.append(f"for {index} in range({bounds}):")
@@ -97,7 +103,7 @@ def statements(draw, depth: int, in_loop: bool) -> list[str]:
 
 
 @settings(
-    max_examples=600, deadline=None, derandomize=True,
+    max_examples=60, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 @given(body=statements(3, False))

@@ -49,11 +49,11 @@ def carry_out(plan, source: RegisterLayout, target: RegisterLayout) -> Registers
         for thread in range(target.threads):
             row = []
             for step in plan.steps:
-                holder, element = step.thread(thread), step.element(thread)
+                holder, word = step.thread(thread), step.element(thread)
                 assert holder // 32 == thread // 32, "a shuffle stays within a warp"
-                assert element in step.candidates
+                assert word in step.candidates
                 assert not step.is_local or holder == thread
-                row.append(registers[holder][element])
+                row += registers[holder][word * plan.pack : (word + 1) * plan.pack]
             result.append(row)
         return result
     assert isinstance(plan, SharedConversion)
@@ -91,10 +91,10 @@ def pairs(draw: st.DrawFn) -> tuple[RegisterLayout, RegisterLayout]:
     return source, RegisterLayout(source.shape, tuple(threads), tuple(elements))
 
 
-@law(pairs(), st.sampled_from([8, 16, 32]), examples=150)
-def test_a_plan_brings_every_element_to_its_place(pair, element_bits: int) -> None:
+@law(pairs(), st.sampled_from([8, 16, 32]), st.sampled_from([1, 2, 4]), examples=150)
+def test_a_plan_brings_every_element_to_its_place(pair, element_bits: int, max_pack: int) -> None:
     source, target = pair
-    plan = plan_conversion(source, target, element_bits)
+    plan = plan_conversion(source, target, element_bits, max_pack=max_pack)
     assert carry_out(plan, source, target) == filled(target)
     assert (plan.kind == "none") == (source == target)
 
@@ -122,6 +122,9 @@ def test_the_shared_plan_says_what_it_costs(pair, element_bits: int) -> None:
     assert plan.load_vector == vector_width(target, plan.layout, 128 // element_bits)
     assert plan.store == bank_conflicts(source, plan.layout, element_bits, plan.store_vector)
     assert plan.load == bank_conflicts(target, plan.layout, element_bits, plan.load_vector)
+    warps = -(-source.threads // 32)
+    accesses = plan.store.accesses // warps + plan.load.accesses // warps
+    assert plan.cost == (plan.store.count + plan.load.count) // warps + accesses + 40
 
 
 def test_equal_layouts_need_nothing() -> None:
@@ -148,6 +151,27 @@ def test_lanes_are_permuted_by_one_shuffle_for_each_element() -> None:
     assert isinstance(plan, ShuffleConversion)
     assert [len(step.candidates) for step in plan.steps] == [1, 1, 1]
     assert plan.cost == 6
+
+
+def test_neighbours_that_stay_together_share_a_shuffle() -> None:
+    # The accumulators of m16n8 as the A operand of an 8-bit m16n8k32, whose threads hold four neighbours.
+    source = local(1, 2) * MMA_C
+    target = local(2, 1).spatial(8, 4).local(1, 4)
+    plain = plan_conversion(source, target, 8)
+    packed = plan_conversion(source, target, 8, max_pack=4)
+    assert isinstance(plain, ShuffleConversion)
+    assert isinstance(packed, ShuffleConversion)
+    assert (plain.pack, packed.pack) == (1, 2)
+    assert packed.cost * 2 == plain.cost
+    assert carry_out(packed, source, target) == filled(target)
+
+
+def test_wide_elements_cost_a_shuffle_for_each_register() -> None:
+    narrow = plan_conversion(spatial(8, 4), column_spatial(8, 4), 32)
+    wide = plan_conversion(spatial(8, 4), column_spatial(8, 4), 64)
+    assert isinstance(narrow, ShuffleConversion)
+    assert isinstance(wide, ShuffleConversion)
+    assert wide.cost == 2 * narrow.cost
 
 
 def test_a_copy_that_threads_already_hold_is_selected_and_not_shuffled() -> None:

@@ -102,6 +102,11 @@ def test_tiles_start_where_the_pattern_repeats(span: int, alignment: int) -> Non
     assert layout.alignment * 2 == alignment
 
 
+@pytest.mark.parametrize(("span", "stride"), [(0, 128), (32, 256), (64, 512), (128, 1024)])
+def test_a_single_group_of_rows_states_the_usual_stride(span: int, stride: int) -> None:
+    assert describe_matrix(canonical((8, 64), "k", span, 16), 16).stride_bytes == stride
+
+
 def test_a_swizzled_row_major_tile_is_a_k_major_operand() -> None:
     for span in (32, 64, 128):
         assert swizzled_row_major((64, 128), 16, span) == canonical((64, 128), "k", span, 16)
@@ -233,6 +238,8 @@ def test_boxes_write_every_element_where_the_layout_has_it(major, span: int, bit
         (row_major(512, 16), 8, (256, 16), 2),
         (row_major(4, 16, 32), 16, (4, 16, 32), 1),
         (row_major(512), 16, (256,), 2),
+        (row_major(3 * 128), 8, (128,), 3),
+        (row_major(3 * 128), 16, (192,), 2),
         (row_major(2, 2, 2, 2, 64), 8, (2, 2, 2, 2, 64), 1),
         (row_major(96, 80), 8, (96, 80), 1),
         (canonical((128, 64), "k", 128, 16), 16, (128, 64), 1),

@@ -169,6 +169,15 @@ def test_a_swizzled_atom_is_repeated() -> None:
         assert whole.offset(index) == column_major(4, 2).offset(a) * 512 + atom.offset(b)
 
 
+def test_a_single_tile_keeps_its_swizzle_whatever_its_size() -> None:
+    atom = row_major(4, 64).with_swizzle(Swizzle(3, 3, 3))
+    assert row_major(1, 1) * atom == atom
+
+
+def test_stages_follow_each_other_closely() -> None:
+    assert row_major(3, 5).prepend(2) == strided((2, 3, 5), (15, 5, 1))
+
+
 def test_a_swizzle_of_tiles_moves_whole_tiles() -> None:
     outer = row_major(4, 4).with_swizzle(Swizzle(2, 0, 2))
     whole = outer * row_major(2, 4)

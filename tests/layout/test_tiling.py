@@ -39,7 +39,7 @@ def check(layout: RegisterLayout, atom: RegisterLayout, tiling: Tiling) -> None:
                 assert layout.index(thread, element) == whole.index(thread, q * atom.elements + a)
     assert sorted(used) == list(range(layout.elements))
     for q in range(tiling.quotient.elements):
-        assert tiling.elements(q) == tuple(tiling.element(q, a) for a in range(atom.elements))
+        assert tiling.elements(q) == [tiling.element(q, a) for a in range(atom.elements)]
 
 
 def shuffled(layout: RegisterLayout, data: st.DataObject) -> RegisterLayout:
@@ -101,7 +101,7 @@ def test_the_accumulators_of_a_warp_are_instances_of_the_instruction() -> None:
     tiling = tile_by(accumulators, MMA_C)
     assert tiling is not None
     assert tiling.quotient == spatial(2, 2).local(2, 4)
-    assert tiling.elements(1) == (4, 5, 6, 7)
+    assert tiling.elements(1) == [4, 5, 6, 7]
 
 
 def test_elements_of_an_instance_are_found_where_they_are() -> None:
@@ -114,8 +114,8 @@ def test_elements_of_an_instance_are_found_where_they_are() -> None:
     tiling = tile_by(layout, MMA_C)
     assert tiling is not None
     assert tiling.quotient == local(1, 2)
-    assert tiling.elements(0) == (0, 1, 4, 5)
-    assert tiling.elements(1) == (2, 3, 6, 7)
+    assert tiling.elements(0) == [0, 1, 4, 5]
+    assert tiling.elements(1) == [2, 3, 6, 7]
 
 
 def test_operands_replicated_over_warps_still_tile() -> None:
@@ -131,7 +131,7 @@ def test_an_accumulator_is_the_next_products_operand() -> None:
     tiling = tile_by(accumulators, MMA_A)
     assert tiling is not None
     assert tiling.quotient == local(1, 2)
-    assert tiling.elements(0) == tuple(range(8))
+    assert tiling.elements(0) == list(range(8))
 
 
 def test_b_operand_is_made_of_columns() -> None:

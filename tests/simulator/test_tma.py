@@ -188,7 +188,7 @@ def test_tf32_elements_are_rounded_and_ftz_elements_flushed() -> None:
     words = np.array(
         [0x3F801000, 0x3F803000, 0x3F801001, 0x00000001, 0x80000001, 0x7F800000], dtype=np.uint32
     )
-    words = np.concatenate([words, words[:2]])
+    words = np.concatenate([words, np.array([0x7FFFFFFF, 0xFF800001], dtype=np.uint32)])  # NaN
 
     def loaded(element_type: str) -> list[int]:
         converted = TensorMap(element_type, (16,), (), (16,)).convert_loaded(
@@ -199,7 +199,7 @@ def test_tf32_elements_are_rounded_and_ftz_elements_flushed() -> None:
     assert loaded("f32") == words.tolist()
     assert loaded("f32.ftz")[3:5] == [0, 0x80000000]
     assert loaded("tf32")[:3] == [0x3F800000, 0x3F804000, 0x3F802000]
-    assert loaded("tf32")[5] == 0x7F800000
+    assert loaded("tf32")[5:] == [0x7F800000, 0x7FFFFFFF, 0xFF800001]
     assert loaded("tf32.ftz")[3:5] == [0, 0x80000000]
 
 

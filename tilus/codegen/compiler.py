@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tilus.codegen.assemble import Resources
 from tilus.codegen.assemble import assemble as make_cubin
 from tilus.codegen.llvm import to_ptx
+from tilus.codegen.lower.hopper import TensorMap
 from tilus.codegen.lower.module import lower_kernel
 from tilus.codegen.selection import Mma
 from tilus.codegen.target import Target
@@ -40,6 +41,8 @@ class Compiled:
         Dynamic shared memory of a block.
     kernel : Kernel
         The tile IR after all passes.
+    tensor_maps : tuple of TensorMap
+        What a launch passes after parameters and sizes: tensor maps, 128 bytes each by value.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Compiled:
     cluster: tuple[int, int, int]
     shared_bytes: int
     kernel: Kernel
+    tensor_maps: tuple[TensorMap, ...] = ()
 
 
 def prepare(kernel: Kernel, target: Target, dump: str | None = None) -> Kernel:
@@ -81,8 +85,10 @@ def compile_kernel(
     """
     machine = find_target(target)
     final = prepare(kernel, machine, dump)
-    ptx = to_ptx(lower_kernel(final, machine), machine)
+    llvm, tensor_maps = lower_kernel(final, machine)
+    ptx = to_ptx(llvm, machine)
     cubin, resources = make_cubin(ptx, machine, final.name) if assemble else (None, None)
     return Compiled(
-        final.name, machine.name, ptx, cubin, resources, final.threads, final.cluster, final.shared_bytes, final
+        final.name, machine.name, ptx, cubin, resources, final.threads, final.cluster, final.shared_bytes, final,
+        tensor_maps,
     )

@@ -6,11 +6,12 @@ from functools import lru_cache
 
 from tilus.codegen.atoms.matrix import plan_ldmatrix
 from tilus.codegen.atoms.mma import MmaAtom, atoms_for
+from tilus.codegen.atoms.wgmma import a_atom, c_atom, columns, wgmma_type
 from tilus.codegen.lower.dot import fits
 from tilus.codegen.lower.shared_memory import copy_layout
 from tilus.codegen.target import Target
 from tilus.dtypes import DType
-from tilus.errors import ShapeMismatch, TypeMismatch
+from tilus.errors import ShapeMismatch, TargetNotSupported, TypeMismatch
 from tilus.layout import Digit, RegisterLayout, SharedLayout, bank_conflicts, contiguity, local
 from tilus.passes.select import DotChoice
 
@@ -66,6 +67,36 @@ class Mma:
                 hint="cast both operands to float16",
             )
         return atoms
+
+    def choose_dot_async(
+        self, shape: tuple[int, int, int], dtypes: tuple[DType, DType, DType], warps: int
+    ) -> DotChoice:
+        """Return the wgmma instruction for a dot, its warpgroups one below the other."""
+        m, n, k = shape
+        if not self.target.has("wgmma"):
+            raise TargetNotSupported(f"{self.target.name} has no warpgroup matrix instructions", hint="use tilus.dot")
+        kind = wgmma_type(*dtypes)
+        if kind is None:
+            raise TypeMismatch(
+                f"no warpgroup instruction multiplies {dtypes[0]} by {dtypes[1]} into {dtypes[2]}",
+                hint="use float16, bfloat16, tfloat32, float8 or int8 operands and accumulate in float32 (int32)",
+            )
+        groups = warps // 4
+        if warps % 4 or m % (64 * groups):
+            raise ShapeMismatch(
+                f"dot_async of {m} rows over {warps} warps", hint="use 64 rows, or a multiple, for each 4 warps"
+            )
+        width = columns(n, kind)
+        if not width or k % kind.k:
+            raise ShapeMismatch(
+                f"dot_async of {n} columns and depth {k}",
+                hint=f"use a multiple of 8 columns (16 beyond 32 for int8) and a depth that is a multiple of {kind.k}",
+            )
+        rows = RegisterLayout((groups, 1), (Digit(groups, 0, 1),), ())
+        local_m = m // 64 // groups
+        c = rows * local(local_m, n // width) * c_atom(width)
+        a = rows * local(local_m, k // kind.k) * a_atom(kind.k, kind.a_dtype.bits)
+        return DotChoice(kind.name(width), a, a, c)
 
     def shared_cost(self, layout: RegisterLayout, shared: SharedLayout, bits: int, load: bool) -> float:
         """Return the wavefronts of moving a tile between registers and shared memory."""

@@ -22,6 +22,7 @@ from tilus.ir.core import Operation, Region, Value
 from tilus.ir.kernel import Kernel
 from tilus.ir.memory_model import (
     GlobalTensor,
+    LateTile,
     Pointer,
     flat,
 )
@@ -58,7 +59,8 @@ def run(
     LaunchError
         If the arguments do not fit the parameters.
     HazardFound
-        On an access out of bounds, a failed `device_assert`, a deadlock, or misuse of a barrier.
+        On an access out of bounds, a tile used before its wait, a failed `device_assert`, a deadlock, or misuse of
+        a barrier.
     InterpreterError
         On what NumPy cannot do: inline PTX, or a `view` between tiles without layouts.
     """
@@ -148,7 +150,7 @@ class Schedule:
 
     def finish(self, region: Region) -> Flow:
         """Run a region to its end, with all groups of warps that it starts."""
-        main = self.start(region)
+        main = self.start(region, self.block.kernel.warps)
         result: Flow | None = None
         while self.running:
             before = self.block.events
@@ -170,9 +172,9 @@ class Schedule:
         assert result is not None
         return result
 
-    def start(self, region: Region) -> Group:
+    def start(self, region: Region, warps: int) -> Group:
         """Start a group of threads on a region."""
-        group = Group(self.block)
+        group = Group(self.block, warps)
         self.running[group] = self.region(group, region)
         self.block.events += 1
         return group
@@ -190,12 +192,16 @@ class Schedule:
                 return Flow(type(operation), tuple(values[v] for v in operation.inputs()))
             try:
                 if isinstance(operation, ops.WarpGroup):
-                    children.append((operation, self.start(operation.body)))
+                    children.append((operation, self.start(operation.body, operation.count)))
                 elif type(operation) in CONTROL:
                     flow = yield from CONTROL[type(operation)](self, group, operation)
                     if flow is not None:
                         return flow
                 else:
+                    if not isinstance(operation, (ops.DotAsync, ops.DotWait)):
+                        for value in operation.inputs():
+                            if isinstance(values[value], LateTile):
+                                raise HazardFound(f"{operation.opcode} uses a tile that no dot_wait finished")
                     made = SEMANTICS[type(operation)](group, operation)
                     for value, result in zip(operation.results, made, strict=True):
                         values[value] = result

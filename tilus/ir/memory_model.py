@@ -149,7 +149,7 @@ def undefined(dtype: DType, shape: tuple[int, ...]) -> Array:
 
 @dataclass
 class CopyQueue:
-    """The asynchronous copies of one group of threads: they happen at the wait that covers them, not before."""
+    """What one group of threads started: it happens at the wait that covers it, not before."""
 
     started: list[Copy] = field(default_factory=list)
     groups: deque[list[Copy]] = field(default_factory=deque)
@@ -164,6 +164,20 @@ class CopyQueue:
         while len(self.groups) > pending:
             for copy in self.groups.popleft():
                 copy()
+
+
+@dataclass(eq=False)
+class LateTile:
+    """The result of an asynchronous product of matrices, which is computed at the wait that covers it."""
+
+    compute: Callable[[], Array]
+    value: Array | None = None
+
+    def finish(self) -> Array:
+        """Return the tile; operands in shared memory are read now."""
+        if self.value is None:
+            self.value = self.compute()
+        return self.value
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from tilus.ir.memory_model import (
     Barrier,
     CopyQueue,
     GlobalTensor,
+    LateTile,
     Pointer,
     tile_bytes,
     tile_indices,
@@ -50,7 +52,10 @@ class Group:
     """A group of threads on its way through the program."""
 
     block: Block
+    warps: int
     copies: CopyQueue = field(default_factory=CopyQueue)
+    stores: CopyQueue = field(default_factory=CopyQueue)
+    dots: deque[LateTile] = field(default_factory=deque)
     waits: Location | None = None
 
 
@@ -513,7 +518,9 @@ def barrier_of(group: Group, barrier: Value, index: Value | None) -> Barrier:
 
 @means(ops.BarrierArrive)
 def _barrier_arrive(group: Group, op: ops.BarrierArrive) -> tuple[Any, ...]:
-    barrier_of(group, op.barrier, op.index).arrive(op.bytes)
+    barrier = barrier_of(group, op.barrier, op.index)
+    for warp in range(group.warps):
+        barrier.arrive(op.bytes if warp == 0 else 0)
     group.block.events += 1
     return ()
 
@@ -526,3 +533,67 @@ def _copy_bulk(group: Group, op: ops.CopyBulk) -> tuple[Any, ...]:
     barrier_of(group, op.barrier, op.index).copies.append((size, copy))
     group.block.events += 1
     return ()
+
+
+@means(ops.StoreBulk)
+def _store_bulk(group: Group, op: ops.StoreBulk) -> tuple[Any, ...]:
+    tensor, shared = group.block.values[op.tensor], group.block.values[op.shared]
+    indices = tile_indices([integer(group, v) for v in op.offsets], shared.shape)
+    places, active = tensor.locate(indices, shared.shape, (True,) * len(indices), None)
+    dtype = _dtype(op.shared)
+
+    def store() -> None:
+        values = shared
+        if op.reduction:
+            values = numerics.binary(op.reduction, tensor.load(places, active, _zero(dtype)), shared, dtype)
+        tensor.store(places, active, values)
+
+    group.stores.started.append(store)
+    return ()
+
+
+@means(ops.BulkCommit)
+def _bulk_commit(group: Group, op: ops.BulkCommit) -> tuple[Any, ...]:
+    group.stores.commit()
+    return ()
+
+
+@means(ops.BulkWait)
+def _bulk_wait(group: Group, op: ops.BulkWait) -> tuple[Any, ...]:
+    group.stores.wait(op.pending)
+    return ()
+
+
+# Asynchronous products of matrices.
+
+
+@means(ops.DotAsync)
+def _dot_async(group: Group, op: ops.DotAsync) -> tuple[Any, ...]:
+    a, b, c = (group.block.values[v] for v in (op.a, op.b, op.c))
+    if isinstance(a, LateTile):
+        a = a.value
+        if a is None:
+            raise HazardFound("dot_async reads a tile before the dot_wait that finishes it")
+    dtypes = _dtype(op.a), _dtype(op.b), _dtype(op.c)
+
+    def compute() -> Array:
+        start = np.zeros_like(late_value(c)) if op.fresh else late_value(c)
+        return numerics.dot(a, b, start, dtypes)
+
+    made = LateTile(compute)
+    group.dots.append(made)
+    return (made,)
+
+
+def late_value(tile: Array | LateTile) -> Array:
+    """Return a tile that a product adds to; products run in the order in which they were started."""
+    return tile.finish() if isinstance(tile, LateTile) else tile
+
+
+@means(ops.DotWait)
+def _dot_wait(group: Group, op: ops.DotWait) -> tuple[Any, ...]:
+    while len(group.dots) > op.pending:
+        group.dots.popleft().finish()
+    tiles = [group.block.values[v] for v in op.tiles]
+    # An accumulator that the wait does not cover stays unfinished.
+    return tuple(t.value if isinstance(t, LateTile) and t.value is not None else t for t in tiles)

@@ -13,12 +13,17 @@ from tilus.ir import BarrierType, GlobalType, PointerType, RegisterType, ScalarT
 from tilus.layout import RegisterLayout, SharedLayout
 
 
+def with_article(dtype: DType) -> str:
+    """Write a dtype's name after `a` or `an`."""
+    return f"an {dtype}" if dtype.name[0] in "aeino" else f"a {dtype}"
+
+
 def describe_type(type: Type) -> str:
     """Say what a run-time value of a type is."""
     if isinstance(type, ScalarType):
-        return f"a {type.dtype} scalar"
+        return f"{with_article(type.dtype)} scalar"
     if isinstance(type, RegisterType):
-        return f"a {type.dtype} tile of shape {list(type.shape)}"
+        return f"{with_article(type.dtype)} tile of shape {list(type.shape)}"
     if isinstance(type, SharedType):
         return f"a shared {type.dtype} tensor of shape {list(type.shape)}"
     if isinstance(type, GlobalType):

@@ -33,7 +33,7 @@ def number_dtype(value: Number) -> DType:
         return int32
     if int64.min <= value <= int64.max:
         return int64
-    raise TypeMismatch(f"the int {value} does not fit into 64 bits")
+    raise TypeMismatch(f"the int {value} does not fit into 64 bits", hint="a number of 64 bits, or a float")
 
 
 def fits(value: Number, dtype: DType) -> bool:

@@ -333,8 +333,8 @@ def read_param(name: str, annotation: Any, default: Any) -> ParamSpec:
         if default is not MISSING:
             raise TypeMismatch(f"{name} is memory, which has no default", hint=f"{name} without a default")
         if isinstance(annotation, PointerAnnotation):
-            return ParamSpec(name, "pointer", annotation.dtype, default=MISSING)
-        return ParamSpec(name, "tensor", annotation.dtype, annotation.dims, default=MISSING)
+            return ParamSpec(name, "pointer", annotation.read())
+        return ParamSpec(name, "tensor", *annotation.read())
     dtype = annotation if isinstance(annotation, DType) else None
     if isinstance(annotation, type):
         dtype = PYTHON_SCALARS.get(annotation)

@@ -18,17 +18,27 @@ from tilus.layout import RegisterLayout
 
 @dataclass(frozen=True)
 class TensorAnnotation:
-    """What `Tensor[dtype, "m k"]` makes: a dtype, or the name of a constexpr, and the dimensions."""
+    """What `Tensor[...]` makes; the front end checks it, where it knows the place of a mistake."""
 
-    dtype: DType | str
-    dims: tuple[str | int | None, ...]
+    subscript: object
+
+    def read(self) -> tuple[DType | str, tuple[str | int | None, ...]]:
+        """Return the dtype, or the name of a constexpr, and the dimensions."""
+        item = self.subscript
+        if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], str)):
+            raise TypeMismatch("Tensor takes a dtype and dimensions", hint='Tensor[tilus.float16, "m k"]')
+        return check_element("Tensor", item[0]), parse_dims(item[1])
 
 
 @dataclass(frozen=True)
 class PointerAnnotation:
-    """What `Pointer[dtype]` makes."""
+    """What `Pointer[...]` makes; the front end checks it."""
 
-    dtype: DType | str
+    subscript: object
+
+    def read(self) -> DType | str:
+        """Return the dtype, or the name of a constexpr."""
+        return check_element("Pointer", self.subscript)
 
 
 def parse_dims(text: str) -> tuple[str | int | None, ...]:
@@ -239,9 +249,7 @@ class Tensor:
     """
 
     def __class_getitem__(cls, item: object) -> TensorAnnotation:
-        if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[1], str)):
-            raise TypeMismatch("Tensor takes a dtype and dimensions", hint='Tensor[tilus.float16, "m k"]')
-        return TensorAnnotation(check_element("Tensor", item[0]), parse_dims(item[1]))
+        return TensorAnnotation(item)
 
     @property
     def dtype(self) -> DType:
@@ -273,7 +281,7 @@ class Pointer:
     """A pointer to global memory; `Pointer[dtype]` annotates a parameter. `p + n` moves it by `n` elements."""
 
     def __class_getitem__(cls, item: object) -> PointerAnnotation:
-        return PointerAnnotation(check_element("Pointer", item))
+        return PointerAnnotation(item)
 
     @property
     def dtype(self) -> DType:

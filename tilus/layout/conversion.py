@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, permutations
-from math import prod
+from math import gcd, prod
 
 from tilus.layout.analysis import WARP, AccessCost, bank_conflicts, lanes_per_pass, vector_width
 from tilus.layout.errors import LayoutError
@@ -85,13 +85,16 @@ class ShuffleConversion:
     Parameters
     ----------
     steps : tuple of ShuffleStep
-        For each element of the destination.
+        For each word of the destination.
     cost : int
         In issue slots of a warp.
+    pack : int
+        How many neighbouring elements make a word; the elements that steps name are counted in words, too.
     """
 
     steps: tuple[ShuffleStep, ...]
     cost: int
+    pack: int = 1
     kind = "shuffle"
 
 
@@ -124,7 +127,11 @@ Plan = NoConversion | RegisterConversion | ShuffleConversion | SharedConversion
 
 
 def plan_conversion(
-    source: RegisterLayout, target: RegisterLayout, element_bits: int = 32, allow_shuffle: bool = True
+    source: RegisterLayout,
+    target: RegisterLayout,
+    element_bits: int = 32,
+    allow_shuffle: bool = True,
+    max_pack: int = 1,
 ) -> Plan:
     """Find the cheapest way to bring a tile from one register layout into another.
 
@@ -136,6 +143,8 @@ def plan_conversion(
         The width of an element as it is moved.
     allow_shuffle : bool
         Whether shuffles may be used.
+    max_pack : int
+        How many neighbouring elements of a thread one shuffle may move, at most and where they stay together.
     """
     if source.shape != target.shape or source.threads != target.threads:
         raise LayoutError(
@@ -153,9 +162,11 @@ def plan_conversion(
             return RegisterConversion(sources)
     shared = plan_shared(source, target, element_bits)
     if allow_shuffle and steps is not None:
-        cost = _shuffle_cost(steps)
+        pack = _common_run(source, target, max_pack)
+        steps = [_in_words(step, pack) for step in steps[::pack]]
+        cost = _shuffle_cost(steps, element_bits * pack)
         if cost <= shared.cost and _within_warps(steps, target.threads):
-            return ShuffleConversion(tuple(steps), cost)
+            return ShuffleConversion(tuple(steps), cost, pack)
     return shared
 
 
@@ -262,10 +273,25 @@ def _register_sources(source: RegisterLayout, target: RegisterLayout) -> tuple[i
     return tuple(sources)
 
 
-def _shuffle_cost(steps: Sequence[ShuffleStep]) -> int:
+def _common_run(source: RegisterLayout, target: RegisterLayout, max_pack: int) -> int:
+    """Return how many neighbouring elements of the target are neighbours in the source, in the same order."""
+    if not source.local_digits or not target.local_digits:
+        return 1
+    a, b = source.local_digits[-1], target.local_digits[-1]
+    return gcd(a.size, b.size, max_pack) if (a.dim, a.stride) == (b.dim, b.stride) else 1
+
+
+def _in_words(step: ShuffleStep, pack: int) -> ShuffleStep:
+    terms = tuple(Piece(term.size, term.weight, term.stride // pack) for term in step.element.terms)
+    element = Affine(terms, step.element.constant // pack)
+    return ShuffleStep(step.thread, element, tuple(c // pack for c in step.candidates), step.is_local)
+
+
+def _shuffle_cost(steps: Sequence[ShuffleStep], word_bits: int) -> int:
     moved = {(step.thread, candidate) for step in steps if not step.is_local for candidate in step.candidates}
     selects = sum(len(step.candidates) - 1 for step in steps)
-    return SHUFFLE_COST * len(moved) + SELECT_COST * selects
+    registers = -(-word_bits // 32)
+    return registers * (SHUFFLE_COST * len(moved) + SELECT_COST * selects)
 
 
 def _within_warps(steps: Sequence[ShuffleStep], threads: int) -> bool:

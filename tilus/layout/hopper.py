@@ -24,6 +24,8 @@ ATOM_ROWS = 8
 STEP_BITS = 256
 # No side of a box is longer, and its rows are whole multiples of 16 bytes.
 MAX_BOX = 256
+# A box starts at a multiple of this in shared memory (CUDA programming guide, tensor memory accelerator).
+BOX_ALIGNMENT = 128
 SPANS = (0, 32, 64, 128)
 
 
@@ -282,15 +284,17 @@ def tma_boxes(layout: SharedLayout, element_bits: int, order: Sequence[int] | No
     span_bytes = swizzle_span(layout, element_bits)
     fast = dims[0]
     limit = MAX_BOX if not span_bytes else span_bytes * 8 // element_bits
+    align = (ATOM_ROWS * span_bytes if span_bytes else BOX_ALIGNMENT) * 8
     shape = [1] * layout.rank
     dense = 1
     for dim in dims:
-        wanted = min(limit if dim == fast else MAX_BOX, layout.shape[dim])
-        shape[dim] = next(
-            count
-            for count in range(wanted, 0, -1)
-            if layout.shape[dim] % count == 0 and run_stride(layout, dim, 1, count) in (dense, 0)
-        )
+        extent = layout.shape[dim]
+        for count in range(min(limit if dim == fast else MAX_BOX, extent), 0, -1):
+            following = tuple(count if d == dim else 0 for d in range(layout.rank))
+            starts_well = count == extent or layout.linear_offset(following) * element_bits % align == 0
+            if extent % count == 0 and starts_well and run_stride(layout, dim, 1, count) in (dense, 0):
+                shape[dim] = count
+                break
         dense *= shape[dim]
     row_bits = shape[fast] * element_bits
     if row_bits % 128:
@@ -305,7 +309,6 @@ def tma_boxes(layout: SharedLayout, element_bits: int, order: Sequence[int] | No
         )
     starts = product(*(range(0, n, side) for n, side in zip(layout.shape, shape, strict=True)))
     boxes = tuple((start, layout.linear_offset(start)) for start in starts)
-    align = (ATOM_ROWS * span_bytes if span_bytes else 128) * 8
     for start, offset in boxes:
         if offset * element_bits % align:
             raise LayoutError(

@@ -628,8 +628,8 @@ def _spread(size: int, step: int, old: tuple[int, ...], new: tuple[int, ...]) ->
         end = unit * new[dim]
         if step >= end:
             continue
-        here = min(size, end // step) if step >= unit else 0
-        if step % unit or end % step or here == 0 or size % here:
+        here = min(size, end // step)
+        if step % unit or end % step or size % here:
             break
         pieces.insert(0, Digit(here, dim, step // unit))
         size //= here

@@ -39,9 +39,9 @@ class Tiling:
         """Return the layout's element number of element ``a_local`` of instance ``q_local``."""
         return self.table[q_local][a_local]
 
-    def elements(self, q_local: int) -> tuple[int, ...]:
+    def elements(self, q_local: int) -> list[int]:
         """Return the layout's element numbers of an instance, in the atom's order."""
-        return self.table[q_local]
+        return list(self.table[q_local])
 
 
 def tile_by(layout: RegisterLayout, atom: RegisterLayout) -> Tiling | None:

@@ -19,7 +19,7 @@ from tilus.ir import ops
 from tilus.ir.core import Operation, Region, Value
 from tilus.ir.kernel import Kernel
 from tilus.ir.rewrite import Rewriter
-from tilus.ir.types import GlobalType, RegisterType
+from tilus.ir.types import GlobalType, RegisterType, SharedType
 from tilus.layout import Digit, LayoutError, RegisterLayout, coalesced, local
 from tilus.passes.select import DotChoice, Selector
 
@@ -154,8 +154,11 @@ class Inference:
                 self.unite((*op.inputs(), *op.results))
             elif isinstance(op, ops.Scan):
                 self.unite((op.x, op.result))
-            elif isinstance(op, ops.Dot):
+            elif isinstance(op, (ops.Dot, ops.DotAsync)):
                 self.unite((op.c, op.result))
+            elif isinstance(op, ops.DotWait):
+                for before, after in zip(op.tiles, op.results, strict=True):
+                    self.unite((before, after))
             elif isinstance(op, (ops.LoadGlobal, ops.StoreGlobal)) and op.mask is not None:
                 self.unite((op.mask, op.result if isinstance(op, ops.LoadGlobal) else op.value))
             elif isinstance(op, ops.For):
@@ -260,6 +263,8 @@ class Inference:
 
     def _choose_dots(self) -> None:
         for op in self.operations:
+            if isinstance(op, ops.DotAsync):
+                self._choose_dot_async(op)
             if not isinstance(op, ops.Dot):
                 continue
             a, b, c = op.a.type, op.b.type, op.c.type
@@ -280,6 +285,29 @@ class Inference:
             self.give(op.a, choice.a, "first operand of dot", op.loc)
             self.give(op.b, choice.b, "second operand of dot", op.loc)
             self._propagate()
+
+    def _choose_dot_async(self, op: ops.DotAsync) -> None:
+        a, b, c = op.a.type, op.b.type, op.c.type
+        assert isinstance(a, (RegisterType, SharedType))
+        assert isinstance(b, SharedType)
+        assert isinstance(c, RegisterType)
+        try:
+            choice = self.selector.choose_dot_async(
+                (a.shape[0], b.shape[1], a.shape[1]), (a.dtype, b.dtype, c.dtype), self.threads[op.c] // WARP
+            )
+        except TilusError as error:
+            raise error.at(op.loc) from None
+        self.dots[id(op)] = choice
+        self.give(op.c, choice.c, "accumulator of dot_async", op.loc)
+        if isinstance(a, RegisterType):
+            self.give(op.a, choice.a, "first operand of dot_async", op.loc)
+        if self.of(op.c) != choice.c:
+            raise LayoutConflict(
+                f"the accumulator of dot_async is in {self.of(op.c)}, but {choice.atom} needs {choice.c}",
+                op.loc,
+                hint="leave its layout to inference",
+            )
+        self._propagate()
 
     def _memory(self) -> None:
         """Give classes without an anchor the layout that their largest memory access prefers."""
@@ -450,6 +478,15 @@ class Assign(Rewriter):
             )
             self.emit(made)
             self.replace(op, (self.convert(made.result, layout, op.loc),))
+            return
+        if isinstance(op, ops.DotAsync):
+            choice = self.found.dots[id(op)]
+            a = self.value(op.a)
+            if isinstance(a.type, RegisterType):
+                a = self.convert(a, choice.a, op.loc)
+            started = ops.DotAsync(a, self.value(op.b), self.value(op.c), op.fresh, choice.atom, loc=op.loc)
+            self.emit(started)
+            self.replace(op, started.results)
             return
         if isinstance(op, (ops.LoadGlobal, ops.StoreGlobal)):
             self._global(op)

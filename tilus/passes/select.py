@@ -40,6 +40,12 @@ class Selector(Protocol):
         """
         ...
 
+    def choose_dot_async(
+        self, shape: tuple[int, int, int], dtypes: tuple[DType, DType, DType], warps: int
+    ) -> DotChoice:
+        """Return the warpgroup instruction for a dot of shape (m, n, k); b's layout is that of shared memory."""
+        ...
+
     def shared_cost(self, layout: RegisterLayout, shared: SharedLayout, bits: int, load: bool) -> float:
         """Return the wavefronts of moving a tile between registers and shared memory, by the best instruction."""
         ...

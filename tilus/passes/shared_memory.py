@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Literal
 
 from tilus.dtypes import DType, boolean
 from tilus.errors import LayoutConflict
@@ -21,6 +22,7 @@ from tilus.layout import (
     row_major,
     swizzled_row_major,
 )
+from tilus.layout.hopper import canonical, describe_matrix, tma_boxes
 from tilus.passes.select import Selector
 
 ALIGNMENT = 1024
@@ -29,10 +31,14 @@ WARP = 32
 
 @dataclass(frozen=True)
 class Use:
-    """An access to a whole shared tile: by registers of a layout, or by an asynchronous copy."""
+    """An access to a whole shared tile.
 
+    `kind` is load or store (by registers of a layout), copy (asynchronous, by threads), bulk (by TMA), or matrix
+    (by wgmma, which sees the tile as rows of M or N and columns of K after `perm`).
+    """
+
+    kind: str
     registers: RegisterLayout | None
-    load: bool
     threads: int
     perm: tuple[int, ...] | None
 
@@ -67,20 +73,31 @@ class Layouts(Rewriter):
                     self.root[op.result] = (base, skipped, tuple(before[p] for p in op.perm))
             elif isinstance(op, ops.LoadShared):
                 assert isinstance(op.result.type, RegisterType)
-                self._use(op.tensor, op.result.type.layout, True, threads)
+                self._use(op.tensor, "load", op.result.type.layout, threads)
             elif isinstance(op, ops.StoreShared):
                 assert isinstance(op.value.type, RegisterType)
-                self._use(op.tensor, op.value.type.layout, False, threads)
+                self._use(op.tensor, "store", op.value.type.layout, threads)
             elif isinstance(op, ops.CopyAsync):
-                self._use(op.shared, None, False, threads)
+                self._use(op.shared, "copy", None, threads)
+            elif isinstance(op, (ops.CopyBulk, ops.StoreBulk)):
+                self._use(op.shared, "bulk", None, threads)
+            elif isinstance(op, ops.DotAsync):
+                if isinstance(op.a.type, SharedType):
+                    self._use(op.a, "matrix", None, threads)
+                self._use(op.b, "matrix", None, threads, turned=True)
             inner = WARP * op.count if isinstance(op, ops.WarpGroup) else threads
             for nested in op.regions():
                 self._collect(nested, inner)
 
-    def _use(self, tensor: Value, registers: RegisterLayout | None, load: bool, threads: int) -> None:
+    def _use(
+        self, tensor: Value, kind: str, registers: RegisterLayout | None, threads: int, turned: bool = False
+    ) -> None:
         if tensor in self.root:
             base, _, perm = self.root[tensor]
-            self.uses.setdefault(base, []).append(Use(registers, load, threads, perm))
+            if kind == "matrix":
+                perm = perm or (0, 1)
+                perm = (perm[1], perm[0]) if turned else perm
+            self.uses.setdefault(base, []).append(Use(kind, registers, threads, perm))
 
     def visit(self, op: Operation) -> None:
         if isinstance(op, ops.AllocShared) and op.layout is None:
@@ -117,7 +134,9 @@ class Layouts(Rewriter):
         bits = 8 if op.dtype is boolean else op.dtype.bits
         best: tuple[float, int] | None = None
         chosen = row_major(*tile)
-        for number, layout in enumerate(candidates(tile, bits)):
+        matrix = next((use.perm for use in uses if use.kind == "matrix"), None)
+        found = candidates(tile, bits) if matrix is None else matrix_candidates(tile, bits, matrix, op)
+        for number, layout in enumerate(found):
             cost = sum(self._cost(use, layout, bits, len(staged)) for use in uses)
             if best is None or cost < best[0]:
                 best, chosen = (cost, number), layout
@@ -130,11 +149,17 @@ class Layouts(Rewriter):
         try:
             if use.perm is not None:
                 seen = layout.transpose(use.perm)
+            if use.kind == "bulk":
+                tma_boxes(seen, bits)
+                return 0.0
+            if use.kind == "matrix":
+                describe_matrix(seen, bits)
+                return 0.0
             if use.registers is None:
                 return self.selector.copy_cost(seen, use.threads, bits)
             if use.registers.shape != seen.shape:
                 return 0.0
-            return self.selector.shared_cost(use.registers, seen, bits, use.load)
+            return self.selector.shared_cost(use.registers, seen, bits, use.kind == "load")
         except LayoutError:
             return float("inf")
 
@@ -148,6 +173,27 @@ def candidates(shape: tuple[int, ...], bits: int) -> list[SharedLayout]:
                 found.append(swizzled_row_major(shape, bits, span))
             except LayoutError:
                 continue
+    return found
+
+
+def matrix_candidates(
+    shape: tuple[int, ...], bits: int, perm: tuple[int, ...], op: ops.AllocShared
+) -> list[SharedLayout]:
+    """Return the canonical layouts of a wgmma operand, its last dimension contiguous, the widest swizzle first."""
+    seen = tuple(shape[p] for p in perm)
+    major: Literal["k", "mn"] = "k" if perm[1] == 1 else "mn"
+    found = []
+    reason = ""
+    for span in (128, 64, 32, 0):
+        try:
+            layout = canonical(seen, major, span, bits)
+            describe_matrix(layout, bits)
+        except LayoutError as error:
+            reason = reason or str(error)
+            continue
+        found.append(layout if perm == (0, 1) else layout.transpose((1, 0)))
+    if not found:
+        raise LayoutConflict(f"a shared tile of shape {shape} cannot feed dot_async: {reason}", op.loc)
     return found
 
 

@@ -7,11 +7,9 @@ CUDA graph can capture it.
 
 from __future__ import annotations
 
-import operator
 import struct
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from math import prod
 from typing import Any
 
 from tilus.errors import LaunchError
@@ -79,15 +77,21 @@ class Plan:
     driver_launch : callable
         `cuLaunchKernel`, or what stands in for it.
     stream : callable
-        Gives the handle of the current stream.
-    failed : callable
-        Called with a status that is not success, the grid, the stream and the arguments' address.
+        Gives the handle of a device's current stream.
+    current_device : callable
+        Gives the device that is current.
+    device : int
+        The device of the plan.
+    slow_launch : callable
+        Called with the arguments of the launch where another device is current, or where the driver refused it.
+
+    Attributes
+    ----------
+    run : callable
+        Launches with pointers and scalars. Scalars that do not fit their types raise `struct.error` or OverflowError.
     """
 
-    __slots__ = (
-        "_address", "_failed", "_fixed", "_grid", "_handle", "_launch", "_pack", "_pool", "_scalar_names",
-        "_scalar_types", "_shared", "_stream", "_threads", "_varying_grid", "order", "signature",
-    )  # fmt: skip
+    __slots__ = ("_fixed", "_order", "run", "signature")
 
     def __init__(
         self,
@@ -95,119 +99,94 @@ class Plan:
         operands: Sequence[Operand | None],
         handle: Any,
         driver_launch: Callable[..., tuple[Any, ...]],
-        stream: Callable[[], int],
-        failed: Callable[[Any, Grid, int, int], None],
+        stream: Callable[[int], int],
+        current_device: Callable[[], int],
+        device: int,
+        slow_launch: Callable[..., None],
     ) -> None:
         self.signature = signature
-        self._handle = handle
-        self._launch = driver_launch
-        self._stream = stream
-        self._failed = failed
-        self._threads, self._shared = signature.threads, signature.shared_bytes
         sizes = size_values(signature, operands)
-        compute = grid_function(signature, sizes)
-        reads_scalars = any(leaf[0] == "scalar" for extent in signature.grid for leaf in leaves(extent))
-        self._varying_grid = compute if reads_scalars else None
-        self._grid: Grid = (0, 0, 0) if reads_scalars else compute({})
         scalars = [i for i, type in enumerate(signature.types) if isinstance(type, ScalarType)]
         pointers = [i for i in range(len(signature.types)) if i not in scalars]
-        self._scalar_names = [signature.names[i] for i in scalars]
-        self._scalar_types = [type.dtype for type in signature.types if isinstance(type, ScalarType)]
         # Pointers, then scalars, then sizes, each in a slot of its own; the driver gets the addresses in its order.
-        formats = [scalar_format(dtype) for dtype in self._scalar_types]
-        padded = "".join(code + "x" * (SLOT - struct.calcsize(code)) for code in formats)
-        self._pack = struct.Struct(f"={'Q' * len(pointers)}{padded}").pack_into
         self._fixed = (0,) * len(signature.types) + tuple(value & (2**64 - 1) for value in sizes)
         slots = {parameter: slot for slot, parameter in enumerate(pointers + scalars)}
-        self.order = [slots[i] for i in range(len(signature.types))] + [
-            len(signature.types) + i for i in range(len(sizes))
-        ]
-        # Filled by launches: a buffer is taken out while one runs, so that threads never share one.
-        self._pool: list[tuple[array[int], int]] = []
+        self._order = [slots[i] for i in range(len(signature.types))]
+        self._order += range(len(signature.types), len(self._fixed))
+        self.run = self._runner(
+            len(pointers), sizes, handle, driver_launch, stream, current_device, device, slow_launch
+        )
 
     def _new_buffer(self) -> tuple[array[int], int]:
-        buffer = array("Q", self._fixed + (0,) * len(self.order))
+        """Return memory for arguments, and the address of the list of their addresses."""
+        buffer = array("Q", self._fixed + (0,) * len(self._order))
         start = buffer.buffer_info()[0]
         first = len(self._fixed)
-        for i, slot in enumerate(self.order):
+        for i, slot in enumerate(self._order):
             buffer[first + i] = start + SLOT * slot
         return buffer, start + SLOT * first
 
-    def run(self, pointers: Sequence[int], scalars: Sequence[int | float] = ()) -> None:
-        """Launch; scalars that do not fit their types raise `struct.error` or OverflowError."""
-        if scalars:
-            scalars = [
-                scalar_bits(dtype, value) if dtype.name == "bfloat16" else value
-                for dtype, value in zip(self._scalar_types, scalars)
-            ]
-        grid = self._grid
-        if self._varying_grid is not None:
-            grid = self._varying_grid(dict(zip(self._scalar_names, scalars)))
-        x, y, z = grid
-        if not (x and y and z):
+    def _runner(
+        self,
+        pointers: int,
+        sizes: Sequence[int],
+        handle: Any,
+        driver_launch: Callable[..., tuple[Any, ...]],
+        stream: Callable[[int], int],
+        current_device: Callable[[], int],
+        device: int,
+        slow_launch: Callable[..., None],
+    ) -> Callable[..., None]:
+        """Return the function that launches; all that it needs is in its closure, which Python reads fastest."""
+        signature = self.signature
+        threads, shared = signature.threads, signature.shared_bytes
+        names = [name for name, type in zip(signature.names, signature.types) if isinstance(type, ScalarType)]
+        types = [type.dtype for type in signature.types if isinstance(type, ScalarType)]
+        formats = [scalar_format(dtype) for dtype in types]
+        padded = "".join(code + "x" * (SLOT - struct.calcsize(code)) for code in formats)
+        pack = struct.Struct(f"={'Q' * pointers}{padded}").pack_into
+        compute = grid_function(signature, sizes)
+        varying = any(leaf[0] == "scalar" for extent in signature.grid for leaf in leaves(extent))
+        grid: Grid = (0, 0, 0) if varying else compute({})
+        as_bits = any(dtype.name == "bfloat16" for dtype in types)
+        # A buffer is taken out while a launch uses it, so that threads never share one.
+        pool: list[tuple[array[int], int]] = []
+
+        def run_fixed(pointers: Sequence[int], scalars: Sequence[int | float] = ()) -> None:
+            try:
+                entry = pool.pop()
+            except IndexError:
+                entry = self._new_buffer()
+            buffer, address = entry
+            pack(buffer, 0, *pointers, *scalars)
+            if (
+                current_device() != device
+                or driver_launch(handle, x, y, z, threads, 1, 1, shared, stream(device), address, 0)[0]
+            ):
+                slow_launch(handle, grid, threads, shared, address)
+            pool.append(entry)
+
+        def run_varying(pointers: Sequence[int], scalars: Sequence[int | float] = ()) -> None:
+            extents = compute(dict(zip(names, scalars)))
+            if 0 in extents:
+                return
+            buffer, address = self._new_buffer()
+            bits = [scalar_bits(dtype, value) for dtype, value in zip(types, scalars)]
+            pack(buffer, 0, *pointers, *bits)
+            if (
+                current_device() != device
+                or driver_launch(handle, *extents, threads, 1, 1, shared, stream(device), address, 0)[0]
+            ):
+                slow_launch(handle, extents, threads, shared, address)
+
+        def run_nothing(pointers: Sequence[int], scalars: Sequence[int | float] = ()) -> None:
             return
-        pool = self._pool
-        try:
-            entry = pool.pop()
-        except IndexError:
-            entry = self._new_buffer()
-        buffer, address = entry
-        self._pack(buffer, 0, *pointers, *scalars)
-        stream = self._stream()
-        status = self._launch(self._handle, x, y, z, self._threads, 1, 1, self._shared, stream, address, 0)[0]
-        if status:
-            self._failed(status, grid, stream, address)
-        pool.append(entry)
 
-
-class RecentPlan:
-    """The plan of the last launch with what recognises the next one like it at the least cost.
-
-    Attributes
-    ----------
-    arity : int
-        Number of positional arguments.
-    names, values : tuple
-        The constexpr arguments of the call.
-    check : callable
-        Tells whether tensors have the type, dtype, device, shape and strides of the plan's.
-    misalignment : int
-        The low four bits of all pointers, or-ed.
-    alignments : tuple of int
-        The low four bits of each pointer.
-    """
-
-    __slots__ = ("alignments", "arity", "check", "misalignment", "names", "plan", "values")
-
-    def __init__(
-        self, plan: Plan, arity: int, options: Mapping[str, Any], check: Callable[..., bool], pointers: Sequence[int]
-    ) -> None:
-        self.plan = plan
-        self.arity = arity
-        self.names = tuple(options)
-        self.values = tuple(options.values())
-        self.check = check
-        self.alignments = alignments(pointers)
-        self.misalignment = misalignment(pointers)
-
-    def takes(self, options: Mapping[str, Any]) -> bool:
-        """Tell whether constexpr arguments are the very same objects."""
-        return tuple(options) == self.names and all(map(operator.is_, options.values(), self.values))
-
-
-def misalignment(pointers: Sequence[int]) -> int:
-    """Return the low four bits of all pointers, or-ed."""
-    bits = 0
-    for pointer in pointers:
-        bits |= pointer
-    return bits & 15
-
-
-def alignments(pointers: Sequence[int]) -> tuple[int, ...]:
-    """Return the low four bits of each pointer."""
-    return tuple(pointer & 15 for pointer in pointers)
-
-
-def total_blocks(signature: Signature) -> int:
-    """Return the number of blocks of a cluster."""
-    return prod(signature.cluster)
+        x, y, z = grid
+        if varying:
+            return run_varying
+        if 0 in grid:
+            return run_nothing
+        if as_bits:
+            return lambda pointers, scalars: run_fixed(pointers, list(map(scalar_bits, types, scalars)))
+        return run_fixed

@@ -66,6 +66,8 @@ class Load(Access):
 
     def execute(self, state: Any, sel: Selection) -> None:
         space = self.space
+        if self.strong:
+            state.engine.polled = True
         if space == "param":
             values = self._parameter(state, sel)
         else:

@@ -16,7 +16,7 @@ PTX = Path(__file__).parent / "ptx"
 FACTS: dict[str, dict[str, Any]] = json.loads((PTX / "facts.json").read_text())
 
 # Unit roundoff: half the distance from 1 to the next number.
-F16, BF16, F32, F64 = 2.0**-11, 2.0**-9, 2.0**-24, 2.0**-53
+F16, BF16, F32, F64 = 2.0**-11, 2.0**-8, 2.0**-24, 2.0**-53
 TF32 = 2.0**-11
 UNIT = {
     np.dtype(np.float16): F16,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tilus import dtypes
 from tilus.codegen.llvm_text import SHARED, V, Writer, integer
@@ -96,6 +96,7 @@ class Context:
         self.loops: list[LoopFrame] = []
         self.ifs: list[IfFrame | LoopFrame] = []
         self.exit = "exit"
+        self.tensor_maps: list[Any] = []
         self.scope: int | None = None
         self._threads: dict[int, V] = {}
         self._coordinates: dict[tuple[int, RegisterLayout], tuple[V, ...]] = {}
@@ -203,6 +204,15 @@ class Context:
             self.w.asm(
                 "void", f"bar.sync {self.group.barrier}, {self.group.threads};", "~{memory}", effects=True, convergent=True
             )
+
+    def tensor_map(self, made: Any) -> V:
+        """Return the address of a tensor map, which becomes a parameter after all others."""
+        if made not in self.tensor_maps:
+            self.tensor_maps.append(made)
+        number = len(self.kernel.params) + len(self.kernel.symbols()) + self.tensor_maps.index(made)
+        with self.w.at_entry():
+            text = f"mov.b64 $0, {self.kernel.name}_param_{number}; cvta.param.u64 $0, $0;"
+            return self.w.asm("i64", text, "=l")
 
     def shared_pointer(self, offset: int) -> V:
         """Return a pointer to a byte of the block's shared memory."""

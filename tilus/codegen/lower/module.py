@@ -10,6 +10,7 @@ from tilus.codegen.lower import (  # noqa: F401
     dot,
     elementwise,
     exchange,
+    hopper,
     random,
     scalar,
     scan,
@@ -17,9 +18,12 @@ from tilus.codegen.lower import (  # noqa: F401
     tile,
 )
 from tilus.codegen.lower.context import Context, GlobalTensor
+from tilus.codegen.lower.hopper import TensorMap
 from tilus.codegen.registers import llvm_type
 from tilus.codegen.target import Target
 from tilus.errors import ResourceExceeded, TargetNotSupported
+from tilus.ir import ops
+from tilus.ir.core import walk
 from tilus.ir.kernel import Kernel
 from tilus.ir.types import Extent, GlobalType, PointerType, ScalarType, Symbol
 from tilus.passes.divisibility import divisors
@@ -27,8 +31,11 @@ from tilus.passes.divisibility import divisors
 MAX_WARPS = 32
 
 
-def lower_kernel(kernel: Kernel, target: Target) -> str:
-    """Return the LLVM IR of a kernel whose layouts are inferred and whose shared memory is planned."""
+def lower_kernel(kernel: Kernel, target: Target) -> tuple[str, tuple[TensorMap, ...]]:
+    """Return the LLVM IR of a kernel whose layouts are inferred and whose shared memory is planned.
+
+    With it come the tensor maps that a launch passes by value, 128 bytes each, after all other parameters.
+    """
     if not 1 <= kernel.warps <= MAX_WARPS:
         raise ResourceExceeded(f"a block has {kernel.warps} warps, but 1 to {MAX_WARPS} are possible", kernel.loc)
     if kernel.shared_bytes > target.shared_bytes:
@@ -50,16 +57,20 @@ def lower_kernel(kernel: Kernel, target: Target) -> str:
         writer.entry_debug = writer.debug
     signature = _bind_parameters(ctx)
     ctx.region(kernel.body)
-    writer.terminated = writer.terminated or False
     writer.begin(ctx.exit)
     writer.leave()
     attributes = [f'"nvvm.maxntid"="{kernel.threads}"', '"denormal-fp-math"="ieee,ieee"', "nounwind"]
+    if any(isinstance(op, ops.WarpGroup) and op.registers for op in walk(kernel.body)):
+        # Without it the assembler does not know the registers at entry, and ignores setmaxnreg.
+        attributes.append('"nvvm.minctasm"="1"')
     if kernel.cluster != (1, 1, 1):
         attributes.append('"nvvm.cluster_dim"="{},{},{}"'.format(*kernel.cluster))
     scope = f" !dbg !{ctx.scope}" if ctx.scope is not None else ""
     header = "@tilus_shared = external addrspace(3) global [0 x i8], align 1024"
+    # Declared last, when all are known; PTX takes their addresses by name.
+    signature += [f"ptr byval([128 x i8]) align 64 %m{i}" for i in range(len(ctx.tensor_maps))]
     text = f"define ptx_kernel void @{kernel.name}({', '.join(signature)}) {' '.join(attributes)}{scope}"
-    return writer.module(header, text)
+    return writer.module(header, text), tuple(ctx.tensor_maps)
 
 
 def _bind_parameters(ctx: Context) -> list[str]:

@@ -6,7 +6,7 @@ from math import gcd
 
 from tilus.codegen.atoms.matrix import MatrixLoad, plan_ldmatrix
 from tilus.codegen.llvm_text import V, integer
-from tilus.codegen.lower.context import Barriers, Context, GlobalTensor, SharedTensor, lowers
+from tilus.codegen.lower.context import Context, GlobalTensor, SharedTensor, lowers
 from tilus.codegen.lower.global_memory import (
     CACHE,
     Addresses,
@@ -47,13 +47,6 @@ def lower_alloc_shared(ctx: Context, op: ops.AllocShared) -> None:
     ctx.values[op.result] = SharedTensor(
         op.dtype, op.result.type.layout, ctx.shared_pointer(op.offset), gcd(op.offset, 1024) or 1024
     )
-
-
-@lowers(ops.BarrierAlloc)
-def lower_barrier_alloc(ctx: Context, op: ops.BarrierAlloc) -> None:
-    if op.offset is None:
-        raise LayoutConflict("a barrier was not planned")
-    ctx.values[op.result] = Barriers(ctx.shared_pointer(op.offset), op.count)
 
 
 @lowers(ops.SharedIndex)

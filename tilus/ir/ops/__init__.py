@@ -2,6 +2,7 @@
 
 from tilus.ir.ops.control import Break, Continue, For, If, Loop, Return, WarpGroup, Yield
 from tilus.ir.ops.elementwise import Binary, Cast, Compare, InlinePtx, PointerOf, Select, Unary, View
+from tilus.ir.ops.hopper import BulkCommit, BulkWait, DotAsync, DotWait, StoreBulk
 from tilus.ir.ops.memory import (
     AllocShared,
     Atomic,
@@ -60,10 +61,10 @@ from tilus.ir.ops.tile import (
 
 __all__ = [
     "AllocShared", "AnnotateLayout", "Assert", "Assume", "Atomic", "BarrierAlloc", "BarrierArrive", "BarrierWait",
-    "Binary", "BlockId", "Break", "Broadcast", "Cast", "ClusterRank", "Compare", "Concat", "Constant", "Continue",
-    "ConvertLayout", "CopyAsync", "CopyAsyncCommit", "CopyAsyncWait", "CopyBulk", "Dim", "Dot", "ExpandDims",
+    "Binary", "BlockId", "Break", "Broadcast", "BulkCommit", "BulkWait", "Cast", "ClusterRank", "Compare", "Concat", "Constant", "Continue",
+    "ConvertLayout", "CopyAsync", "CopyAsyncCommit", "CopyAsyncWait", "CopyBulk", "Dim", "Dot", "DotAsync", "DotWait", "ExpandDims",
     "Extract", "Fence", "For", "Gather", "GlobalView", "GridDim", "If", "InlinePtx", "Iota", "LoadGlobal",
     "LoadShared", "Loop", "PointerAdd", "PointerCast", "PointerOf", "Print", "Random", "Reduce", "Reshape", "Return",
     "Scan", "Scatter", "Select", "SharedIndex", "SharedPermute", "SharedSlice", "SliceTile", "Splat", "Squeeze",
-    "StoreGlobal", "StoreShared", "Stride", "Sync", "Table", "Transpose", "Unary", "View", "WarpGroup", "Yield",
+    "StoreBulk", "StoreGlobal", "StoreShared", "Stride", "Sync", "Table", "Transpose", "Unary", "View", "WarpGroup", "Yield",
 ]  # fmt: skip

@@ -468,7 +468,10 @@ class Sync(Operation):
 
 @op("barrier_alloc", pure=False)
 class BarrierAlloc(Operation):
-    """An array of mbarriers in shared memory, each completed by `arrivals` arrivals; planning sets `offset`."""
+    """An array of mbarriers in shared memory, each completed by `arrivals` warps that arrive.
+
+    Planning sets `offset`.
+    """
 
     count: int = attribute(default=1)
     arrivals: int = attribute(default=1)
@@ -480,7 +483,7 @@ class BarrierAlloc(Operation):
 
 @op("barrier_arrive", pure=False)
 class BarrierArrive(Operation):
-    """One arrival of the current group at a barrier, announcing `bytes` of bulk copies if given."""
+    """Each warp of the current group arrives once at a barrier, the first announcing `bytes` of bulk copies."""
 
     barrier: Value = operand()
     index: Value | None = optional()

@@ -124,7 +124,7 @@ def attribute(t: Tracer, node: ast.Attribute) -> Any:
             return property_of(t, base, name)
         raise NameNotFound(
             f"{describe(base)} has no attribute {name!r}",
-            hint=nearest(name, [*known, *METHODS[cls]]) or SAID_OTHERWISE.get(name),
+            hint=SAID_OTHERWISE.get(name) or nearest(name, [*known, *METHODS[cls]]),
         )
     try:
         return getattr(base, name)
@@ -170,7 +170,7 @@ def subscript(t: Tracer, node: ast.Subscript) -> Any:
             hint="for i in tilus.static_range(n), where i is an int",
         )
     if isinstance(base, (tuple, list)) and isinstance(index, int) and not -len(base) <= index < len(base):
-        raise ShapeMismatch(f"index {index} of {describe(base)}")
+        raise ShapeMismatch(f"index {index} of {describe(base)}", hint=f"an index from 0 to {len(base) - 1}")
     return python("a subscript", lambda: base[index])
 
 
@@ -201,7 +201,7 @@ def full_index(index: object, rank: int, value: Value, new_axes: bool) -> list[o
             "None in the index of a shared tensor", hint="None in the index of the loaded tile"
         )
     if len(counted) > rank:
-        raise ShapeMismatch(f"{len(counted)} indices of {describe(value)}")
+        raise ShapeMismatch(f"{len(counted)} indices of {describe(value)}", hint=f"{rank} indices or less")
     if entries.count(Ellipsis) > 1:
         raise ShapeMismatch("an index has one ... at most")
     fill: list[object] = [slice(None)] * (rank - len(counted))
@@ -224,14 +224,19 @@ def bounds(entry: slice, extent: int, value: Value) -> tuple[int, int]:
         raise SyntaxNotSupported(f"a slice of {describe(value)} has bounds known at compile time", hint=hint)
     for end in ends:
         if end is not None and (isinstance(end, bool) or not isinstance(end, int)):
-            raise TypeMismatch(f"a slice has ints as bounds, not {describe(end)}")
+            raise TypeMismatch(
+                f"a slice has ints as bounds, not {describe(end)}", hint="ints known at compile time"
+            )
     start, stop, step = entry.indices(extent)
     if step != 1:
         raise SyntaxNotSupported(
             f"a slice with step {step}", hint="a step of 1, or tilus.reshape and a slice of the rest"
         )
     if stop <= start:
-        raise ShapeMismatch(f"a slice from {start} to {stop} of a dimension of {extent} is empty")
+        raise ShapeMismatch(
+            f"a slice from {start} to {stop} of a dimension of {extent} is empty",
+            hint="bounds with one element between them at least",
+        )
     return start, stop - start
 
 
@@ -239,7 +244,10 @@ def constant_index(entry: object, extent: int, value: Value) -> int:
     """Check a constant index into a dimension."""
     assert isinstance(entry, int)
     if not -extent <= entry < extent:
-        raise ShapeMismatch(f"index {entry} of a dimension of {extent} of {describe(value)}")
+        raise ShapeMismatch(
+            f"index {entry} of a dimension of {extent} of {describe(value)}",
+            hint=f"an index from 0 to {extent - 1}",
+        )
     return entry % extent
 
 
@@ -288,7 +296,9 @@ def raise_tile_index(value: Value, entry: object) -> None:
             f"a tile is indexed by ints known at compile time, not {describe(entry)}",
             hint="tilus.store it to a shared tensor s, and tilus.load(s, indices=(i, j))",
         )
-    raise TypeMismatch(f"a tile is indexed by ints, slices, None and ..., not {describe(entry)}")
+    raise TypeMismatch(
+        f"a tile is indexed by ints, slices, None and ..., not {describe(entry)}", hint="x[0:8, None]"
+    )
 
 
 def shared_part(t: Tracer, value: Value, index: object) -> Value:
@@ -321,6 +331,9 @@ def shared_part(t: Tracer, value: Value, index: object) -> Value:
             entry = constant_index(entry, shape[axis], value)
         scalar = t.integer(entry)
         if scalar is None:
-            raise TypeMismatch(f"a shared tensor is indexed by integers and slices, not {describe(entry)}")
+            raise TypeMismatch(
+                f"a shared tensor is indexed by integers and slices, not {describe(entry)}",
+                hint="s[i], or s[0:16, :]",
+            )
         value = t.value(ops.SharedIndex, value, scalar)
     return value

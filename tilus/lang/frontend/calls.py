@@ -16,7 +16,7 @@ from tilus.lang.frontend.expressions import apply_binary, parts
 from tilus.lang.frontend.statements import iterate
 from tilus.lang.frontend.tracer import Flow, Frame, Tracer, expression, is_runtime
 from tilus.lang.inline import InlineFunction
-from tilus.lang.semantics import atomics, debug, elementwise, launch, memory, random, tiles  # noqa: F401
+from tilus.lang.semantics import atomics, debug, elementwise, hopper, launch, memory, random, tiles  # noqa: F401
 from tilus.lang.semantics.arithmetic import truth
 from tilus.lang.semantics.debug import FormattedText
 from tilus.lang.semantics.elementwise import cast, extreme
@@ -24,6 +24,7 @@ from tilus.lang.semantics.launch import LoopRange
 from tilus.lang.semantics.registry import FUNCTIONS
 from tilus.lang.semantics.shapes import is_tile, operand_shape
 from tilus.lang.types import constexpr
+from tilus.layout import LayoutError
 
 
 class BoundMethod:
@@ -54,7 +55,7 @@ def call_with(t: Tracer, callee: Any, node: ast.Call) -> Any:
         if keyword.arg is None:
             more = t.evaluate(keyword.value)
             if not isinstance(more, dict):
-                raise TypeMismatch(f"** takes a dict, not {describe(more)}")
+                raise TypeMismatch(f"** takes a dict, not {describe(more)}", hint="a dict")
             kwargs.update(more)
         else:
             kwargs[keyword.arg] = t.evaluate(keyword.value)
@@ -88,7 +89,7 @@ def call(t: Tracer, callee: Any, args: list[Any], kwargs: dict[str, Any]) -> Any
         return BUILTINS[callee](t, args, kwargs)
     if isinstance(callee, Value) or not callable(callee):
         hint = f"tilus.cast(x, tilus.{callee})" if isinstance(callee, DType) else None
-        raise TypeMismatch(f"{describe(callee)} cannot be called", hint=hint)
+        raise TypeMismatch(f"{describe(callee)} cannot be called", hint=hint or "the name of a function")
     return call_python(t, callee, args, kwargs)
 
 
@@ -108,7 +109,8 @@ def call_stub(t: Tracer, stub: Callable[..., Any], args: list[Any], kwargs: dict
     for value in [*args, *kwargs.values()]:
         if isinstance(value, FormattedText) and stub is not functions.device_print:
             raise TypeMismatch(
-                f"{name} does not take an f-string with run-time values", hint="tilus.device_print"
+                f"{name} does not take an f-string of run-time values, which only device_print does",
+                hint="text known at compile time, and tilus.device_print(...) for the values",
             )
     try:
         bound = function.signature.bind(*args, **kwargs)
@@ -133,7 +135,8 @@ def call_inline(t: Tracer, callee: InlineFunction, args: list[Any], kwargs: dict
         annotated = parameter.annotation is constexpr or parameter.annotation == "constexpr"
         if annotated and is_runtime(names[name]):
             raise TypeMismatch(
-                f"{name} of {source.name} is a constexpr, but is given {describe(names[name])}"
+                f"{name} of {source.name} is a constexpr, but is given {describe(names[name])}",
+                hint="a value known at compile time, or a parameter without that annotation",
             )
     frame = Frame(source, names, t.loc, inline=True, regions=t.open_regions)
     with t.entered(frame):
@@ -147,6 +150,7 @@ MUTATORS = frozenset(
 REFUSED: dict[Any, tuple[str, str]] = {
     print: ("print", "tilus.device_print(...)"),
     input: ("input", "a parameter of the kernel"),
+    open: ("open", "a constexpr parameter, for what the host reads"),
     exec: ("exec", "the code itself"),
     eval: ("eval", "the expression itself"),
     setattr: ("setattr", "a name for each value"),
@@ -177,11 +181,13 @@ def call_python(t: Tracer, callee: Callable[..., Any], args: list[Any], kwargs: 
         if is_runtime(value) or isinstance(value, (LoopRange, FormattedText)):
             raise TypeMismatch(
                 f"{name} is a Python function, which runs at compile time, but is given {describe(value)}",
-                hint=f"@tilus.inline above the definition of {name}, if it is written in the language of kernels",
+                hint=f"tilus.{name}(...)"
+                if name in functions.__all__
+                else f"@tilus.inline above the definition of {name}, if it is written in the language of kernels",
             )
     try:
         return callee(*args, **kwargs)
-    except TilusError:
+    except (TilusError, LayoutError):
         raise
     except Exception as error:
         raise TypeMismatch(f"{name} at compile time raised {type(error).__name__}: {error}") from None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tilus.errors import NameNotFound, SyntaxNotSupported, TypeMismatch
-from tilus.ir import Operation, ScalarType, Value, ops
+from tilus.ir import Operation, RegisterType, ScalarType, Value, ops
 from tilus.lang.frontend.carry import (
     Fixed,
     Group,
@@ -159,9 +159,7 @@ class Carried:
                     f"{name} is {describe_part(expected)} {where}, and the loop gives it another",
                     hint="one tensor with a leading dimension for its stages, and an index that the loop changes",
                 )
-            hint = f"{name} = x.to(...) in the loop, or a first value of the type that the loop gives it"
-            if not isinstance(expected, (Slot, Group)):
-                hint = "for ... in tilus.static_range(...), where values known at compile time may change"
+            hint = carry_hint(name, expected, found)
             return TypeMismatch(
                 f"{name} is {describe_part(expected)} {where}, and {describe_part(found)} after an iteration",
                 hint=hint,
@@ -197,6 +195,18 @@ class Carried:
             count = len(slots(part))
             self.t.frame.names[name] = rename(put_together(part, rest[:count]), name)
             rest = rest[count:]
+
+
+def carry_hint(name: str, expected: object, found: object) -> str:
+    """Say what to write for a name whose type a loop changes."""
+    if not isinstance(expected, (Slot, Group)):
+        return "for ... in tilus.static_range(...), where values known at compile time may change"
+    before, after = getattr(expected, "type", None), getattr(found, "type", None)
+    if isinstance(after, ScalarType) and isinstance(before, ScalarType):
+        return f"{name}: tilus.{after.dtype} = ... before the loop, or {name}.to(tilus.{before.dtype}) in it"
+    if isinstance(after, RegisterType) and isinstance(before, RegisterType) and after.shape == before.shape:
+        return f"{name}.to(tilus.{before.dtype}) in the loop, or a first value of {after.dtype}"
+    return "one type and shape for all iterations, or tilus.static_range, which unrolls the loop"
 
 
 def carried_names(t: Tracer, node: ast.For | ast.While, names: Sequence[str]) -> list[str]:
@@ -336,8 +346,8 @@ def constant_condition(t: Tracer, node: ast.While, names: Sequence[str]) -> bool
 def leave_loop(t: Tracer, word: str) -> Flow:
     """Trace `break` or `continue`."""
     scopes = t.frame.scopes
-    if not scopes:
-        raise SyntaxNotSupported(f"{word} outside of a loop")
+    # Python refuses a break outside of a loop.
+    assert scopes
     scope = scopes[-1]
     if scope.kind == "warps":
         raise SyntaxNotSupported(

@@ -17,6 +17,7 @@ from tilus.lang.semantics.arithmetic import binary, compare, invert, negate, tru
 from tilus.lang.semantics.debug import FormattedText
 from tilus.lang.semantics.launch import LoopRange
 from tilus.lang.semantics.tiles import dot
+from tilus.layout import LayoutError
 
 REFUSED: dict[type[ast.expr], tuple[str, str]] = {
     ast.Lambda: ("lambda", "a function marked @tilus.inline at the top of the module"),
@@ -87,12 +88,15 @@ def dict_(t: Tracer, node: ast.Dict) -> dict[object, object]:
         if key is None:
             other = t.evaluate(value)
             if not isinstance(other, dict):
-                raise TypeMismatch(f"** takes a dict, not {describe(other)}")
+                raise TypeMismatch(f"** takes a dict, not {describe(other)}", hint="a dict")
             made.update(other)
             continue
         chosen = t.evaluate(key)
         if is_runtime(chosen):
-            raise TypeMismatch(f"a key is known at compile time, but this is {describe(chosen)}")
+            raise TypeMismatch(
+                f"a key is known at compile time, but this is {describe(chosen)}",
+                hint="a number or a text as key",
+            )
         made[chosen] = t.evaluate(value)
     return made
 
@@ -121,7 +125,7 @@ def python(symbol: str, function: Callable[..., Any], *values: object) -> Any:
     """Compute at compile time, by Python."""
     try:
         return function(*values)
-    except TilusError:
+    except (TilusError, LayoutError):
         raise
     except Exception as error:
         raise TypeMismatch(f"{symbol} at compile time raised {type(error).__name__}: {error}") from None
@@ -166,7 +170,9 @@ def unary_operator(t: Tracer, node: ast.UnaryOp) -> Any:
     if isinstance(node.op, ast.Invert):
         return invert(t, value)
     if not isinstance(value.type, (ScalarType, RegisterType)):
-        raise TypeMismatch(f"+ takes tiles, scalars and numbers, not {describe(value)}")
+        raise TypeMismatch(
+            f"+ takes tiles, scalars and numbers, not {describe(value)}", hint="a tile, a scalar or a number"
+        )
     return value
 
 
@@ -234,7 +240,7 @@ def logic_chain(t: Tracer, word: str, nodes: list[ast.expr]) -> Any:
     with t.region() as block:
         right = logic_chain(t, word, nodes[1:])
         if not isinstance(right, Value) and not is_number(right):
-            raise TypeMismatch(f"{word} takes conditions, not {describe(right)}")
+            raise TypeMismatch(f"{word} takes conditions, not {describe(right)}", hint="a comparison")
         with t.at(nodes[1]):
             right = truth(t, word, right) if isinstance(right, Value) else t.constant(bool(right))
     if all(harmless(made) for made in block):
@@ -288,7 +294,10 @@ def formatted(t: Tracer, node: ast.JoinedStr) -> str | FormattedText:
             values.append(value)
             continue
         if is_runtime(value):
-            raise TypeMismatch(f"an f-string takes numbers and scalars, not {describe(value)}")
+            raise TypeMismatch(
+                f"an f-string takes numbers and scalars, not {describe(value)}",
+                hint="a part for each value, as in {x[0]}",
+            )
         shown = format_value(t, part, value)
         text += shown.replace("{", "{{").replace("}", "}}")
         constant_text += shown
@@ -325,7 +334,10 @@ def dict_comprehension(t: Tracer, node: ast.DictComp) -> dict[object, object]:
     def add() -> None:
         key = t.evaluate(node.key)
         if is_runtime(key):
-            raise TypeMismatch(f"a key is known at compile time, but this is {describe(key)}")
+            raise TypeMismatch(
+                f"a key is known at compile time, but this is {describe(key)}",
+                hint="a number or a text as key",
+            )
         made[key] = t.evaluate(node.value)
 
     comprehend(t, node.generators, add)

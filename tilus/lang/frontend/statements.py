@@ -25,13 +25,13 @@ from tilus.lang.semantics.arithmetic import truth
 from tilus.lang.semantics.debug import FormattedText
 from tilus.lang.semantics.launch import LoopRange, WarpsContext
 
-REFUSED: dict[type[ast.stmt], tuple[str, str | None]] = {
+REFUSED: dict[type[ast.stmt], tuple[str, str]] = {
     ast.FunctionDef: (
-        "a function inside of a kernel",
+        "a function",
         "a function marked @tilus.inline at the top of the module",
     ),
-    ast.AsyncFunctionDef: ("a coroutine inside of a kernel", None),
-    ast.ClassDef: ("a class inside of a kernel", "a class at the top of the module, passed as a constexpr"),
+    ast.AsyncFunctionDef: ("a coroutine", "a function marked @tilus.inline"),
+    ast.ClassDef: ("a class", "a class at the top of the module, passed as a constexpr"),
     ast.Try: ("try", "conditions that exclude the error, or tilus.device_assert"),
     ast.Raise: (
         "raise",
@@ -138,7 +138,8 @@ def storable(value: object) -> object:
     """Refuse values that have no meaning under a name."""
     if isinstance(value, FormattedText):
         raise TypeMismatch(
-            "an f-string with run-time values", hint="the f-string inside of tilus.device_print(...)"
+            "an f-string of run-time values is known on the device only",
+            hint="the f-string inside of tilus.device_print(...)",
         )
     if isinstance(value, LoopRange):
         static = value.static()
@@ -171,10 +172,10 @@ def refuse_item_assignment(t: Tracer, target: ast.Subscript) -> None:
         )
     if isinstance(type, GlobalType):
         raise SyntaxNotSupported(
-            "a part of a tensor in global memory is not assigned", hint="tilus.store(a, x, offsets=(i, j))"
+            "a tensor in global memory takes no assignment", hint="tilus.store(a, x, offsets=(i, j))"
         )
     if isinstance(type, SharedType):
-        raise SyntaxNotSupported("a part of a shared tensor is not assigned", hint="tilus.store(s[i], x)")
+        raise SyntaxNotSupported("a shared tensor takes no assignment", hint="tilus.store(s[i], x)")
     if isinstance(base, (list, dict)):
         raise SyntaxNotSupported(
             f"a kernel does not change a {type_name(base)}, which may have other names",
@@ -200,7 +201,9 @@ def unpack(t: Tracer, targets: list[ast.expr], value: object) -> None:
         at = starred[0]
         after = len(targets) - at - 1
         if len(parts) < len(targets) - 1:
-            raise ShapeMismatch(f"{len(targets) - 1} names or more for {len(parts)} values")
+            raise ShapeMismatch(
+                f"{len(targets) - 1} names or more for {len(parts)} values", hint="fewer names"
+            )
         middle = targets[at].value  # type: ignore[attr-defined]
         end = len(parts) - after
         pairs = [
@@ -226,7 +229,9 @@ def iterate(value: object, what: str) -> list[object]:
             hint="its parts, each by its slice",
         )
     if isinstance(value, FormattedText) or not isinstance(value, Iterable):
-        raise TypeMismatch(f"{what} takes a sequence, not {describe(value)}")
+        raise TypeMismatch(
+            f"{what} takes a sequence, not {describe(value)}", hint="a tuple, a list or tilus.static_range(n)"
+        )
     return list(value)
 
 
@@ -393,11 +398,13 @@ def return_(t: Tracer, node: ast.Return, rest: list[ast.stmt]) -> Flow:
 def with_(t: Tracer, node: ast.With, rest: list[ast.stmt]) -> Flow:
     if len(node.items) != 1:
         raise SyntaxNotSupported("with takes one group of warps", hint="with tilus.warps(first, count):")
-    context = t.evaluate(node.items[0].context_expr)
-    if not isinstance(context, WarpsContext):
-        raise SyntaxNotSupported(
-            f"with takes a group of warps, not {describe(context)}", hint="with tilus.warps(first, count):"
-        )
+    context_node = node.items[0].context_expr
+    # Nothing else is called: a file would be opened by the compiler.
+    is_call = isinstance(context_node, ast.Call) and t.evaluate(context_node.func) is functions.warps
+    if not is_call:
+        raise SyntaxNotSupported("with takes a group of warps", hint="with tilus.warps(first, count):")
+    context = t.evaluate(context_node)
+    assert isinstance(context, WarpsContext)
     if node.items[0].optional_vars is not None:
         raise SyntaxNotSupported("a group of warps has no name", hint="with tilus.warps(first, count):")
     return warp_group(t, node, context)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, TypeVar
 
 from tilus.dtypes import DType, int32
-from tilus.errors import Location, NameNotFound, SyntaxNotSupported, TilusError
+from tilus.errors import LayoutConflict, Location, NameNotFound, SyntaxNotSupported, TilusError
 from tilus.ir import Builder, Operation, Region, ScalarType, Value, make_region, ops
 from tilus.lang.diagnostics import nearest
 from tilus.lang.frontend.function import MISSING, FunctionSource
@@ -129,7 +129,7 @@ class Tracer:
         try:
             yield
         except LayoutError as error:
-            raise TilusError(str(error), self.builder.loc) from None
+            raise LayoutConflict(str(error), self.builder.loc) from None
         except TilusError as error:
             raise error.at(self.builder.loc) from None
         finally:
@@ -153,7 +153,8 @@ class Tracer:
         value = frame.source.outer(name)
         if value is MISSING:
             near = nearest(name, {*frame.names, *frame.source.outer_names()})
-            raise NameNotFound(f"there is no name {name!r} here", hint=near)
+            hint = near or f"{name} = ... further up, or a constexpr parameter {name}"
+            raise NameNotFound(f"there is no name {name!r} here", hint=hint)
         return value
 
     def bind(self, name: str, value: object) -> None:
@@ -241,8 +242,11 @@ class Tracer:
     def entered(self, frame: Frame) -> Iterator[Frame]:
         """Trace inside of a function."""
         if len(self.frames) > INLINE_DEPTH:
+            place = self.loc
             raise SyntaxNotSupported(
                 f"inline functions call one another more than {INLINE_DEPTH} deep",
+                # The chain of calls is as long as that, and says nothing.
+                None if place is None else replace(place, caller=None),
                 hint="a recursion that a compile-time condition ends, or a loop",
             )
         self.frames.append(frame)

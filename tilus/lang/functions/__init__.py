@@ -46,6 +46,7 @@ from tilus.lang.functions.elementwise import (
     trunc,
     where,
 )  # fmt: skip
+from tilus.lang.functions.hopper import bulk_commit, bulk_wait, dot_async, dot_wait, store_bulk
 from tilus.lang.functions.launch import (
     block_id,
     cluster_rank,

@@ -94,7 +94,7 @@ def binary(t: Tracer, symbol: str, a: object, b: object) -> Value:
     if isinstance(b, Value) and isinstance(b.type, PointerType):
         if symbol == "+":
             return pointer_arithmetic(t, symbol, b, a)
-        raise TypeMismatch(f"{symbol} takes a pointer on its left only")
+        raise TypeMismatch(f"{symbol} takes a pointer on its left only", hint="p + n or p - n")
     if symbol in ARITHMETIC:
         x, y = meet(t, symbol, [a, b], require_arithmetic)
         return t.value(ops.Binary, ARITHMETIC[symbol], x, y)
@@ -138,7 +138,7 @@ def floor_divide(t: Tracer, a: object, b: object) -> Value:
             f"// divides integers, not {describe(a)} by {describe(b)}", hint="tilus.floor(a / b)"
         )
     if is_number(b) and b == 0:
-        raise TypeMismatch("// by zero")
+        raise TypeMismatch("// divides by zero", hint="a divisor that is not zero")
     x, y = meet(t, "//", [a, b], require_arithmetic)
     return t.value(ops.Binary, "floordiv", x, y)
 
@@ -179,7 +179,10 @@ def power(t: Tracer, a: object, b: object) -> Value:
     if isinstance(b, int) and 0 <= b <= INTEGER_POWERS:
         return repeated_product(t, a, b)
     if not dtype.is_float:
-        raise TypeMismatch(f"** of {describe(a)} takes an exponent from 0 to {INTEGER_POWERS}, not {b}")
+        raise TypeMismatch(
+            f"** of {describe(a)} takes an exponent from 0 to {INTEGER_POWERS}, not {b}",
+            hint="x.to(tilus.float32) ** n",
+        )
     if isinstance(b, int) and -INTEGER_POWERS <= b < 0:
         return binary(t, "/", 1.0, repeated_product(t, a, -b))
     if b in (0.5, -0.5):
@@ -260,7 +263,7 @@ def truth(t: Tracer, what: str, x: Value) -> Value:
             "& | ~ for logic on each element",
         )
     if not isinstance(x.type, ScalarType):
-        raise TypeMismatch(f"{what} takes a condition, not {describe(x)}")
+        raise TypeMismatch(f"{what} takes a condition, not {describe(x)}", hint="a comparison of scalars")
     if x.type.dtype.is_boolean:
         return x
     return compare(t, "!=", x, 0)

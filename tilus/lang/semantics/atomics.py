@@ -46,7 +46,8 @@ def atomic(
     type = memory_type(what, target)
     assert isinstance(target, Value)
     if type.dtype.name not in DTYPES[kind]:
-        raise TypeMismatch(f"{what} updates {', '.join(DTYPES[kind])}, not {type.dtype}")
+        names = ", ".join(DTYPES[kind])
+        raise TypeMismatch(f"{what} updates {names}, not {type.dtype}", hint=f"a tensor of {DTYPES[kind][0]}")
     static_choice(f"order of {what}", order, ORDERS)
     static_choice(f"scope of {what}", scope, SCOPES)
     if (offsets is None) == (indices is None):
@@ -96,7 +97,10 @@ def tiles_at(
             f"{what} takes {rank} offset{'s' if rank != 1 else ''}, one for each dimension, not {len(starts)}"
         )
     if len(shape) > rank:
-        raise ShapeMismatch(f"{what} of a tile of {len(shape)} dimensions on a tensor of {rank}")
+        raise ShapeMismatch(
+            f"{what} of a tile of {len(shape)} dimensions on a tensor of {rank}",
+            hint="a tile of as many dimensions or less",
+        )
     tiles = []
     for dimension, start in enumerate(starts):
         axis = dimension - (rank - len(shape))

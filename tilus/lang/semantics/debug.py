@@ -68,7 +68,10 @@ def assume(t: Tracer, condition: Any, divisor: Any) -> Any:
         or not isinstance(condition.type, ScalarType)
         or not condition.type.dtype.is_integer
     ):
-        raise TypeMismatch(f"assume is about an integer scalar, not {describe(condition)}")
+        raise TypeMismatch(
+            f"assume is about an integer scalar, not {describe(condition)}",
+            hint="m = a.shape[0], then m = tilus.assume(m, 16)",
+        )
     return t.value(ops.Assume, condition, amount)
 
 
@@ -103,7 +106,8 @@ def device_print(t: Tracer, format: Any, values: tuple[Any, ...]) -> None:
     if count_placeholders(format) != len(values):
         raise TypeMismatch(
             f"device_print takes a value for each {{}} of its format, not {len(values)} for "
-            f"{count_placeholders(format)}"
+            f"{count_placeholders(format)}",
+            hint='tilus.device_print("{} {}", x, y), or an f-string',
         )
     made = []
     for value in values:
@@ -137,7 +141,10 @@ def device_assert(t: Tracer, condition: Any, message: Any) -> None:
 @implements(functions.inline_ptx)
 def inline_ptx(t: Tracer, template: Any, args: Any, dtypes: Any, volatile: Any) -> Any:
     if not isinstance(template, str):
-        raise TypeMismatch(f"inline_ptx takes PTX as a str, not {describe(template)}")
+        raise TypeMismatch(
+            f"inline_ptx takes PTX as a str, not {describe(template)}",
+            hint="tilus.inline_ptx('add.s32 $0, $1, $2;', [x, y], tilus.int32)",
+        )
     results = tuple(static_dtype("inline_ptx", d) for d in as_sequence(dtypes))
     operands = as_sequence(args)
     for operand in operands:
@@ -151,7 +158,8 @@ def inline_ptx(t: Tracer, template: Any, args: Any, dtypes: Any, volatile: Any) 
     for match in re.finditer(r"\$(\d+)", template):
         if int(match.group(1)) >= known:
             raise TypeMismatch(
-                f"inline_ptx names ${match.group(1)}, but there are {known} operands, from $0 on"
+                f"inline_ptx names ${match.group(1)}, but there are {known} operands, from $0 on",
+                hint="$0 for the first result, then the arguments",
             )
     shapes = [s for s in map(operand_shape, operands) if s is not None]
     shape = broadcast_shape("inline_ptx", shapes) if shapes else None

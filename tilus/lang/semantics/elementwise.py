@@ -130,7 +130,10 @@ def mulhi(t: Tracer, a: Any, b: Any) -> Value:
 def lookup(t: Tracer, table: Any, index: Any, dtype: Any) -> Value:
     chosen = static_dtype("lookup", dtype)
     if not isinstance(table, (tuple, list)) or not all(map(is_number, table)) or not table:
-        raise TypeMismatch(f"lookup takes a sequence of numbers known at compile time, not {describe(table)}")
+        raise TypeMismatch(
+            f"lookup takes a sequence of numbers known at compile time, not {describe(table)}",
+            hint="tilus.lookup((0.0, 0.5, 1.0, 2.0), codes, tilus.float16)",
+        )
     require_integer("lookup", operand_dtype("lookup", index))
     if is_number(index):
         index = t.constant(index, int32)

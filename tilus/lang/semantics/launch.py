@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tilus.dtypes import int32
-from tilus.errors import Location, ShapeMismatch, SyntaxNotSupported, TilusError, TypeMismatch
+from tilus.errors import Location, ShapeMismatch, SyntaxNotSupported, TypeMismatch
 from tilus.ir import Operation, ScalarType, Value, make_region, ops
 from tilus.lang import functions
 from tilus.lang.diagnostics import describe
@@ -38,10 +38,14 @@ def grid(t: Tracer, extents: tuple[Any, ...], warps: Any, cluster: Any) -> None:
         )
     t.warps = static_int("warps of grid", warps, 1)
     if t.warps > MAX_WARPS:
-        raise TypeMismatch(f"a thread block has at most {MAX_WARPS} warps, not {t.warps}")
+        raise TypeMismatch(
+            f"a thread block has at most {MAX_WARPS} warps, not {t.warps}", hint="warps=4, and more blocks"
+        )
     blocks = tuple(static_int("each extent of cluster", c, 1) for c in as_sequence(cluster))
     if not 1 <= len(blocks) <= 3:
-        raise ShapeMismatch(f"cluster takes one to three extents, not {len(blocks)}")
+        raise ShapeMismatch(
+            f"cluster takes one to three extents, not {len(blocks)}", hint="cluster=(2, 1, 1)"
+        )
     t.cluster = (*blocks, *(1,) * (3 - len(blocks)))  # type: ignore[assignment]
     t.grid_rank = len(extents)
     values = [*integers(t, "grid", extents), *(t.constant(1) for _ in range(3 - len(extents)))]
@@ -67,7 +71,7 @@ class HostProgram:
             made = self.defined.get(value)
             if made is None or not self.computable(made):
                 where = f" in line {made.loc.line}" if made is not None and made.loc is not None else ""
-                raise TilusError(
+                raise SyntaxNotSupported(
                     f"the grid is computed on the host, which does not know {describe(value)} that is computed{where}",
                     self.loc,
                     "shapes, scalar parameters and compile-time values, by + - * // %, cdiv, min, max",
@@ -163,16 +167,18 @@ class WarpsContext:
 @implements(range)
 def range_(t: Tracer, arguments: tuple[Any, ...]) -> LoopRange:
     if not 1 <= len(arguments) <= 3:
-        raise TypeMismatch(f"range takes one to three integers, not {len(arguments)}")
+        raise TypeMismatch(
+            f"range takes one to three integers, not {len(arguments)}", hint="range(start, stop, step)"
+        )
     for part in arguments:
         is_int = isinstance(part, int) or (
             isinstance(part, Value) and isinstance(part.type, ScalarType) and part.type.dtype.is_integer
         )
         if not is_int:
-            raise TypeMismatch(f"range takes integers, not {describe(part)}")
+            raise TypeMismatch(f"range takes integers, not {describe(part)}", hint="x.to(tilus.int32)")
     start, stop, step = (0, arguments[0], 1) if len(arguments) == 1 else (*arguments, 1)[:3]
     if isinstance(step, int) and step == 0:
-        raise TypeMismatch("range takes a step that is not zero")
+        raise TypeMismatch("range takes a step that is not zero", hint="1, or -1 to go down")
     return LoopRange(start, stop, step)
 
 
@@ -187,7 +193,7 @@ def static_range(t: Tracer, start: Any, stop: Any, step: Any) -> range:
             )
         static_int("each argument of static_range", part)
     if step == 0:
-        raise TypeMismatch("static_range takes a step that is not zero")
+        raise TypeMismatch("static_range takes a step that is not zero", hint="1, or -1 to go down")
     return functions.static_range(start, stop, step)
 
 

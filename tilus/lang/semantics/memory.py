@@ -45,14 +45,20 @@ def memory_type(what: str, value: object) -> GlobalType | SharedType:
                 f"{what} takes a tensor, not {describe(value)}",
                 hint="tilus.view(p, dtype, shape, strides) makes a tensor of it",
             )
-    raise TypeMismatch(f"{what} takes a tensor in global or shared memory, not {describe(value)}")
+    raise TypeMismatch(
+        f"{what} takes a tensor in global or shared memory, not {describe(value)}",
+        hint="a parameter of the kernel, tilus.view(p, ...) or tilus.shared(...)",
+    )
 
 
 def global_type(what: str, value: object) -> GlobalType:
     """Return the type of a tensor in global memory."""
     type = memory_type(what, value)
     if not isinstance(type, GlobalType):
-        raise TypeMismatch(f"{what} takes a tensor in global memory, not {describe(value)}")
+        raise TypeMismatch(
+            f"{what} takes a tensor in global memory, not {describe(value)}",
+            hint="a parameter of the kernel, or tilus.view(p, ...)",
+        )
     return type
 
 
@@ -73,7 +79,10 @@ def integers(t: Tracer, what: str, values: object) -> tuple[Value, ...]:
     for value in as_sequence(values):
         scalar = t.integer(value)
         if scalar is None:
-            raise TypeMismatch(f"{what} takes integers, not {describe(value)}")
+            raise TypeMismatch(
+                f"{what} takes integers, not {describe(value)}",
+                hint="ints, or scalars such as tilus.block_id(0) * 64",
+            )
         made.append(scalar)
     return tuple(made)
 
@@ -123,7 +132,10 @@ def load(
     if indices is not None:
         for name, value in (("offsets", offsets), ("shape", shape), ("layout", layout)):
             if value is not None:
-                raise TypeMismatch(f"load takes indices or {name}, not both")
+                raise TypeMismatch(
+                    f"load takes indices or {name}, not both",
+                    hint="tilus.load(a, indices=(i, j)), whose shape is that of the index tiles",
+                )
         return gather(t, source, indices, mask, other, checked)
     if isinstance(type, SharedType):
         return load_shared(t, source, type, offsets, shape, mask, other, layout)
@@ -180,7 +192,9 @@ def scalar_of(t: Tracer, what: str, value: object, dtype: DType) -> Value | None
         return t.constant(value, dtype)  # type: ignore[arg-type]
     if isinstance(value, Value) and isinstance(value.type, ScalarType) and value.type.dtype == dtype:
         return value
-    raise TypeMismatch(f"{what} is a {dtype} scalar, not {describe(value)}")
+    raise TypeMismatch(
+        f"{what} is a {dtype} scalar, not {describe(value)}", hint=f"a number, or x.to(tilus.{dtype})"
+    )
 
 
 def index_tiles(
@@ -191,7 +205,8 @@ def index_tiles(
     rank = tensor.rank if isinstance(tensor, GlobalType) else len(tensor.shape)
     if len(parts) != rank:
         raise ShapeMismatch(
-            f"{what} takes {rank} index tile{'s' if rank != 1 else ''}, one for each dimension, not {len(parts)}"
+            f"{what} takes {rank} index tile{'s' if rank != 1 else ''}, one for each dimension, not {len(parts)}",
+            hint="indices=(i, j), index tiles that are broadcast together",
         )
     for part in parts:
         if not operand_dtype(f"indices of {what}", part).is_integer:
@@ -241,7 +256,9 @@ def store(
     type = memory_type("store", target)
     if indices is not None:
         if offsets is not None:
-            raise TypeMismatch("store takes indices or offsets, not both")
+            raise TypeMismatch(
+                "store takes indices or offsets, not both", hint="tilus.store(a, x, indices=(i, j))"
+            )
         scatter(t, target, value, indices, mask, checked)
         return
     if isinstance(type, SharedType):
@@ -305,13 +322,20 @@ def copy_async(t: Tracer, target: Any, source: Any, offsets: Any, cache: Any, ch
 def copy_types(what: str, target: object, source: object) -> tuple[SharedType, GlobalType]:
     """Check the two ends of a copy from global to shared memory."""
     if isinstance(target, Value) and isinstance(target.type, GlobalType):
-        raise TypeMismatch(f"{what} copies from global to shared memory, and names the shared tensor first")
+        raise TypeMismatch(
+            f"{what} copies from global to shared memory, and names the shared tensor first",
+            hint=f"tilus.{what}(shared, tensor, offsets)",
+        )
     to, tensor = shared_type(what, target), global_type(what, source)
     if to.dtype != tensor.dtype:
-        raise TypeMismatch(f"{what} from a tensor of {tensor.dtype} into a shared tensor of {to.dtype}")
+        raise TypeMismatch(
+            f"{what} from a tensor of {tensor.dtype} into a shared tensor of {to.dtype}",
+            hint=f"tilus.shared(tilus.{tensor.dtype}, shape), and a cast of the loaded tile",
+        )
     if len(to.shape) > tensor.rank:
         raise ShapeMismatch(
-            f"{what} of a tile of shape {shape_text(to.shape)} from a tensor of {tensor.rank} dimensions"
+            f"{what} of a tile of shape {shape_text(to.shape)} from a tensor of {tensor.rank} dimensions",
+            hint="a shared tensor of as many dimensions or less",
         )
     return to, tensor
 
@@ -387,7 +411,10 @@ def view_pointer(t: Tracer, pointer: Value, dtype: DType, shape: object, strides
     else:
         given = as_sequence(strides)
         if len(given) != len(sizes):
-            raise ShapeMismatch(f"view takes as many strides as extents, not {len(given)} and {len(sizes)}")
+            raise ShapeMismatch(
+                f"view takes as many strides as extents, not {len(given)} and {len(sizes)}",
+                hint="one stride for each extent, or none for a dense tensor",
+            )
     steps = tuple(step if isinstance(step, int) else None for step in given)
     return t.value(ops.GlobalView, pointer, extents, integers(t, "strides of view", given), dims, steps)
 
@@ -426,7 +453,10 @@ def barrier_index(t: Tracer, what: str, barrier: object, index: object) -> Value
             raise TypeMismatch(f"{what} takes an index for an array of {type.count} barriers", hint="index=i")
         return None
     if isinstance(index, int) and not 0 <= index < type.count:
-        raise ShapeMismatch(f"{what} with index {index} of an array of {type.count} barriers")
+        raise ShapeMismatch(
+            f"{what} with index {index} of an array of {type.count} barriers",
+            hint=f"an index from 0 to {type.count - 1}",
+        )
     (scalar,) = integers(t, f"index of {what}", index)
     return scalar
 

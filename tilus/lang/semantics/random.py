@@ -28,7 +28,10 @@ def random_bits(t: Tracer, seed: Any, counter: Any) -> tuple[Value, ...]:
     if isinstance(seed, int) and not isinstance(seed, bool):
         seed = t.constant(seed)
     if not isinstance(seed, Value) or not isinstance(seed.type, ScalarType) or not seed.type.dtype.is_integer:
-        raise TypeMismatch(f"random numbers take an integer scalar as seed, not {describe(seed)}")
+        raise TypeMismatch(
+            f"random numbers take an integer scalar as seed, not {describe(seed)}",
+            hint="seed: tilus.int32 among the parameters",
+        )
     return t.emit(ops.Random, seed, counter).results
 
 

@@ -28,21 +28,22 @@ def static_int(what: str, value: object, minimum: int | None = None) -> int:
             f"{what} is an int known at compile time, not {found}", hint="a literal or a constexpr parameter"
         )
     if minimum is not None and value < minimum:
-        raise TypeMismatch(f"{what} is {minimum} or more, not {value}")
+        raise TypeMismatch(f"{what} is {minimum} or more, not {value}", hint=f"{minimum} or more")
     return value
 
 
 def static_bool(what: str, value: object) -> bool:
     """Check a truth value that is known at compile time."""
     if not isinstance(value, bool):
-        raise TypeMismatch(f"{what} is True or False, not {describe(value)}")
+        raise TypeMismatch(f"{what} is True or False, not {describe(value)}", hint="True or False")
     return value
 
 
 def static_choice(what: str, value: object, choices: tuple[str, ...]) -> str:
     """Check a word from a list."""
     if not isinstance(value, str) or value not in choices:
-        raise TypeMismatch(f"{what} is one of {', '.join(map(repr, choices))}, not {describe(value)}")
+        words = ", ".join(map(repr, choices))
+        raise TypeMismatch(f"{what} takes a word of a list, not {describe(value)}", hint=f"one of {words}")
     return value
 
 
@@ -62,7 +63,9 @@ def static_shape(what: str, value: object) -> Shape:
     if not shape:
         raise ShapeMismatch(f"{what} takes a shape of one dimension or more", hint="(1,)")
     if any(extent < 1 for extent in shape):
-        raise ShapeMismatch(f"{what} takes extents of 1 or more, not {shape_text(shape)}")
+        raise ShapeMismatch(
+            f"{what} takes extents of 1 or more, not {shape_text(shape)}", hint="extents of 1 or more"
+        )
     return shape
 
 
@@ -71,7 +74,8 @@ def static_axis(what: str, value: object, rank: int) -> int:
     axis = static_int(f"the axis of {what}", value)
     if not -rank <= axis < rank:
         raise ShapeMismatch(
-            f"{what} along axis {axis} of a tile of {rank} dimension{'s' if rank != 1 else ''}"
+            f"{what} along axis {axis} of a tile of {rank} dimension{'s' if rank != 1 else ''}",
+            hint=f"an axis from {-rank} to {rank - 1}",
         )
     return axis % rank
 
@@ -107,7 +111,7 @@ def operand_dtype(what: str, value: object) -> DType:
         return number_dtype(value)  # type: ignore[arg-type]
     if isinstance(value, Value) and isinstance(value.type, (ScalarType, RegisterType)):
         return value.type.dtype
-    hint = "tilus.load(...) to bring it into registers" if isinstance(value, Value) else None
+    hint = "tilus.load(...) to bring it into registers" if isinstance(value, Value) else "a number"
     raise TypeMismatch(f"{what} takes tiles, scalars and numbers, not {describe(value)}", hint=hint)
 
 
@@ -152,8 +156,12 @@ def as_tile(t: Tracer, what: str, value: object, shape: Shape, dtype: DType) -> 
         return t.value(ops.Splat, t.constant(value, dtype), shape)  # type: ignore[arg-type]
     assert isinstance(value, Value)
     if found != dtype:
-        raise TypeMismatch(f"{what} takes {dtype}, not {describe(value)}", hint=f"x.to(tilus.{dtype})")
+        hint = "a comparison, such as i < n" if dtype.is_boolean else f"x.to(tilus.{dtype})"
+        raise TypeMismatch(f"{what} takes {dtype}, not {describe(value)}", hint=hint)
     own = operand_shape(value)
     if own is not None and broadcast_shape(what, [own, shape]) != shape:
-        raise ShapeMismatch(f"{what} takes a tile of shape {shape_text(shape)}, not {shape_text(own)}")
+        raise ShapeMismatch(
+            f"{what} takes a tile of shape {shape_text(shape)}, not {shape_text(own)}",
+            hint="tilus.reshape or a slice",
+        )
     return broadcast(t, value, shape)

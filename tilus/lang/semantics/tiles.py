@@ -82,7 +82,10 @@ def filled(t: Tracer, what: str, dtype: DType, shape: Shape, fill: object, layou
                 hint=f"x.to(tilus.{dtype})",
             )
     else:
-        raise TypeMismatch(f"{what} is filled with a number or a scalar, not {describe(fill)}")
+        raise TypeMismatch(
+            f"{what} is filled with a number or a scalar, not {describe(fill)}",
+            hint="a number, a scalar, or tilus.broadcast_to(x, shape) for a tile",
+        )
     return t.value(ops.Splat, scalar, shape, register_layout(what, layout, shape))
 
 
@@ -118,7 +121,10 @@ def broadcast_to(t: Tracer, x: Any, shape: Any) -> Value:
         x = t.constant(x)
     own = operand_shape(x)
     if own is not None and broadcast_shape("broadcast_to", [own, target]) != target:
-        raise ShapeMismatch(f"a tile of shape {shape_text(own)} does not broadcast to {shape_text(target)}")
+        raise ShapeMismatch(
+            f"a tile of shape {shape_text(own)} does not broadcast to {shape_text(target)}",
+            hint="extents that are equal, or 1",
+        )
     return broadcast(t, x, target)
 
 
@@ -161,7 +167,8 @@ def reshape(t: Tracer, x: Any, shape: Any) -> Value:
     if prod(target) != type.size:
         raise ShapeMismatch(
             f"reshape from {shape_text(type.shape)}, which has {type.size} elements, to {shape_text(target)}, "
-            f"which has {prod(target)}"
+            f"which has {prod(target)}",
+            hint="a shape of as many elements; -1 stands for the extent that makes it so",
         )
     return t.value(ops.Reshape, x, target)
 
@@ -169,7 +176,9 @@ def reshape(t: Tracer, x: Any, shape: Any) -> Value:
 @implements(functions.transpose)
 def transpose(t: Tracer, x: Any, perm: Any) -> Value:
     if not isinstance(x, Value) or not isinstance(x.type, (RegisterType, SharedType)):
-        raise TypeMismatch(f"transpose takes a tile or a shared tensor, not {describe(x)}")
+        raise TypeMismatch(
+            f"transpose takes a tile or a shared tensor, not {describe(x)}", hint="x.T of a loaded tile"
+        )
     rank = len(x.type.shape)
     order = (
         tuple(reversed(range(rank)))
@@ -177,7 +186,10 @@ def transpose(t: Tracer, x: Any, perm: Any) -> Value:
         else tuple(static_axis("transpose", p, rank) for p in perm)
     )
     if sorted(order) != list(range(rank)):
-        raise ShapeMismatch(f"transpose takes each of the {rank} dimensions once, not {shape_text(order)}")
+        raise ShapeMismatch(
+            f"transpose takes each of the {rank} dimensions once, not {shape_text(order)}",
+            hint="tilus.transpose(x, (1, 0))",
+        )
     return t.value(ops.Transpose if isinstance(x.type, RegisterType) else ops.SharedPermute, x, order)
 
 
@@ -192,7 +204,8 @@ def concat(t: Tracer, parts: Any, axis: Any) -> Value:
         type = tile_type("concat", part)
         if (type.dtype, type.shape) != (first.dtype, first.shape):
             raise ShapeMismatch(
-                f"concat takes tiles of one dtype and shape, not {describe(parts[0])} and {describe(part)}"
+                f"concat takes tiles of one dtype and shape, not {describe(parts[0])} and {describe(part)}",
+                hint="x.to(...) or tilus.reshape before concat",
             )
     return t.value(ops.Concat, tuple(parts), static_axis("concat", axis, len(first.shape)))
 
@@ -209,7 +222,10 @@ def annotate_layout(t: Tracer, x: Any, layout: Any) -> Value:
 def item(t: Tracer, x: Any) -> Value:
     type = tile_type("item", x)
     if type.size != 1:
-        raise ShapeMismatch(f"item takes a tile of one element, not {describe(x)}")
+        raise ShapeMismatch(
+            f"item takes a tile of one element, not {describe(x)}",
+            hint="x[0, 0], or a reduction such as tilus.sum(x)",
+        )
     return t.value(ops.Extract, x)
 
 
@@ -250,7 +266,10 @@ def dot(t: Tracer, a: Any, b: Any, acc: Any, out_dtype: Any) -> Value:
             f"{shape_text(shape)}, not {shape_text(type.shape)}"
         )
     if out_dtype is not None and type.dtype != out_dtype:
-        raise TypeMismatch(f"dot with an accumulator of {type.dtype} gives {type.dtype}, not {out_dtype}")
+        raise TypeMismatch(
+            f"dot with an accumulator of {type.dtype} gives {type.dtype}, not {out_dtype}",
+            hint="no out_dtype beside acc",
+        )
     allowed = (
         ("float32", "float16") if left.dtype.name == "float16" else (accumulator_dtype(left.dtype).name,)
     )
@@ -353,10 +372,15 @@ def min_(t: Tracer, x: Any, others: Any, axis: Any, keepdims: Any) -> Any:
 def scan(t: Tracer, x: Any, axis: Any, kind: Any, exclusive: Any) -> Value:
     type = tile_type("scan", x)
     if kind not in ops.tile.SCANS:
-        raise TypeMismatch(f"scan is one of {', '.join(ops.tile.SCANS)}, not {describe(kind)}")
+        raise TypeMismatch(
+            f"scan is one of {', '.join(ops.tile.SCANS)}, not {describe(kind)}",
+            hint="tilus.scan(x, 0, 'sum')",
+        )
     if kind in ("and", "or", "xor"):
         if not type.dtype.is_integer:
-            raise TypeMismatch(f"scan by {kind} takes an integer tile, not {describe(x)}")
+            raise TypeMismatch(
+                f"scan by {kind} takes an integer tile, not {describe(x)}", hint="x.to(tilus.int32)"
+            )
     require_arithmetic("scan", type.dtype)
     return t.value(ops.Scan, x, static_axis("scan", axis, len(type.shape)), kind, bool(exclusive))
 

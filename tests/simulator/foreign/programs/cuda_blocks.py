@@ -108,7 +108,7 @@ def _(rng: Generator) -> Launch:
     return Launch([out, x, c, 6], [Check(out, want, 2 * 14 * F32 * size)], grid=(2, 1, 1))
 
 
-@program("functions", "recursion")
+@program("recursion", "recursion")
 def _(rng: Generator) -> Launch:
     out = zeros(32, np.uint32)
     fibonacci = np.array([0, 1, 1, 2, 3, 5, 8, 13, 21], np.uint32)

@@ -1,4 +1,4 @@
-// Calls that stay calls: noinline functions, structures by value, recursion, function pointers, switch tables, local arrays.
+// Calls that stay calls: noinline functions, structures by value, function pointers, switch tables, local arrays.
 // target: sm_80
 
 struct Complex {
@@ -15,8 +15,6 @@ __device__ __noinline__ float horner(const float *coefficients, int degree, floa
     return y;
 }
 
-__device__ __noinline__ unsigned fibonacci(unsigned n) { return n < 2 ? n : fibonacci(n - 1) + fibonacci(n - 2); }
-
 extern "C" __global__ void complex_power(Complex *out, const Complex *in, int power) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     Complex y = {1.0, 0.0};
@@ -28,8 +26,6 @@ extern "C" __global__ void polynomial(float *out, const float *in, const float *
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     out[i] = horner(coefficients, degree - i % 3, in[i]);
 }
-
-extern "C" __global__ void recursion(unsigned *out) { out[threadIdx.x] = fibonacci(threadIdx.x % 9); }
 
 __device__ __noinline__ int add(int a, int b) { return a + b; }
 __device__ __noinline__ int subtract(int a, int b) { return a - b; }

@@ -1,0 +1,99 @@
+"""wgmma: which instruction multiplies which types, and who holds which element (PTX ISA, warpgroup-level matrix)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from tilus import dtypes
+from tilus.dtypes import DType
+from tilus.layout import Digit, RegisterLayout
+
+M = 64
+MAX_N = 256
+STEP_BITS = 256
+
+
+@dataclass(frozen=True)
+class WgmmaType:
+    """A combination of types: the accumulator's, and how PTX names the three."""
+
+    a_dtype: DType
+    b_dtype: DType
+    c_dtype: DType
+    names: tuple[str, str, str]
+
+    @property
+    def k(self) -> int:
+        """Elements along k of one instruction."""
+        return STEP_BITS // self.a_dtype.bits
+
+    @property
+    def transposes(self) -> bool:
+        """Whether operands may be MN-major."""
+        return self.a_dtype.bits == 16
+
+    @property
+    def scales(self) -> bool:
+        """Whether the instruction takes the factors of a and b."""
+        return self.c_dtype is not dtypes.int32
+
+    def valid_n(self, n: int) -> bool:
+        """Tell whether an instruction has n columns."""
+        if n % 8 or not 8 <= n <= MAX_N:
+            return False
+        return self.c_dtype is not dtypes.int32 or n <= 32 or n % 16 == 0
+
+    def name(self, n: int) -> str:
+        """Return the name of the instruction in the IR."""
+        return f"wgmma.m64n{n}k{self.k}.{'.'.join(self.names)}"
+
+
+def _table() -> tuple[WgmmaType, ...]:
+    f16, bf16, f32, i32, tf32 = (
+        dtypes.float16, dtypes.bfloat16, dtypes.float32, dtypes.int32, dtypes.tfloat32,
+    )  # fmt: skip
+    rows = [
+        WgmmaType(f16, f16, f32, ("f32", "f16", "f16")),
+        WgmmaType(f16, f16, f16, ("f16", "f16", "f16")),
+        WgmmaType(bf16, bf16, f32, ("f32", "bf16", "bf16")),
+        WgmmaType(tf32, tf32, f32, ("f32", "tf32", "tf32")),
+    ]
+    fp8 = {dtypes.float8_e4m3: "e4m3", dtypes.float8_e5m2: "e5m2"}
+    for a, a_name in fp8.items():
+        for b, b_name in fp8.items():
+            rows.append(WgmmaType(a, b, f32, ("f32", a_name, b_name)))
+            rows.append(WgmmaType(a, b, f16, ("f16", a_name, b_name)))
+    int8 = {dtypes.int8: "s8", dtypes.uint8: "u8"}
+    for a, a_name in int8.items():
+        for b, b_name in int8.items():
+            rows.append(WgmmaType(a, b, i32, ("s32", a_name, b_name)))
+    return tuple(rows)
+
+
+TYPES: tuple[WgmmaType, ...] = _table()
+
+
+@lru_cache(maxsize=64)
+def wgmma_type(a: DType, b: DType, c: DType) -> WgmmaType | None:
+    """Return the combination of types, if wgmma has it."""
+    return next((t for t in TYPES if (t.a_dtype, t.b_dtype, t.c_dtype) == (a, b, c)), None)
+
+
+_ROWS = (Digit(4, 0, 16), Digit(8, 0, 1))
+
+
+def c_atom(n: int) -> RegisterLayout:
+    """Return who holds which element of the 64 x n result."""
+    return RegisterLayout((M, n), (*_ROWS, Digit(4, 1, 2)), (Digit(n // 8, 1, 8), Digit(2, 0, 8), Digit(2, 1, 1)))
+
+
+def a_atom(k: int, bits: int) -> RegisterLayout:
+    """Return who holds which element of a 64 x k first operand in registers."""
+    per = 32 // bits
+    return RegisterLayout((M, k), (*_ROWS, Digit(4, 1, per)), (Digit(2, 1, 4 * per), Digit(2, 0, 8), Digit(per, 1, 1)))
+
+
+def columns(n: int, type: WgmmaType) -> int:
+    """Return the columns of one instruction for a tile of n columns, 0 if there is none."""
+    return next((size for size in range(min(n, MAX_N), 7, -1) if n % size == 0 and type.valid_n(size)), 0)

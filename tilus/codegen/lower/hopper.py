@@ -1,0 +1,439 @@
+"""Lowering for sm_90a: mbarriers, TMA copies, and wgmma."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tilus.codegen.atoms.wgmma import M, WgmmaType, a_atom, c_atom, columns, wgmma_type
+from tilus.codegen.llvm_text import V, integer
+from tilus.codegen.lower.context import Barriers, Context, SharedTensor, lowers
+from tilus.codegen.lower.dot import Fragments
+from tilus.codegen.lower.words import memory_dtype
+from tilus.codegen.registers import Tile, container_type
+from tilus.dtypes import DType
+from tilus.errors import LayoutConflict, TargetNotSupported, TypeMismatch
+from tilus.ir import ops
+from tilus.ir.core import Value
+from tilus.ir.types import BarrierType, GlobalType, RegisterType, SharedType, Symbol
+from tilus.layout import LayoutError
+from tilus.layout.hopper import describe_matrix, tma_boxes
+from tilus.layout.tiling import explain_tile_by
+
+WARPGROUP = 128
+TMA_ALIGN = 16
+SWIZZLE_MODES = {0: 0, 128: 1, 64: 2, 32: 3}
+
+
+@dataclass(frozen=True)
+class TensorMap:
+    """A tensor map that the host encodes for a launch.
+
+    Attributes
+    ----------
+    param : int
+        Which of the kernel's parameters it describes.
+    dtype : DType
+        Of the elements.
+    axes : tuple of int
+        The tensor's axes from the fastest in memory to the slowest.
+    box : tuple of int
+        The box's size along each of these axes.
+    swizzle_bytes : int
+        0, 32, 64 or 128.
+    """
+
+    param: int
+    dtype: DType
+    axes: tuple[int, ...]
+    box: tuple[int, ...]
+    swizzle_bytes: int
+
+
+def require(ctx: Context, feature: str, what: str, hint: str) -> None:
+    """Refuse what the target does not have."""
+    if not ctx.target.has(feature):
+        raise TargetNotSupported(f"{ctx.target.name} has no {what}", hint=hint)
+
+
+@contextmanager
+def elected(ctx: Context) -> Iterator[None]:
+    """Emit code for one thread of the group."""
+    w = ctx.w
+    inside, after = w.label(), w.label()
+    w.branch(w.icmp("eq", ctx.thread(), integer(0)), inside, after)
+    w.begin(inside)
+    yield
+    w.begin(after)
+
+
+def barrier_address(ctx: Context, value: Value, index: Value | None) -> V:
+    """Return the shared address of an mbarrier as an i32."""
+    found = ctx.values[value]
+    assert isinstance(found, Barriers)
+    w = ctx.w
+    pointer = found.base
+    if index is not None:
+        pointer = w.gep(pointer, w.mul(w.convert("trunc", ctx.scalar(index), "i32"), integer(8)))
+    return w.convert("ptrtoint", pointer, "i32")
+
+
+@lowers(ops.BarrierAlloc)
+def lower_barrier_alloc(ctx: Context, op: ops.BarrierAlloc) -> None:
+    require(ctx, "mbarrier_wait", "mbarriers that can be waited for", "use copy_async and sync")
+    if op.offset is None:
+        raise LayoutConflict("a barrier was not planned")
+    if ctx.group.count != ctx.kernel.warps:
+        raise LayoutConflict("barriers are made by the whole block", hint="move tilus.barrier before tilus.warps")
+    w = ctx.w
+    base = ctx.shared_pointer(op.offset)
+    with elected(ctx):
+        for number in range(op.count):
+            address = w.convert("ptrtoint", w.gep(base, integer(8 * number)), "i32")
+            w.asm("void", "mbarrier.init.shared::cta.b64 [$0], $1;", "r,r,~{memory}", address, integer(op.arrivals), effects=True)
+        w.asm("void", "fence.mbarrier_init.release.cluster;", "~{memory}", effects=True)
+        w.asm("void", "fence.proxy.async;", "~{memory}", effects=True)
+    ctx.barrier()
+    ctx.values[op.result] = Barriers(base, op.count)
+
+
+@lowers(ops.BarrierArrive)
+def lower_barrier_arrive(ctx: Context, op: ops.BarrierArrive) -> None:
+    """One lane of each warp arrives, after the warp's other lanes are done; the first warp's announces bytes."""
+    w = ctx.w
+    address = barrier_address(ctx, op.barrier, op.index)
+    w.call("void", "llvm.nvvm.bar.warp.sync", integer(-1))
+    if op.bytes:
+        if ctx.group.count != 1:
+            raise LayoutConflict(
+                "an arrival that announces bytes comes from one warp", hint="put it under with tilus.warps(first, 1):"
+            )
+        with elected(ctx):
+            w.asm(
+                "void", "mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;", "r,r,~{memory}", address,
+                integer(op.bytes), effects=True,
+            )  # fmt: skip
+        return
+    inside, after = w.label(), w.label()
+    w.branch(w.icmp("eq", ctx.lane(), integer(0)), inside, after)
+    w.begin(inside)
+    w.asm("void", "mbarrier.arrive.shared::cta.b64 _, [$0];", "r,~{memory}", address, effects=True)
+    w.begin(after)
+
+
+@lowers(ops.BarrierWait)
+def lower_barrier_wait(ctx: Context, op: ops.BarrierWait) -> None:
+    w = ctx.w
+    assert isinstance(op.barrier.type, BarrierType)
+    address = barrier_address(ctx, op.barrier, op.index)
+    phase = ctx.scalar(op.phase)
+    phase = w.convert("zext", phase, "i32") if phase.type == "i1" else w.convert("trunc", phase, "i32")
+    parity = w.binary("and", phase, integer(1))
+    text = (
+        "{ .reg .pred done; waiting_${:uid}: mbarrier.try_wait.parity.shared::cta.b64 done, [$0], $1; "
+        "@done bra arrived_${:uid}; bra waiting_${:uid}; arrived_${:uid}: }"
+    )
+    w.asm("void", text, "r,r,~{memory}", address, parity, effects=True)
+
+
+# TMA.
+
+
+def fast_axes(type: GlobalType, tile_rank: int) -> tuple[int, ...]:
+    """Return a tensor's axes from the fastest to the slowest, which needs a stride known to be 1."""
+    if 1 not in type.strides:
+        raise TypeMismatch(
+            "a bulk copy needs a tensor with one dimension of stride 1", hint="pass a contiguous tensor"
+        )
+    fastest = max(axis for axis, stride in enumerate(type.strides) if stride == 1)
+    if fastest < type.rank - tile_rank:
+        raise TypeMismatch("a bulk copy's tile must hold the tensor's fastest dimension", hint="pass a contiguous tensor")
+    return (fastest, *(axis for axis in reversed(range(type.rank)) if axis != fastest))
+
+
+def check_tensor(ctx: Context, value: Value, bits: int) -> int:
+    """Check what TMA asks of a tensor; return the number of its parameter."""
+    type = value.type
+    assert isinstance(type, GlobalType)
+    if value not in ctx.kernel.params:
+        raise TypeMismatch(
+            "a bulk copy takes a tensor that is a parameter of the kernel", hint="use copy_async for a view"
+        )
+    if type.align % TMA_ALIGN:
+        raise TypeMismatch(f"a bulk copy needs a tensor aligned to 16 bytes, and this one is to {type.align}")
+    for axis, stride in enumerate(type.strides):
+        step = stride.divisor if isinstance(stride, Symbol) else stride
+        if stride != 1 and step * bits // 8 % TMA_ALIGN:
+            raise TypeMismatch(
+                f"a bulk copy needs strides of whole 16 bytes, and stride {axis} is only known to be a multiple of "
+                f"{step} elements of {bits} bits",
+                hint="pad the tensor's rows to a multiple of 16 bytes",
+            )
+    return ctx.kernel.params.index(value)
+
+
+def boxes_of(
+    ctx: Context, tensor: Value, shared: SharedTensor
+) -> tuple[TensorMap, list[tuple[tuple[int, ...], int]]]:
+    """Return the tensor map of a copy, and for each box its index in the tile and its byte offset."""
+    type = tensor.type
+    assert isinstance(type, GlobalType)
+    dtype = memory_dtype(shared.dtype)
+    if dtype.bits % 8:
+        raise TypeMismatch(f"a bulk copy moves whole bytes, not {dtype}", hint="keep the tensor as uint8")
+    number = check_tensor(ctx, tensor, dtype.bits)
+    rank = shared.layout.rank
+    lead = type.rank - rank
+    axes = fast_axes(type, rank)
+    order = tuple(axis - lead for axis in axes if axis >= lead)
+    try:
+        split = tma_boxes(shared.layout, dtype.bits, order)
+    except LayoutError as error:
+        raise LayoutConflict(str(error)) from None
+    box = tuple(split.shape[axis - lead] if axis >= lead else 1 for axis in axes)
+    made = TensorMap(number, dtype, axes, box, split.swizzle_bytes)
+    return made, [(index, offset * dtype.bits // 8) for index, offset in split.boxes]
+
+
+def coordinates(ctx: Context, made: TensorMap, offsets: tuple[Value, ...], index: tuple[int, ...]) -> list[V]:
+    """Return a box's coordinates, fastest first."""
+    w = ctx.w
+    lead = len(offsets) - len(index)
+    out = []
+    for axis in made.axes:
+        at = w.convert("trunc", ctx.scalar(offsets[axis]), "i32")
+        out.append(w.add(at, integer(index[axis - lead])) if axis >= lead else at)
+    return out
+
+
+@lowers(ops.CopyBulk)
+def lower_copy_bulk(ctx: Context, op: ops.CopyBulk) -> None:
+    require(ctx, "tma", "bulk tensor copies", "use copy_async")
+    w = ctx.w
+    shared = ctx.shared(op.shared)
+    made, boxes = boxes_of(ctx, op.tensor, shared)
+    descriptor = ctx.tensor_map(made)
+    barrier = barrier_address(ctx, op.barrier, op.index)
+    rank = len(made.axes)
+    with elected(ctx):
+        for index, offset in boxes:
+            at = coordinates(ctx, made, op.offsets, index)
+            target = w.convert("ptrtoint", w.gep(shared.base, integer(offset)), "i32")
+            names = ", ".join(f"${i + 3}" for i in range(rank))
+            text = (
+                f"cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                f"[$0], [$1, {{{names}}}], [$2];"
+            )
+            w.asm("void", text, "r,l,r" + ",r" * rank + ",~{memory}", target, descriptor, barrier, *at, effects=True)
+
+
+@lowers(ops.StoreBulk)
+def lower_store_bulk(ctx: Context, op: ops.StoreBulk) -> None:
+    require(ctx, "tma", "bulk tensor copies", "load the shared tile and store it")
+    w = ctx.w
+    shared = ctx.shared(op.shared)
+    made, boxes = boxes_of(ctx, op.tensor, shared)
+    descriptor = ctx.tensor_map(made)
+    rank = len(made.axes)
+    verb = f"cp.reduce.async.bulk.tensor.{rank}d" if op.reduction else f"cp.async.bulk.tensor.{rank}d"
+    reduction = f".{op.reduction}" if op.reduction else ""
+    with elected(ctx):
+        for index, offset in boxes:
+            at = coordinates(ctx, made, op.offsets, index)
+            source = w.convert("ptrtoint", w.gep(shared.base, integer(offset)), "i32")
+            names = ", ".join(f"${i + 2}" for i in range(rank))
+            tile = ".tile" if op.reduction else ""
+            text = f"{verb}.global.shared::cta{reduction}{tile}.bulk_group [$0, {{{names}}}], [$1];"
+            w.asm("void", text, "l,r" + ",r" * rank + ",~{memory}", descriptor, source, *at, effects=True)
+
+
+@lowers(ops.BulkCommit)
+def lower_bulk_commit(ctx: Context, op: ops.BulkCommit) -> None:
+    with elected(ctx):
+        ctx.w.asm("void", "cp.async.bulk.commit_group;", "~{memory}", effects=True)
+
+
+@lowers(ops.BulkWait)
+def lower_bulk_wait(ctx: Context, op: ops.BulkWait) -> None:
+    with elected(ctx):
+        read = ".read" if op.read else ""
+        ctx.w.asm("void", f"cp.async.bulk.wait_group{read} {op.pending};", "~{memory}", effects=True)
+
+
+# wgmma.
+
+
+@dataclass(frozen=True)
+class Descriptors:
+    """Matrix descriptors of a shared operand: a base, and what to add for each instance and step."""
+
+    base: V
+    trans: bool
+    starts: tuple[tuple[int, ...], ...]
+
+    def at(self, ctx: Context, instance: int, step: int) -> V:
+        """Return the descriptor of an instance at a step along k."""
+        return ctx.w.add(self.base, integer(self.starts[instance][step] // 16, 64))
+
+
+def descriptors(ctx: Context, shared: SharedTensor, transposed: bool, rows: int, type: WgmmaType) -> Descriptors:
+    """Describe a shared operand whose layout is (k, n) if `transposed`, else (m, k)."""
+    w = ctx.w
+    layout = shared.layout.transpose((1, 0)) if transposed else shared.layout
+    bits = shared.dtype.bits
+    try:
+        matrix = describe_matrix(layout, bits, rows)
+    except LayoutError as error:
+        raise LayoutConflict(f"dot_async cannot read its {'second' if transposed else 'first'} operand: {error}") from None
+    if shared.align % matrix.alignment_bytes:
+        raise LayoutConflict(
+            f"dot_async needs its operand at a multiple of {matrix.alignment_bytes} bytes, and it is at one of {shared.align}"
+        )
+    fixed = (
+        (matrix.leading_bytes >> 4 & 0x3FFF) << 16
+        | (matrix.stride_bytes >> 4 & 0x3FFF) << 32
+        | SWIZZLE_MODES[matrix.swizzle_bytes] << 62
+    )
+    address = w.convert("ptrtoint", shared.base, "i32")
+    start = w.convert("zext", w.binary("and", w.binary("lshr", address, integer(4)), integer(0x3FFF)), "i64")
+    base = w.binary("or", start, integer(fixed, 64))
+    size = bits // 8
+    starts = tuple(
+        tuple(layout.linear_offset((first, 0)) * size + step for step in matrix.step_bytes)
+        for first in range(0, layout.shape[0], rows)
+    )
+    return Descriptors(base, matrix.major == "mn", starts)
+
+
+@lowers(ops.DotAsync)
+def lower_dot_async(ctx: Context, op: ops.DotAsync) -> None:
+    require(ctx, "wgmma", "warpgroup matrix instructions", "use tilus.dot")
+    w = ctx.w
+    if ctx.group.count % 4 or ctx.group.first % 4:
+        raise LayoutConflict(
+            f"dot_async runs on whole warpgroups of 4 warps, and this group is {ctx.group.count} warps from "
+            f"{ctx.group.first}"
+        )
+    a_type, b_type, c_type = op.a.type, op.b.type, op.c.type
+    assert isinstance(a_type, (RegisterType, SharedType)) and isinstance(b_type, SharedType)
+    assert isinstance(c_type, RegisterType)
+    type = wgmma_type(a_type.dtype, b_type.dtype, c_type.dtype)
+    assert type is not None
+    m, n = c_type.shape
+    width = columns(n, type)
+    groups = ctx.group.count // 4
+    c = ctx.tile(op.c)
+    tiling = explain_tile_by(c.layout, c_atom(width))
+    accumulators = Fragments(w, c, tiling)
+    warp_row = None
+    right = descriptors(ctx, ctx.shared(op.b), True, width, type)
+    left: Descriptors | None = None
+    fragments: Fragments | None = None
+    if isinstance(a_type, SharedType):
+        left = descriptors(ctx, ctx.shared(op.a), False, M, type)
+        if groups > 1:
+            # Each warpgroup reads its own rows: the instance follows from the warpgroup's number.
+            with w.at_entry():
+                warp_row = w.convert("zext", w.binary("lshr", ctx.thread(), integer(7)), "i64")
+    else:
+        a = ctx.tile(op.a)
+        fragments = Fragments(w, a, explain_tile_by(a.layout, a_atom(type.k, type.a_dtype.bits)))
+    instances_m = m // M // groups
+    steps = a_type.shape[1] // type.k
+    order = {tiling.quotient.element_index(q): q for q in range(tiling.quotient.elements)}
+    for (row, column), q in order.items():
+        sources = []
+        for step in range(steps):
+            if left is not None:
+                sources.append([_left(ctx, left, row, step, instances_m, warp_row)])
+            else:
+                assert fragments is not None
+                place = fragments.tiling.quotient
+                number = next(i for i in range(place.elements) if place.element_index(i) == (row, step))
+                sources.append(fragments.get(number))
+        rights = [right.at(ctx, column, step) for step in range(steps)]
+        accumulators.set(
+            q,
+            wgmma_group(ctx, type, width, sources, rights, accumulators.get(q), op.fresh, left is not None and left.trans, right.trans),
+        )
+    w.asm("void", "wgmma.commit_group.sync.aligned;", "~{memory}", effects=True, convergent=True)
+    ctx.values[op.result] = accumulators.tile()
+
+
+def _left(ctx: Context, left: Descriptors, row: int, step: int, instances: int, warp_row: V | None) -> V:
+    found = left.at(ctx, row, step)
+    if warp_row is None:
+        return found
+    stride = left.starts[instances][0] - left.starts[0][0]
+    return ctx.w.add(found, ctx.w.mul(warp_row, integer(stride // 16, 64)))
+
+
+def wgmma_group(
+    ctx: Context,
+    type: WgmmaType,
+    n: int,
+    a: list[list[V]],
+    b: list[V],
+    c: list[V],
+    fresh: bool,
+    trans_a: bool,
+    trans_b: bool,
+) -> list[V]:
+    """Emit all steps along k of one 64 x n result as one piece of assembly; return the accumulators in flight."""
+    w = ctx.w
+    out = container_type(type.c_dtype)
+    letter = {"float": "f", "i32": "r"}[out]
+    count = len(c)
+    destination = "{" + ", ".join(f"${i}" for i in range(count)) + "}"
+    at = 2 * count
+    args: list[V] = []
+    lines = [f"{{ .reg .pred more; setp.ne.b32 more, {int(not fresh)}, 0;", "wgmma.fence.sync.aligned;"]
+    letters: list[str] = []
+    in_registers = len(a[0]) > 1
+    for step, (left, right) in enumerate(zip(a, b, strict=True)):
+        values = [w.convert("bitcast", v, "i32") if v.type == "float" else v for v in left]
+        names = [f"${at + i}" for i in range(len(values))]
+        source = "{" + ", ".join(names) + "}" if in_registers else names[0]
+        at += len(values)
+        letters += ["r" if in_registers else "l"] * len(values)
+        args += values
+        args.append(right)
+        letters.append("l")
+        modifiers = ""
+        if type.scales:
+            modifiers = ", 1, 1"
+            if type.transposes:
+                modifiers += (f", {int(trans_b)}" if in_registers else f", {int(trans_a)}, {int(trans_b)}")
+        lines.append(
+            f"wgmma.mma_async.sync.aligned.m64n{n}k{type.k}.{'.'.join(type.names)} "
+            f"{destination}, {source}, ${at}, more{modifiers};"
+        )
+        at += 1
+        if fresh and step == 0 and len(a) > 1:
+            lines.append("setp.ne.b32 more, 1, 0;")
+    constraints = [f"={letter}"] * count + [str(i) for i in range(count)] + letters + ["~{memory}"]
+    result = out if count == 1 else "{ " + ", ".join([out] * count) + " }"
+    made = w.asm(result, " ".join(lines) + " }", ",".join(constraints), *c, *args, effects=True, convergent=True)
+    return [made] if count == 1 else [w.member(made, i, out) for i in range(count)]
+
+
+@lowers(ops.DotWait)
+def lower_dot_wait(ctx: Context, op: ops.DotWait) -> None:
+    """The accumulators pass through the wait, so that nothing that uses them can move before it."""
+    w = ctx.w
+    tiles = [ctx.tile(t) for t in op.tiles]
+    text = f"wgmma.wait_group.sync.aligned {op.pending};"
+    regs = [r for t in tiles for r in t.regs]
+    if not regs:
+        w.asm("void", text, "~{memory}", effects=True, convergent=True)
+        return
+    letters = {"float": "f", "i32": "r", "double": "d", "i64": "l"}
+    constraints = [f"={letters[r.type]}" for r in regs] + [str(i) for i in range(len(regs))] + ["~{memory}"]
+    result = regs[0].type if len(regs) == 1 else "{ " + ", ".join(r.type for r in regs) + " }"
+    made = w.asm(result, text, ",".join(constraints), *regs, effects=True, convergent=True)
+    out = [made] if len(regs) == 1 else [w.member(made, i, r.type) for i, r in enumerate(regs)]
+    position = 0
+    for value, tile in zip(op.results, tiles, strict=True):
+        ctx.values[value] = Tile(tile.dtype, tile.layout, tuple(out[position : position + len(tile.regs)]))
+        position += len(tile.regs)

@@ -1,0 +1,113 @@
+"""`quantized_matmul`: activations times a quantised weight, as a function and as a torch op."""
+
+from __future__ import annotations
+
+import torch
+
+from tilus import dtypes
+from tilus.errors import ShapeMismatch, TypeMismatch
+from tilus.ops.library import LIBRARY
+from tilus.ops.quantized_kernel import quantized_matmul_kernel
+from tilus.ops.weights import QuantizedWeight
+
+ACTIVATIONS = {torch.float16: dtypes.float16, torch.bfloat16: dtypes.bfloat16}
+
+
+def quantized_matmul(a: torch.Tensor, weight: QuantizedWeight) -> torch.Tensor:
+    """Multiply activations with a quantised weight.
+
+    Parameters
+    ----------
+    a : Tensor of float16 or bfloat16, shape (..., k)
+        Of the dtype of the weight's scales; on the GPU or, for the simulator, on the CPU.
+    weight : QuantizedWeight, k x n
+        On the same device.
+
+    Returns
+    -------
+    Tensor of a's dtype, shape (..., n)
+        ``a @ weight.dequantize()``, accumulated in float32.
+
+    Raises
+    ------
+    ShapeMismatch, TypeMismatch
+        Where a and the weight do not fit.
+    """
+    k, n = weight.shape
+    if a.dtype not in ACTIVATIONS:
+        raise TypeMismatch(f"quantized_matmul takes float16 or bfloat16 activations, not {a.dtype}")
+    if a.dtype != weight.scale.dtype:
+        raise TypeMismatch(
+            f"activations are {a.dtype}, but the weight was quantised for {weight.scale.dtype}",
+            hint=f"quantize(..., scale_dtype={a.dtype})",
+        )
+    if a.ndim == 0 or a.shape[-1] != k:
+        raise ShapeMismatch(f"activations of shape {tuple(a.shape)} do not fit a weight of {k} x {n}")
+    return torch.ops.tilus.quantized_matmul(
+        a, weight.packed, weight.scale, weight.zero, weight.dtype.name, k, n, weight.group_size
+    )
+
+
+LIBRARY.define(
+    "quantized_matmul(Tensor a, Tensor packed, Tensor scale, Tensor? zero, str dtype, SymInt k, SymInt n, int group) "
+    "-> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def schedule(m: int) -> dict[str, int]:
+    """Return the tile sizes for a number of rows."""
+    if m <= 16:
+        return {"block_m": 16, "block_n": 128, "warps": 4, "stages": 4}
+    if m <= 32:
+        return {"block_m": 32, "block_n": 128, "warps": 4, "stages": 3}
+    return {"block_m": 64, "block_n": 128, "warps": 4, "stages": 3}
+
+
+def _run(
+    a: torch.Tensor,
+    packed: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor | None,
+    dtype: str,
+    k: int,
+    n: int,
+    group: int,
+) -> torch.Tensor:
+    rows = a.reshape(-1, k)
+    if rows.stride(-1) != 1:
+        rows = rows.contiguous()
+    m = rows.shape[0]
+    out = torch.empty((m, n), dtype=a.dtype, device=a.device)
+    if m and n:
+        quantized_matmul_kernel(
+            rows,
+            packed,
+            scale,
+            zero if zero is not None else scale,
+            out,
+            a_dtype=ACTIVATIONS[a.dtype],
+            b_dtype=dtypes.dtype(dtype),
+            group=group,
+            has_zero=zero is not None,
+            **schedule(m),
+        )
+    return out.reshape(*a.shape[:-1], n)
+
+
+def _fake(
+    a: torch.Tensor,
+    packed: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor | None,
+    dtype: str,
+    k: int,
+    n: int,
+    group: int,
+) -> torch.Tensor:
+    return a.new_empty((*a.shape[:-1], n))
+
+
+LIBRARY.impl("quantized_matmul", _run, "CPU")
+LIBRARY.impl("quantized_matmul", _run, "CUDA")
+torch.library.register_fake("tilus::quantized_matmul", _fake, lib=LIBRARY)

@@ -1,0 +1,573 @@
+"""The C99 header and source of a kernel that is compiled ahead of time.
+
+The C needs `cuda.h` alone and the driver's library API (CUDA 12), which loads code once for all contexts. It never
+prints or exits, takes no locks after the first launch on a device, and computes grid, shared memory and sizes itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from tilus.dtypes import DType
+from tilus.errors import TilusError
+from tilus.ir import Extent, GlobalType, PointerType, Symbol
+from tilus.runtime.arguments import MAX_EXTENT, Declared
+from tilus.runtime.driver import DEFAULT_SHARED_BYTES, PORTABLE_CLUSTER
+from tilus.runtime.host_expression import Expression, leaves, to_c, to_text
+from tilus.runtime.launch import GRID_LIMITS
+from tilus.runtime.signature import Signature, scalar_format
+
+ABI_VERSION = 1
+
+_SCALARS = {
+    "B": "uint8_t", "b": "int8_t", "H": "uint16_t", "h": "int16_t", "I": "uint32_t", "i": "int32_t", "Q": "uint64_t",
+    "q": "int64_t", "e": "uint16_t", "f": "float", "d": "double",
+}  # fmt: skip
+_TAKEN = frozenset(
+    """auto break case char const continue default do double else enum extern float for goto if inline int long
+    register restrict return short signed sizeof static struct switch typedef union unsigned void volatile while
+    asm bool class delete explicit export false friend mutable namespace new operator private protected public
+    template this throw true try typename using virtual stream status invalid device arguments chosen grid kernel
+    floor_divide floor_modulo minimum maximum main NULL""".split()
+)
+
+
+@dataclass(frozen=True)
+class Image:
+    """Code of one variant for some devices.
+
+    Attributes
+    ----------
+    data : bytes
+        A cubin, or PTX that ends in a zero byte.
+    first, last : int
+        Compute capabilities that it runs on, as 10 times the major plus the minor version.
+    signature : Signature
+        What a launch needs.
+    comment : str
+        What it is.
+    """
+
+    data: bytes
+    first: int
+    last: int
+    signature: Signature
+    comment: str
+
+
+@dataclass(frozen=True)
+class CVariant:
+    """A variant: when it is taken, what its code relies on, and its code, the best first."""
+
+    condition: Expression
+    comment: str
+    signature: Signature
+    images: tuple[Image, ...]
+
+
+@dataclass(frozen=True)
+class Names:
+    """What parameters and sizes are called in C."""
+
+    parameters: tuple[str, ...]
+    sizes: Mapping[tuple[str, str], str]
+
+
+def c_identifier(name: str) -> str:
+    """Return a parameter's name as C takes it."""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise TilusError(f"{name!r} cannot be a name in C", hint="letters of ASCII, digits and underscores")
+    return name + "_" if name in _TAKEN or name.startswith(("size_", "image_", "tilus_")) else name
+
+
+def dimension_name(parameter: Declared, axis: int) -> str | None:
+    """Return the name of a dimension in expressions, or None if its size is fixed."""
+    dim = parameter.dims[axis]
+    return None if isinstance(dim, int) else dim or f"{parameter.name}_d{axis}"
+
+
+def make_names(parameters: Sequence[Declared]) -> Names:
+    """Choose the names in C."""
+    names = tuple(c_identifier(parameter.name) for parameter in parameters)
+    sizes: dict[tuple[str, str], str] = {}
+    for parameter, name in zip(parameters, names, strict=True):
+        if parameter.kind == "scalar":
+            if parameter.dtype.is_integer or parameter.dtype.is_boolean:
+                sizes["scalar", parameter.name] = f"(int64_t){name}"
+        for axis in range(len(parameter.dims)):
+            dim = dimension_name(parameter, axis)
+            if dim is not None:
+                sizes.setdefault(("size", dim), f"size_{c_identifier(dim)}")
+            sizes["size", f"{parameter.name}_s{axis}"] = f"{name}_strides[{axis}]"
+    return Names(names, sizes)
+
+
+def argument_list(name: str, parameters: Sequence[Declared], names: Names) -> str:
+    """Return the parameters of the launch function."""
+    parts = ["CUstream stream"]
+    for parameter, identifier in zip(parameters, names.parameters, strict=True):
+        if parameter.kind == "tensor":
+            parts.append(f"const {name}_tensor{len(parameter.dims)} *{identifier}")
+        elif parameter.kind == "pointer":
+            parts.append(f"void *{identifier}")
+        else:
+            parts.append(f"{_SCALARS[scalar_format(parameter.dtype)]} {identifier}")
+    return ", ".join(parts)
+
+
+def header(name: str, parameters: Sequence[Declared], variants: Sequence[CVariant], written_by: str) -> str:
+    """Return the header."""
+    upper = name.upper()
+    names = make_names(parameters)
+    ranks = sorted({len(parameter.dims) for parameter in parameters if parameter.kind == "tensor"})
+    structs = "\n".join(
+        f"typedef struct {name}_tensor{rank} {{\n    void *data;\n    int64_t shape[{rank}];\n"
+        f"    int64_t strides[{rank}];\n}} {name}_tensor{rank};\n"
+        for rank in ranks
+    )
+    described = "\n".join(f" *   {names.parameters[i]}: {_describe(p)}" for i, p in enumerate(parameters))
+    listed = "\n".join(f" *   {number}: {variant.comment}" for number, variant in enumerate(variants))
+    return f"""\
+/* {name}, compiled ahead of time by {written_by}. Do not edit.
+ *
+ * Needs cuda.h and the CUDA driver (12.0 or later), and nothing else.
+ *
+ * Arguments; shapes and strides count elements, the last dimension first varies fastest where its stride is 1:
+{described}
+ *
+ * Variants, of which a launch takes the first that fits:
+{listed}
+ */
+#ifndef TILUS_{upper}_H
+#define TILUS_{upper}_H
+
+#include <cuda.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {{
+#endif
+
+#define {upper}_ABI_VERSION {ABI_VERSION}
+
+typedef enum {name}_status {{
+    {upper}_OK = 0,
+    {upper}_NULL_ARGUMENT = 1,
+    {upper}_INVALID_SHAPE = 2,
+    {upper}_SHAPE_MISMATCH = 3,
+    {upper}_NO_VARIANT = 4,
+    {upper}_INVALID_GRID = 5,
+    {upper}_DEVICE_NOT_SUPPORTED = 6,
+    {upper}_NOT_PREPARED = 7,
+    /* {upper}_DRIVER_ERROR + CUresult: the driver reported an error. */
+    {upper}_DRIVER_ERROR = 1000,
+    {upper}_DRIVER_ERROR_LAST = 1999
+}} {name}_status;
+
+{structs}
+/* Load the code for the device of the current context. Launches do that too, but not while a CUDA graph is being
+ * captured. Safe from any thread, and cheap when there is nothing left to do. */
+{name}_status {name}_prepare(void);
+
+/* Launch on a stream of the current context. A grid without blocks is no launch, and succeeds. */
+{name}_status {name}({argument_list(name, parameters, names)});
+
+/* Say a status in words; the text is static. */
+const char *{name}_strerror({name}_status status);
+
+#ifdef __cplusplus
+}}
+#endif
+
+#endif
+"""
+
+
+def _describe(parameter: Declared) -> str:
+    note = ""
+    if parameter.kind == "scalar" and parameter.dtype.name in ("float16", "bfloat16"):
+        note = ", passed as its bits"
+    elif parameter.kind != "scalar" and parameter.dtype.is_subbyte:
+        note = ", bit-compact, the first element in the lowest bits"
+    return f"{parameter}{note}"
+
+
+def source(name: str, parameters: Sequence[Declared], variants: Sequence[CVariant], written_by: str) -> str:
+    """Return the source."""
+    images = [image for variant in variants for image in variant.images]
+    unique = list(dict.fromkeys(image.data for image in images))
+    arrays = "\n".join(f"static const unsigned char image_{i}[{len(d)}] = {{\n{_bytes(d)}}};\n" for i, d in enumerate(unique))
+    rows = []
+    for image in images:
+        signature = image.signature
+        rows.append(
+            f"    {{image_{unique.index(image.data)}, {image.first}, {image.last}, {signature.threads}, "
+            f"{signature.shared_bytes}, {prod(signature.cluster)}}}, /* {image.comment} */"
+        )
+    firsts, total = [], 0
+    for variant in variants:
+        firsts.append(total)
+        total += len(variant.images)
+    firsts.append(total)
+    return "\n".join(
+        [
+            f'/* {name}, compiled ahead of time by {written_by}. Do not edit. */\n#include "{name}.h"\n\n#include <stddef.h>\n',
+            _ATOMICS,
+            arrays,
+            _STATE.format(
+                rows="\n".join(rows), images=total, variants=len(variants), firsts=", ".join(map(str, firsts)),
+            ),
+            _LOAD.format(
+                name=name, upper=name.upper(), entry=variants[0].signature.name, shared=DEFAULT_SHARED_BYTES,
+                portable=PORTABLE_CLUSTER,
+            ),
+            _helpers(variants),
+            _launch(name, parameters, variants),
+            _STRERROR.format(name=name, upper=name.upper()),
+        ]
+    )  # fmt: skip
+
+
+def _bytes(data: bytes) -> str:
+    return "".join(
+        "    " + ", ".join(str(byte) for byte in data[start : start + 24]) + ",\n" for start in range(0, len(data), 24)
+    )
+
+
+_ATOMICS = """\
+#if defined(_MSC_VER) && !defined(__clang__)
+#include <intrin.h>
+typedef volatile long shared_flag;
+#define FLAG_READ(flag) ((long)_InterlockedOr(&(flag), 0))
+#define FLAG_SET(flag, value) ((void)_InterlockedExchange(&(flag), (value)))
+#define FLAG_SWAP(flag, value) ((long)_InterlockedExchange(&(flag), (value)))
+#elif defined(__GNUC__) || defined(__clang__)
+typedef long shared_flag;
+#define FLAG_READ(flag) __atomic_load_n(&(flag), __ATOMIC_ACQUIRE)
+#define FLAG_SET(flag, value) __atomic_store_n(&(flag), (value), __ATOMIC_RELEASE)
+#define FLAG_SWAP(flag, value) __atomic_exchange_n(&(flag), (value), __ATOMIC_ACQUIRE)
+#else
+#error "this compiler's atomic operations are not known; use GCC, Clang or MSVC"
+#endif
+"""
+
+_STATE = """\
+enum {{ IMAGES = {images}, VARIANTS = {variants}, DEVICES = 128 }};
+
+typedef struct image_entry {{
+    const unsigned char *data;
+    int first_capability, last_capability;
+    unsigned int threads, shared_bytes, cluster_blocks;
+}} image_entry;
+
+static const image_entry image_table[IMAGES] = {{
+{rows}
+}};
+
+/* Images of variant v: first_image[v] up to first_image[v + 1]. */
+static const int first_image[VARIANTS + 1] = {{{firsts}}};
+
+static shared_flag load_lock;
+static CUlibrary libraries[IMAGES];
+static CUkernel kernels[IMAGES];
+/* For each variant and device, 1 + the image that is loaded and set up there, or 0. */
+static shared_flag loaded_image[VARIANTS][DEVICES];
+"""
+
+_LOAD = """\
+static {name}_status driver_status(CUresult result) {{
+    return result == CUDA_SUCCESS ? {upper}_OK : ({name}_status)({upper}_DRIVER_ERROR + (int)result);
+}}
+
+static {name}_status load_locked(int variant, CUdevice device) {{
+    int major, minor, capability, i;
+    CUresult result;
+    result = cuDeviceGetAttribute(&major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device);
+    if (result == CUDA_SUCCESS)
+        result = cuDeviceGetAttribute(&minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device);
+    if (result != CUDA_SUCCESS) return driver_status(result);
+    capability = 10 * major + minor;
+    for (i = first_image[variant]; i < first_image[variant + 1]; ++i) {{
+        const image_entry *image = &image_table[i];
+        if (capability < image->first_capability || capability > image->last_capability) continue;
+        if (libraries[i] == NULL) {{
+            CUlibrary library;
+            result = cuLibraryLoadData(&library, image->data, NULL, NULL, 0, NULL, NULL, 0);
+            if (result != CUDA_SUCCESS) return driver_status(result);
+            result = cuLibraryGetKernel(&kernels[i], library, "{entry}");
+            if (result != CUDA_SUCCESS) {{
+                (void)cuLibraryUnload(library);
+                return driver_status(result);
+            }}
+            libraries[i] = library;
+        }}
+        if (image->shared_bytes > {shared}u) {{
+            result = cuKernelSetAttribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, (int)image->shared_bytes,
+                                          kernels[i], device);
+            if (result != CUDA_SUCCESS) return driver_status(result);
+        }}
+        if (image->cluster_blocks > {portable}u) {{
+            result = cuKernelSetAttribute(CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1, kernels[i], device);
+            if (result != CUDA_SUCCESS) return driver_status(result);
+        }}
+        FLAG_SET(loaded_image[variant][device], i + 1);
+        return {upper}_OK;
+    }}
+    return {upper}_DEVICE_NOT_SUPPORTED;
+}}
+
+static {name}_status load(int variant, CUdevice device) {{
+    {name}_status status = {upper}_OK;
+    while (FLAG_SWAP(load_lock, 1)) {{
+    }}
+    if (!FLAG_READ(loaded_image[variant][device])) status = load_locked(variant, device);
+    FLAG_SET(load_lock, 0);
+    return status;
+}}
+
+static {name}_status current_device(CUdevice *device) {{
+    CUresult result = cuCtxGetDevice(device);
+    if (result != CUDA_SUCCESS) return driver_status(result);
+    return *device >= 0 && *device < DEVICES ? {upper}_OK : {upper}_DEVICE_NOT_SUPPORTED;
+}}
+
+{name}_status {name}_prepare(void) {{
+    CUdevice device;
+    int variant;
+    {name}_status status = current_device(&device);
+    for (variant = 0; status == {upper}_OK && variant < VARIANTS; ++variant)
+        if (!FLAG_READ(loaded_image[variant][device])) status = load(variant, device);
+    return status;
+}}
+
+static {name}_status launch(int variant, CUstream stream, const int64_t grid[3], int invalid, void **arguments) {{
+    CUdevice device;
+    const image_entry *image;
+    long chosen;
+    {name}_status status;
+    if (invalid || grid[0] < 0 || grid[1] < 0 || grid[2] < 0) return {upper}_INVALID_GRID;
+    if (grid[0] > INT32_MAX || grid[1] > 65535 || grid[2] > 65535) return {upper}_INVALID_GRID;
+    if (grid[0] == 0 || grid[1] == 0 || grid[2] == 0) return {upper}_OK;
+    status = current_device(&device);
+    if (status != {upper}_OK) return status;
+    chosen = FLAG_READ(loaded_image[variant][device]);
+    if (!chosen) {{
+        CUstreamCaptureStatus capture;
+        CUresult result = cuStreamIsCapturing(stream, &capture);
+        if (result != CUDA_SUCCESS) return driver_status(result);
+        if (capture != CU_STREAM_CAPTURE_STATUS_NONE) return {upper}_NOT_PREPARED;
+        status = load(variant, device);
+        if (status != {upper}_OK) return status;
+        chosen = FLAG_READ(loaded_image[variant][device]);
+    }}
+    image = &image_table[chosen - 1];
+    return driver_status(cuLaunchKernel((CUfunction)kernels[chosen - 1], (unsigned int)grid[0], (unsigned int)grid[1],
+                                        (unsigned int)grid[2], image->threads, 1, 1, image->shared_bytes, stream,
+                                        arguments, NULL));
+}}
+"""
+
+_HELPERS = {
+    "floor_divide": """\
+/* Division and remainder that round to minus infinity. */
+static int64_t floor_divide(int64_t a, int64_t b, int *invalid) {
+    int64_t quotient;
+    if (b == 0) {
+        *invalid = 1;
+        return 0;
+    }
+    quotient = a / b;
+    return a % b != 0 && (a < 0) != (b < 0) ? quotient - 1 : quotient;
+}
+""",
+    "floor_modulo": """\
+static int64_t floor_modulo(int64_t a, int64_t b, int *invalid) {
+    int64_t remainder;
+    if (b == 0) {
+        *invalid = 1;
+        return 0;
+    }
+    remainder = a % b;
+    return remainder != 0 && (remainder < 0) != (b < 0) ? remainder + b : remainder;
+}
+""",
+    "minimum": "static int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }\n",
+    "maximum": "static int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }\n",
+}
+_USES = {"floordiv": "floor_divide", "mod": "floor_modulo", "min": "minimum", "max": "maximum", "abs": "maximum"}
+
+_NORMALISE = """\
+/* Check a tensor; give a dimension of one element, whose stride means nothing, the row-major one. */
+static int check_tensor(const void *data, int rank, const int64_t *shape, const int64_t *strides, int64_t *normal) {
+    int64_t product = 1;
+    int axis;
+    for (axis = rank - 1; axis >= 0; --axis) {
+        if (shape[axis] < 0 || shape[axis] > INT32_MAX || strides[axis] < 0) return 2;
+        normal[axis] = shape[axis] <= 1 ? product : strides[axis];
+        product = shape[axis] != 0 && product > INT64_MAX / shape[axis] ? INT64_MAX : product * shape[axis];
+    }
+    return data == NULL && product != 0 ? 1 : 0;
+}
+"""
+
+_STRERROR = """\
+const char *{name}_strerror({name}_status status) {{
+    const char *text;
+    switch (status) {{
+    case {upper}_OK: return "success";
+    case {upper}_NULL_ARGUMENT: return "an argument is null";
+    case {upper}_INVALID_SHAPE: return "a size is negative or larger than 2147483647, or a stride is negative";
+    case {upper}_SHAPE_MISMATCH: return "sizes of one name differ, or a size is not the one that was compiled for";
+    case {upper}_NO_VARIANT: return "no variant was compiled for such strides, alignments, sizes or scalars";
+    case {upper}_INVALID_GRID: return "the grid is negative or too large, or divides by zero";
+    case {upper}_DEVICE_NOT_SUPPORTED: return "nothing was compiled for this device";
+    case {upper}_NOT_PREPARED: return "a CUDA graph is being captured and {name}_prepare was not called before";
+    default: break;
+    }}
+    if ((int)status >= {upper}_DRIVER_ERROR && (int)status <= {upper}_DRIVER_ERROR_LAST &&
+        cuGetErrorString((CUresult)((int)status - {upper}_DRIVER_ERROR), &text) == CUDA_SUCCESS && text != NULL)
+        return text;
+    return "unknown status";
+}}
+"""
+
+
+def _operations(expression: Expression) -> Iterator[str]:
+    if isinstance(expression, tuple) and expression[0] not in ("size", "scalar"):
+        yield expression[0]
+        for operand in expression[1:]:
+            yield from _operations(operand)
+
+
+def _helpers(variants: Sequence[CVariant]) -> str:
+    """Return the helpers that expressions use, and no others, so that compilers do not warn."""
+    used = {op for v in variants for e in (*v.signature.grid, v.condition) for op in _operations(e)}
+    wanted = {_USES[op] for op in used if op in _USES}
+    return "\n".join(text for helper, text in _HELPERS.items() if helper in wanted)
+
+
+def _launch(name: str, parameters: Sequence[Declared], variants: Sequence[CVariant]) -> str:
+    upper, names = name.upper(), make_names(parameters)
+    tensors = [(p, n) for p, n in zip(parameters, names.parameters, strict=True) if p.kind == "tensor"]
+    lines = [f"{name}_status {name}({argument_list(name, parameters, names)}) {{"]
+    lines += [f"    int64_t {n}_strides[{len(p.dims)}];" for p, n in tensors]
+    declared, checks = _sizes(upper, parameters, names)
+    lines += ["    int64_t grid[3];", "    int invalid = 0;", *([] if not tensors else ["    int problem;"]), *declared]
+    used = _names_used(variants)
+    for parameter, identifier in zip(parameters, names.parameters, strict=True):
+        if parameter.kind == "pointer":
+            lines.append(f"    if ({identifier} == NULL) return {upper}_NULL_ARGUMENT;")
+    for parameter, n in tensors:
+        lines += [
+            f"    if ({n} == NULL) return {upper}_NULL_ARGUMENT;",
+            f"    problem = check_tensor({n}->data, {len(parameter.dims)}, {n}->shape, {n}->strides, {n}_strides);",
+            f"    if (problem) return problem == 1 ? {upper}_NULL_ARGUMENT : {upper}_INVALID_SHAPE;",
+        ]
+    lines += checks
+    # A size that no variant reads is only compared.
+    lines += [f"    (void){c};" for (kind, leaf), c in names.sizes.items() if kind == "size" and c.startswith("size_") and leaf not in used]
+    for number, variant in enumerate(variants):
+        lines += _variant(number, variant, parameters, names)
+    lines += [f"    return {upper}_NO_VARIANT;", "}", ""]
+    body = "\n".join(lines)
+    return (_NORMALISE + "\n" if tensors else "") + body
+
+
+def _names_used(variants: Sequence[CVariant]) -> set[str]:
+    used = {leaf[1] for v in variants for e in (*v.signature.grid, v.condition) for leaf in leaves(e)}
+    for variant in variants:
+        used |= {size.name for size in variant.signature.sizes}
+        for type in variant.signature.types:
+            if isinstance(type, GlobalType):
+                used |= {e.name for e in (*type.dims, *type.strides) if isinstance(e, Symbol)}
+    return used
+
+
+def _sizes(upper: str, parameters: Sequence[Declared], names: Names) -> tuple[list[str], list[str]]:
+    """Return the declarations of named sizes, and the code that reads and compares them."""
+    declarations, code = [], []
+    seen: set[str] = set()
+    for parameter, identifier in zip(parameters, names.parameters, strict=True):
+        for axis, dim in enumerate(parameter.dims):
+            here = f"{identifier}->shape[{axis}]"
+            label = dimension_name(parameter, axis)
+            if label is None:
+                code.append(f"    if ({here} != {dim}) return {upper}_SHAPE_MISMATCH;")
+                continue
+            size = names.sizes["size", label]
+            if label in seen:
+                code.append(f"    if ({here} != {size}) return {upper}_SHAPE_MISMATCH;")
+            else:
+                declarations.append(f"    int64_t {size};")
+                code.append(f"    {size} = {here};")
+            seen.add(label)
+    return declarations, code
+
+
+def _variant(number: int, variant: CVariant, parameters: Sequence[Declared], names: Names) -> list[str]:
+    """Return the test and the launch of a variant."""
+    signature = variant.signature
+    tests = facts(variant, parameters, names)
+    condition = " && ".join(tests) or "1"
+    if len(condition) > 90:
+        condition = " &&\n        ".join(tests)
+    lines = [f"    /* {variant.comment} */", f"    if ({condition}) {{"]
+    arguments = []
+    for parameter, identifier in zip(parameters, names.parameters, strict=True):
+        if parameter.kind == "tensor":
+            lines.append(f"        uint64_t {identifier}_pointer = (uint64_t)(uintptr_t){identifier}->data;")
+            arguments.append(f"&{identifier}_pointer")
+        elif parameter.kind == "pointer":
+            lines.append(f"        uint64_t {identifier}_pointer = (uint64_t)(uintptr_t){identifier};")
+            arguments.append(f"&{identifier}_pointer")
+        else:
+            arguments.append(f"&{identifier}")
+    for i, size in enumerate(signature.sizes):
+        kind = "int32_t" if size.kind == "dim" else "int64_t"
+        lines.append(f"        {kind} passed_{i} = ({kind}){names.sizes['size', size.name]};")
+        arguments.append(f"&passed_{i}")
+    if not arguments:
+        arguments.append("NULL")
+    lines.append(f"        void *arguments[] = {{{', '.join(f'(void *){a}' for a in arguments)}}};")
+    lines += [f"        grid[{i}] = {to_c(extent, names.sizes)};" for i, extent in enumerate(signature.grid)]
+    lines += [f"        return launch({number}, stream, grid, invalid, arguments);", "    }"]
+    return lines
+
+
+def facts(variant: CVariant, parameters: Sequence[Declared], names: Names) -> list[str]:
+    """Return the tests for all that a variant's code relies on, and for its condition."""
+    tests: list[str] = []
+    for parameter, identifier, type in zip(parameters, names.parameters, variant.signature.types, strict=True):
+        if isinstance(type, PointerType) and type.align > 1:
+            tests.append(f"(uintptr_t){identifier} % {type.align} == 0")
+        if isinstance(type, GlobalType):
+            if type.align > 1:
+                tests.append(f"(uintptr_t){identifier}->data % {type.align} == 0")
+            for axis, extent in enumerate(type.dims):
+                tests += _extent_test(f"{identifier}->shape[{axis}]", extent, names, axis_name=dimension_name(parameter, axis))
+            for axis, extent in enumerate(type.strides):
+                tests += _extent_test(
+                    f"{identifier}_strides[{axis}]", extent, names, axis_name=f"{parameter.name}_s{axis}"
+                )
+    if variant.condition != 1:
+        tests.append(to_c(variant.condition, names.sizes))
+    return list(dict.fromkeys(tests))
+
+
+def _extent_test(here: str, extent: Extent, names: Names, axis_name: str | None) -> list[str]:
+    if not isinstance(extent, Symbol):
+        # A size that is declared as fixed was compared before.
+        return [] if axis_name is None else [f"{here} == {extent}"]
+    known = names.sizes["size", extent.name]
+    tests = [] if extent.name == axis_name else [f"{here} == {known}"]
+    if extent.divisor > 1:
+        tests.append(f"{known} % {extent.divisor} == 0")
+    return tests
+
+
+__all__ = ["ABI_VERSION", "CVariant", "Image", "header", "source", "to_text"]
+assert GRID_LIMITS == (MAX_EXTENT, 65535, 65535)
+_ = DType
