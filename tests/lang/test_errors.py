@@ -141,6 +141,8 @@ BODIES = {
     "run_time_shape": "x = tilus.zeros((i, 16))",
     "concat_shapes": "x = tilus.concat([tile, wide])",
     "layout_shape": "x = tilus.zeros((16, 16), layout=tilus.spatial(8, 4))",
+    "layout_threads": "x = tilus.zeros((16, 16), layout=tilus.spatial(8, 4).local(2, 4))",
+    "layout_threads_of_group": "with tilus.warps(0, 2):\n    x = tilus.zeros((8, 4), layout=tilus.spatial(8, 4))",
     "layout_kind": "x = tilus.zeros((16, 16), layout=tilus.row_major(16, 16))",
     "layout_algebra": "x = tilus.spatial(8, 4) / tilus.spatial(3, 1)",
     "view_bits": "x = tilus.view(tilus.zeros((4, 3), uint4), uint8)",

@@ -11,13 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from tilus.dtypes import DType
 from tilus.errors import TilusError
 from tilus.ir import Extent, GlobalType, PointerType, Symbol
-from tilus.runtime.arguments import MAX_EXTENT, Declared
+from tilus.runtime.arguments import Declared
 from tilus.runtime.driver import DEFAULT_SHARED_BYTES, PORTABLE_CLUSTER
-from tilus.runtime.host_expression import Expression, leaves, to_c, to_text
-from tilus.runtime.launch import GRID_LIMITS
+from tilus.runtime.host_expression import Expression, leaves, to_c
 from tilus.runtime.signature import Signature, scalar_format
 
 ABI_VERSION = 1
@@ -30,9 +28,10 @@ _TAKEN = frozenset(
     """auto break case char const continue default do double else enum extern float for goto if inline int long
     register restrict return short signed sizeof static struct switch typedef union unsigned void volatile while
     asm bool class delete explicit export false friend mutable namespace new operator private protected public
-    template this throw true try typename using virtual stream status invalid device arguments chosen grid kernel
-    floor_divide floor_modulo minimum maximum main NULL""".split()
+    template this throw true try typename using virtual stream invalid problem arguments grid main NULL""".split()
 )
+_LOCAL = re.compile(r"size_.*|tilus_.*|passed_.*|.*_strides|.*_pointer", re.DOTALL)
+"""Names that the generated code makes for itself."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def c_identifier(name: str) -> str:
     """Return a parameter's name as C takes it."""
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise TilusError(f"{name!r} cannot be a name in C", hint="letters of ASCII, digits and underscores")
-    return name + "_" if name in _TAKEN or name.startswith(("size_", "image_", "tilus_")) else name
+    return name + "_" if name in _TAKEN or _LOCAL.fullmatch(name) else name
 
 
 def dimension_name(parameter: Declared, axis: int) -> str | None:
@@ -199,12 +198,15 @@ def source(name: str, parameters: Sequence[Declared], variants: Sequence[CVarian
     """Return the source."""
     images = [image for variant in variants for image in variant.images]
     unique = list(dict.fromkeys(image.data for image in images))
-    arrays = "\n".join(f"static const unsigned char image_{i}[{len(d)}] = {{\n{_bytes(d)}}};\n" for i, d in enumerate(unique))
+    arrays = "\n".join(
+        f"static const unsigned char tilus_image_{i}[{len(data)}] = {{\n{_bytes(data)}}};\n"
+        for i, data in enumerate(unique)
+    )
     rows = []
     for image in images:
         signature = image.signature
         rows.append(
-            f"    {{image_{unique.index(image.data)}, {image.first}, {image.last}, {signature.threads}, "
+            f"    {{tilus_image_{unique.index(image.data)}, {image.first}, {image.last}, {signature.threads}, "
             f"{signature.shared_bytes}, {prod(signature.cluster)}}}, /* {image.comment} */"
         )
     firsts, total = [], 0
@@ -214,7 +216,8 @@ def source(name: str, parameters: Sequence[Declared], variants: Sequence[CVarian
     firsts.append(total)
     return "\n".join(
         [
-            f'/* {name}, compiled ahead of time by {written_by}. Do not edit. */\n#include "{name}.h"\n\n#include <stddef.h>\n',
+            f"/* {name}, compiled ahead of time by {written_by}. Do not edit. */",
+            f'#include "{name}.h"\n\n#include <stddef.h>\n',
             _ATOMICS,
             arrays,
             _STATE.format(
@@ -233,19 +236,20 @@ def source(name: str, parameters: Sequence[Declared], variants: Sequence[CVarian
 
 def _bytes(data: bytes) -> str:
     return "".join(
-        "    " + ", ".join(str(byte) for byte in data[start : start + 24]) + ",\n" for start in range(0, len(data), 24)
+        "    " + ", ".join(str(byte) for byte in data[start : start + 24]) + ",\n"
+        for start in range(0, len(data), 24)
     )
 
 
 _ATOMICS = """\
 #if defined(_MSC_VER) && !defined(__clang__)
 #include <intrin.h>
-typedef volatile long shared_flag;
+typedef volatile long tilus_flag;
 #define FLAG_READ(flag) ((long)_InterlockedOr(&(flag), 0))
 #define FLAG_SET(flag, value) ((void)_InterlockedExchange(&(flag), (value)))
 #define FLAG_SWAP(flag, value) ((long)_InterlockedExchange(&(flag), (value)))
 #elif defined(__GNUC__) || defined(__clang__)
-typedef long shared_flag;
+typedef long tilus_flag;
 #define FLAG_READ(flag) __atomic_load_n(&(flag), __ATOMIC_ACQUIRE)
 #define FLAG_SET(flag, value) __atomic_store_n(&(flag), (value), __ATOMIC_RELEASE)
 #define FLAG_SWAP(flag, value) __atomic_exchange_n(&(flag), (value), __ATOMIC_ACQUIRE)
@@ -255,125 +259,125 @@ typedef long shared_flag;
 """
 
 _STATE = """\
-enum {{ IMAGES = {images}, VARIANTS = {variants}, DEVICES = 128 }};
+enum {{ TILUS_IMAGES = {images}, TILUS_VARIANTS = {variants}, TILUS_DEVICES = 128 }};
 
-typedef struct image_entry {{
+typedef struct tilus_image_entry {{
     const unsigned char *data;
     int first_capability, last_capability;
     unsigned int threads, shared_bytes, cluster_blocks;
-}} image_entry;
+}} tilus_image_entry;
 
-static const image_entry image_table[IMAGES] = {{
+static const tilus_image_entry tilus_image_table[TILUS_IMAGES] = {{
 {rows}
 }};
 
-/* Images of variant v: first_image[v] up to first_image[v + 1]. */
-static const int first_image[VARIANTS + 1] = {{{firsts}}};
+/* Images of variant v: tilus_first_image[v] up to tilus_first_image[v + 1]. */
+static const int tilus_first_image[TILUS_VARIANTS + 1] = {{{firsts}}};
 
-static shared_flag load_lock;
-static CUlibrary libraries[IMAGES];
-static CUkernel kernels[IMAGES];
+static tilus_flag tilus_load_lock;
+static CUlibrary tilus_libraries[TILUS_IMAGES];
+static CUkernel tilus_kernels[TILUS_IMAGES];
 /* For each variant and device, 1 + the image that is loaded and set up there, or 0. */
-static shared_flag loaded_image[VARIANTS][DEVICES];
+static tilus_flag tilus_loaded_image[TILUS_VARIANTS][TILUS_DEVICES];
 """
 
 _LOAD = """\
-static {name}_status driver_status(CUresult result) {{
+static {name}_status tilus_driver_status(CUresult result) {{
     return result == CUDA_SUCCESS ? {upper}_OK : ({name}_status)({upper}_DRIVER_ERROR + (int)result);
 }}
 
-static {name}_status load_locked(int variant, CUdevice device) {{
+static {name}_status tilus_load_locked(int variant, CUdevice device) {{
     int major, minor, capability, i;
     CUresult result;
     result = cuDeviceGetAttribute(&major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device);
     if (result == CUDA_SUCCESS)
         result = cuDeviceGetAttribute(&minor, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, device);
-    if (result != CUDA_SUCCESS) return driver_status(result);
+    if (result != CUDA_SUCCESS) return tilus_driver_status(result);
     capability = 10 * major + minor;
-    for (i = first_image[variant]; i < first_image[variant + 1]; ++i) {{
-        const image_entry *image = &image_table[i];
+    for (i = tilus_first_image[variant]; i < tilus_first_image[variant + 1]; ++i) {{
+        const tilus_image_entry *image = &tilus_image_table[i];
         if (capability < image->first_capability || capability > image->last_capability) continue;
-        if (libraries[i] == NULL) {{
+        if (tilus_libraries[i] == NULL) {{
             CUlibrary library;
             result = cuLibraryLoadData(&library, image->data, NULL, NULL, 0, NULL, NULL, 0);
-            if (result != CUDA_SUCCESS) return driver_status(result);
-            result = cuLibraryGetKernel(&kernels[i], library, "{entry}");
+            if (result != CUDA_SUCCESS) return tilus_driver_status(result);
+            result = cuLibraryGetKernel(&tilus_kernels[i], library, "{entry}");
             if (result != CUDA_SUCCESS) {{
                 (void)cuLibraryUnload(library);
-                return driver_status(result);
+                return tilus_driver_status(result);
             }}
-            libraries[i] = library;
+            tilus_libraries[i] = library;
         }}
         if (image->shared_bytes > {shared}u) {{
             result = cuKernelSetAttribute(CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, (int)image->shared_bytes,
-                                          kernels[i], device);
-            if (result != CUDA_SUCCESS) return driver_status(result);
+                                          tilus_kernels[i], device);
+            if (result != CUDA_SUCCESS) return tilus_driver_status(result);
         }}
         if (image->cluster_blocks > {portable}u) {{
-            result = cuKernelSetAttribute(CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1, kernels[i], device);
-            if (result != CUDA_SUCCESS) return driver_status(result);
+            result = cuKernelSetAttribute(CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1, tilus_kernels[i], device);
+            if (result != CUDA_SUCCESS) return tilus_driver_status(result);
         }}
-        FLAG_SET(loaded_image[variant][device], i + 1);
+        FLAG_SET(tilus_loaded_image[variant][device], i + 1);
         return {upper}_OK;
     }}
     return {upper}_DEVICE_NOT_SUPPORTED;
 }}
 
-static {name}_status load(int variant, CUdevice device) {{
+static {name}_status tilus_load(int variant, CUdevice device) {{
     {name}_status status = {upper}_OK;
-    while (FLAG_SWAP(load_lock, 1)) {{
+    while (FLAG_SWAP(tilus_load_lock, 1)) {{
     }}
-    if (!FLAG_READ(loaded_image[variant][device])) status = load_locked(variant, device);
-    FLAG_SET(load_lock, 0);
+    if (!FLAG_READ(tilus_loaded_image[variant][device])) status = tilus_load_locked(variant, device);
+    FLAG_SET(tilus_load_lock, 0);
     return status;
 }}
 
-static {name}_status current_device(CUdevice *device) {{
+static {name}_status tilus_current_device(CUdevice *device) {{
     CUresult result = cuCtxGetDevice(device);
-    if (result != CUDA_SUCCESS) return driver_status(result);
-    return *device >= 0 && *device < DEVICES ? {upper}_OK : {upper}_DEVICE_NOT_SUPPORTED;
+    if (result != CUDA_SUCCESS) return tilus_driver_status(result);
+    return *device >= 0 && *device < TILUS_DEVICES ? {upper}_OK : {upper}_DEVICE_NOT_SUPPORTED;
 }}
 
 {name}_status {name}_prepare(void) {{
     CUdevice device;
     int variant;
-    {name}_status status = current_device(&device);
-    for (variant = 0; status == {upper}_OK && variant < VARIANTS; ++variant)
-        if (!FLAG_READ(loaded_image[variant][device])) status = load(variant, device);
+    {name}_status status = tilus_current_device(&device);
+    for (variant = 0; status == {upper}_OK && variant < TILUS_VARIANTS; ++variant)
+        if (!FLAG_READ(tilus_loaded_image[variant][device])) status = tilus_load(variant, device);
     return status;
 }}
 
-static {name}_status launch(int variant, CUstream stream, const int64_t grid[3], int invalid, void **arguments) {{
+static {name}_status tilus_launch(int variant, CUstream stream, const int64_t grid[3], int invalid, void **arguments) {{
     CUdevice device;
-    const image_entry *image;
+    const tilus_image_entry *image;
     long chosen;
     {name}_status status;
     if (invalid || grid[0] < 0 || grid[1] < 0 || grid[2] < 0) return {upper}_INVALID_GRID;
     if (grid[0] > INT32_MAX || grid[1] > 65535 || grid[2] > 65535) return {upper}_INVALID_GRID;
     if (grid[0] == 0 || grid[1] == 0 || grid[2] == 0) return {upper}_OK;
-    status = current_device(&device);
+    status = tilus_current_device(&device);
     if (status != {upper}_OK) return status;
-    chosen = FLAG_READ(loaded_image[variant][device]);
+    chosen = FLAG_READ(tilus_loaded_image[variant][device]);
     if (!chosen) {{
         CUstreamCaptureStatus capture;
         CUresult result = cuStreamIsCapturing(stream, &capture);
-        if (result != CUDA_SUCCESS) return driver_status(result);
+        if (result != CUDA_SUCCESS) return tilus_driver_status(result);
         if (capture != CU_STREAM_CAPTURE_STATUS_NONE) return {upper}_NOT_PREPARED;
-        status = load(variant, device);
+        status = tilus_load(variant, device);
         if (status != {upper}_OK) return status;
-        chosen = FLAG_READ(loaded_image[variant][device]);
+        chosen = FLAG_READ(tilus_loaded_image[variant][device]);
     }}
-    image = &image_table[chosen - 1];
-    return driver_status(cuLaunchKernel((CUfunction)kernels[chosen - 1], (unsigned int)grid[0], (unsigned int)grid[1],
+    image = &tilus_image_table[chosen - 1];
+    return tilus_driver_status(cuLaunchKernel((CUfunction)tilus_kernels[chosen - 1], (unsigned int)grid[0], (unsigned int)grid[1],
                                         (unsigned int)grid[2], image->threads, 1, 1, image->shared_bytes, stream,
                                         arguments, NULL));
 }}
 """
 
 _HELPERS = {
-    "floor_divide": """\
+    "tilus_floor_divide": """\
 /* Division and remainder that round to minus infinity. */
-static int64_t floor_divide(int64_t a, int64_t b, int *invalid) {
+static int64_t tilus_floor_divide(int64_t a, int64_t b, int *invalid) {
     int64_t quotient;
     if (b == 0) {
         *invalid = 1;
@@ -383,8 +387,8 @@ static int64_t floor_divide(int64_t a, int64_t b, int *invalid) {
     return a % b != 0 && (a < 0) != (b < 0) ? quotient - 1 : quotient;
 }
 """,
-    "floor_modulo": """\
-static int64_t floor_modulo(int64_t a, int64_t b, int *invalid) {
+    "tilus_floor_modulo": """\
+static int64_t tilus_floor_modulo(int64_t a, int64_t b, int *invalid) {
     int64_t remainder;
     if (b == 0) {
         *invalid = 1;
@@ -394,14 +398,20 @@ static int64_t floor_modulo(int64_t a, int64_t b, int *invalid) {
     return remainder != 0 && (remainder < 0) != (b < 0) ? remainder + b : remainder;
 }
 """,
-    "minimum": "static int64_t minimum(int64_t a, int64_t b) { return a < b ? a : b; }\n",
-    "maximum": "static int64_t maximum(int64_t a, int64_t b) { return a > b ? a : b; }\n",
+    "tilus_minimum": "static int64_t tilus_minimum(int64_t a, int64_t b) { return a < b ? a : b; }\n",
+    "tilus_maximum": "static int64_t tilus_maximum(int64_t a, int64_t b) { return a > b ? a : b; }\n",
 }
-_USES = {"floordiv": "floor_divide", "mod": "floor_modulo", "min": "minimum", "max": "maximum", "abs": "maximum"}
+_USES = {
+    "floordiv": "tilus_floor_divide",
+    "mod": "tilus_floor_modulo",
+    "min": "tilus_minimum",
+    "max": "tilus_maximum",
+    "abs": "tilus_maximum",
+}
 
 _NORMALISE = """\
 /* Check a tensor; give a dimension of one element, whose stride means nothing, the row-major one. */
-static int check_tensor(const void *data, int rank, const int64_t *shape, const int64_t *strides, int64_t *normal) {
+static int tilus_check_tensor(const void *data, int rank, const int64_t *shape, const int64_t *strides, int64_t *normal) {
     int64_t product = 1;
     int axis;
     for (axis = rank - 1; axis >= 0; --axis) {
@@ -455,7 +465,12 @@ def _launch(name: str, parameters: Sequence[Declared], variants: Sequence[CVaria
     lines = [f"{name}_status {name}({argument_list(name, parameters, names)}) {{"]
     lines += [f"    int64_t {n}_strides[{len(p.dims)}];" for p, n in tensors]
     declared, checks = _sizes(upper, parameters, names)
-    lines += ["    int64_t grid[3];", "    int invalid = 0;", *([] if not tensors else ["    int problem;"]), *declared]
+    lines += [
+        "    int64_t grid[3];",
+        "    int invalid = 0;",
+        *([] if not tensors else ["    int problem;"]),
+        *declared,
+    ]
     used = _names_used(variants)
     for parameter, identifier in zip(parameters, names.parameters, strict=True):
         if parameter.kind == "pointer":
@@ -463,12 +478,13 @@ def _launch(name: str, parameters: Sequence[Declared], variants: Sequence[CVaria
     for parameter, n in tensors:
         lines += [
             f"    if ({n} == NULL) return {upper}_NULL_ARGUMENT;",
-            f"    problem = check_tensor({n}->data, {len(parameter.dims)}, {n}->shape, {n}->strides, {n}_strides);",
+            f"    problem = tilus_check_tensor({n}->data, {len(parameter.dims)}, {n}->shape, {n}->strides, {n}_strides);",
             f"    if (problem) return problem == 1 ? {upper}_NULL_ARGUMENT : {upper}_INVALID_SHAPE;",
         ]
     lines += checks
     # A size that no variant reads is only compared.
-    lines += [f"    (void){c};" for (kind, leaf), c in names.sizes.items() if kind == "size" and c.startswith("size_") and leaf not in used]
+    unread = [c for (_, size), c in names.sizes.items() if c.startswith("size_") and size not in used]
+    lines += [f"    (void){identifier};" for identifier in unread]
     for number, variant in enumerate(variants):
         lines += _variant(number, variant, parameters, names)
     lines += [f"    return {upper}_NO_VARIANT;", "}", ""]
@@ -533,25 +549,27 @@ def _variant(number: int, variant: CVariant, parameters: Sequence[Declared], nam
         arguments.append("NULL")
     lines.append(f"        void *arguments[] = {{{', '.join(f'(void *){a}' for a in arguments)}}};")
     lines += [f"        grid[{i}] = {to_c(extent, names.sizes)};" for i, extent in enumerate(signature.grid)]
-    lines += [f"        return launch({number}, stream, grid, invalid, arguments);", "    }"]
+    lines += [f"        return tilus_launch({number}, stream, grid, invalid, arguments);", "    }"]
     return lines
 
 
 def facts(variant: CVariant, parameters: Sequence[Declared], names: Names) -> list[str]:
     """Return the tests for all that a variant's code relies on, and for its condition."""
     tests: list[str] = []
-    for parameter, identifier, type in zip(parameters, names.parameters, variant.signature.types, strict=True):
+    for parameter, identifier, type in zip(
+        parameters, names.parameters, variant.signature.types, strict=True
+    ):
         if isinstance(type, PointerType) and type.align > 1:
             tests.append(f"(uintptr_t){identifier} % {type.align} == 0")
         if isinstance(type, GlobalType):
             if type.align > 1:
                 tests.append(f"(uintptr_t){identifier}->data % {type.align} == 0")
             for axis, extent in enumerate(type.dims):
-                tests += _extent_test(f"{identifier}->shape[{axis}]", extent, names, axis_name=dimension_name(parameter, axis))
+                here = f"{identifier}->shape[{axis}]"
+                tests += _extent_test(here, extent, names, dimension_name(parameter, axis))
             for axis, extent in enumerate(type.strides):
-                tests += _extent_test(
-                    f"{identifier}_strides[{axis}]", extent, names, axis_name=f"{parameter.name}_s{axis}"
-                )
+                here = f"{identifier}_strides[{axis}]"
+                tests += _extent_test(here, extent, names, f"{parameter.name}_s{axis}")
     if variant.condition != 1:
         tests.append(to_c(variant.condition, names.sizes))
     return list(dict.fromkeys(tests))
@@ -566,8 +584,3 @@ def _extent_test(here: str, extent: Extent, names: Names, axis_name: str | None)
     if extent.divisor > 1:
         tests.append(f"{known} % {extent.divisor} == 0")
     return tests
-
-
-__all__ = ["ABI_VERSION", "CVariant", "Image", "header", "source", "to_text"]
-assert GRID_LIMITS == (MAX_EXTENT, 65535, 65535)
-_ = DType

@@ -110,13 +110,17 @@ def _read_torch(name: str, value: Any, meta: bool) -> Array:
     import torch
 
     if value.layout is not torch.strided:
-        raise LaunchError(f"{name} is a tensor of layout {value.layout}, expected a dense one", hint="x.to_dense()")
+        raise LaunchError(
+            f"{name} is a tensor of layout {value.layout}, expected a dense one", hint="x.to_dense()"
+        )
     try:
         dtype = _torch_dtype(value.dtype)
     except (TypeError, ValueError) as error:
         raise LaunchError(f"{name} has a dtype that no kernel takes: {error}") from None
     if value.is_conj() or value.is_neg():
-        raise LaunchError(f"{name} is a lazy conjugate or negative view", hint="x.resolve_conj().resolve_neg()")
+        raise LaunchError(
+            f"{name} is a lazy conjugate or negative view", hint="x.resolve_conj().resolve_neg()"
+        )
     kind = value.device.type
     if kind == "cpu":
         device = -1
@@ -158,8 +162,12 @@ def _read_numpy(name: str, value: Any) -> Array:
         root = root.base
     address, start = (array.__array_interface__["data"][0] for array in (value, root))
     # The memory of a reversed root begins before its first element.
-    start += sum(min(0, (extent - 1) * stride) for extent, stride in zip(root.shape, root.strides) if root.size)
-    return Array(address - start, dtype, value.shape, tuple(stride // size for stride in value.strides), -1, value)
+    start += sum(
+        min(0, (extent - 1) * stride) for extent, stride in zip(root.shape, root.strides) if root.size
+    )
+    return Array(
+        address - start, dtype, value.shape, tuple(stride // size for stride in value.strides), -1, value
+    )
 
 
 def is_packed(dtype: DType) -> bool:
@@ -202,18 +210,24 @@ def check_tensor(declared: Declared, array: Array) -> None:
     for axis, (extent, stride) in enumerate(zip(array.shape, array.strides, strict=True)):
         if stride < 0:
             raise LaunchError(
-                f"{name} has the negative stride {stride} along dimension {axis}, expected none", hint=f"{name}.copy()"
+                f"{name} has the negative stride {stride} along dimension {axis}, expected none",
+                hint=f"{name}.copy()",
             )
         if extent > MAX_EXTENT:
-            raise LaunchError(f"{name} has {extent} elements along dimension {axis}, expected {MAX_EXTENT} at most")
+            raise LaunchError(
+                f"{name} has {extent} elements along dimension {axis}, expected {MAX_EXTENT} at most"
+            )
     element = max(1, array.dtype.bits // 8)
     if array.pointer % element:
         raise LaunchError(
-            f"{name} begins at an address that is no multiple of its {element}-byte elements", hint=f"{name}.clone()"
+            f"{name} begins at an address that is no multiple of its {element}-byte elements",
+            hint=f"{name}.clone()",
         )
 
 
-def bind(declared: Sequence[Declared], arrays: Sequence[Array | None]) -> tuple[list[Operand | None], dict[str, int]]:
+def bind(
+    declared: Sequence[Declared], arrays: Sequence[Array | None]
+) -> tuple[list[Operand | None], dict[str, int]]:
     """Check all tensor arguments together.
 
     Parameters
@@ -253,7 +267,9 @@ def bind(declared: Sequence[Declared], arrays: Sequence[Array | None]) -> tuple[
         operand = _packed(parameter, array, sizes) if is_packed(parameter.dtype) else _plain(array)
         for axis, (dim, extent) in enumerate(zip(parameter.dims, operand.shape, strict=True)):
             if isinstance(dim, int) and dim != extent:
-                raise LaunchError(f"{parameter.name} has size {extent} along dimension {axis}, expected {dim}")
+                raise LaunchError(
+                    f"{parameter.name} has size {extent} along dimension {axis}, expected {dim}"
+                )
             if isinstance(dim, str) and sizes.setdefault(dim, extent) != extent:
                 raise LaunchError(
                     f"{dim} is {extent} in {parameter.name} and {sizes[dim]} in {owners[dim]}, "
@@ -292,10 +308,13 @@ def _packed(declared: Declared, array: Array, sizes: dict[str, int]) -> Operand:
     elif nbytes * 8 % bits == 0:
         count = nbytes * 8 // bits
     else:
-        raise LaunchError(f"{name} has {nbytes} bytes along its last dimension, expected whole elements of {bits} bits")
+        raise LaunchError(
+            f"{name} has {nbytes} bytes along its last dimension, expected whole elements of {bits} bits"
+        )
     if array.strides[-1] != 1 and nbytes > 1:
         raise LaunchError(
-            f"{name} has stride {array.strides[-1]} along its packed dimension, expected 1", hint=f"{name}.contiguous()"
+            f"{name} has stride {array.strides[-1]} along its packed dimension, expected 1",
+            hint=f"{name}.contiguous()",
         )
     strides = []
     for axis, (extent, stride) in enumerate(zip(array.shape[:-1], array.strides[:-1], strict=True)):

@@ -29,7 +29,8 @@ def bindings() -> Any:
         from cuda.bindings import driver
     except ImportError as error:
         raise LaunchError(
-            f"tensors on a GPU need cuda-bindings, which cannot be imported: {error}", hint="pip install cuda-bindings"
+            f"tensors on a GPU need cuda-bindings, which cannot be imported: {error}",
+            hint="pip install cuda-bindings",
         ) from None
     try:
         (status,) = driver.cuInit(0)
@@ -100,7 +101,9 @@ def target(device: int) -> Target:
 @lru_cache(maxsize=64)
 def primary_context(device: int) -> Any:
     """Return the primary context of a device; it stays alive as long as the process."""
-    return check(bindings().cuDevicePrimaryCtxRetain(_handle(device)), f"opening the context of device {device}")
+    return check(
+        bindings().cuDevicePrimaryCtxRetain(_handle(device)), f"opening the context of device {device}"
+    )
 
 
 @contextmanager
@@ -152,5 +155,8 @@ def load(image: bytes, name: str, device: int, shared_bytes: int = 0, cluster_bl
             )
         if cluster_blocks > PORTABLE_CLUSTER:
             wanted = attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
-            check(driver.cuFuncSetAttribute(handle, wanted, 1), f"asking for clusters of {cluster_blocks} for {name}")
+            check(
+                driver.cuFuncSetAttribute(handle, wanted, 1),
+                f"asking for clusters of {cluster_blocks} for {name}",
+            )
     return Function(handle, module, device)

@@ -8,11 +8,12 @@ Integers are exact; division and remainder round to minus infinity.
 
 from __future__ import annotations
 
+import ast
 import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tilus.errors import LaunchError, TypeMismatch
+from tilus.errors import LaunchError, SyntaxNotSupported, TypeMismatch
 from tilus.ir import GlobalType, Kernel, Operation, Region, ScalarType, Symbol, Value, ops
 
 Expression = int | tuple[Any, ...]
@@ -25,12 +26,12 @@ OPERATIONS: dict[str, tuple[Callable[..., int], str]] = {
     "add": (operator.add, "({0} + {1})"),
     "sub": (operator.sub, "({0} - {1})"),
     "mul": (operator.mul, "({0} * {1})"),
-    "floordiv": (operator.floordiv, "floor_divide({0}, {1}, &invalid)"),
-    "mod": (operator.mod, "floor_modulo({0}, {1}, &invalid)"),
-    "min": (min, "minimum({0}, {1})"),
-    "max": (max, "maximum({0}, {1})"),
+    "floordiv": (operator.floordiv, "tilus_floor_divide({0}, {1}, &invalid)"),
+    "mod": (operator.mod, "tilus_floor_modulo({0}, {1}, &invalid)"),
+    "min": (min, "tilus_minimum({0}, {1})"),
+    "max": (max, "tilus_maximum({0}, {1})"),
     "neg": (operator.neg, "(-{0})"),
-    "abs": (abs, "maximum({0}, -{0})"),
+    "abs": (abs, "tilus_maximum({0}, -{0})"),
     "eq": (lambda a, b: int(a == b), "({0} == {1})"),
     "ne": (lambda a, b: int(a != b), "({0} != {1})"),
     "lt": (lambda a, b: int(a < b), "({0} < {1})"),
@@ -63,11 +64,15 @@ def grid_of(kernel: Kernel) -> tuple[Expression, Expression, Expression]:
     """Return the three grid extents of a kernel as expressions."""
     values = _evaluate_region(kernel.grid, {p: ("scalar", p.name) for p in kernel.params}, set(kernel.params))
     if len(values) != 3:
-        raise TypeMismatch(f"the grid of {kernel.name} has {len(values)} extents, where a kernel has three", kernel.loc)
+        raise TypeMismatch(
+            f"the grid of {kernel.name} has {len(values)} extents, where a kernel has three", kernel.loc
+        )
     return values[0], values[1], values[2]
 
 
-def _evaluate_region(region: Region, known: dict[Value, Expression], params: set[Value]) -> tuple[Expression, ...]:
+def _evaluate_region(
+    region: Region, known: dict[Value, Expression], params: set[Value]
+) -> tuple[Expression, ...]:
     for operation in region.ops:
         if isinstance(operation, ops.Yield):
             for value in operation.values:
@@ -83,7 +88,7 @@ def _evaluate(operation: Operation, known: dict[Value, Expression], params: set[
             _check_integer(value, operation)
     if isinstance(operation, ops.Constant):
         if not isinstance(operation.value, int):
-            raise TypeMismatch(f"the grid is computed from integers, not from the float {operation.value}", operation.loc)
+            raise TypeMismatch(f"the grid is computed from integers, not {operation.value}", operation.loc)
         return int(operation.value)
     if isinstance(operation, (ops.Dim, ops.Stride)):
         tensor = operation.tensor.type
@@ -193,3 +198,61 @@ def from_json(data: Any) -> Expression:
         if name in OPERATIONS and len(operands) == _ARITY.get(name, 2):
             return (name, *(from_json(operand) for operand in operands))
     raise LaunchError(f"{data!r} is no expression of sizes and scalars")
+
+
+_PYTHON: dict[type[ast.AST], str] = {
+    ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.FloorDiv: "floordiv", ast.Mod: "mod", ast.Eq: "eq",
+    ast.NotEq: "ne", ast.Lt: "lt", ast.LtE: "le", ast.Gt: "gt", ast.GtE: "ge", ast.And: "and", ast.Or: "or",
+    ast.USub: "neg", ast.Not: "not",
+}  # fmt: skip
+
+
+def parse(text: str, names: Mapping[str, tuple[str, str]]) -> Expression:
+    """Return the expression that Python text stands for, such as ``m <= 16 and k % 64 == 0``.
+
+    Parameters
+    ----------
+    text : str
+        Integers, names, ``+ - * // %``, comparisons, ``and``, ``or``, ``not``, ``min`` and ``max``.
+    names : mapping
+        What each name is: ``("size", name)`` or ``("scalar", name)``.
+    """
+    try:
+        tree = ast.parse(text.strip(), mode="eval")
+    except SyntaxError:
+        raise SyntaxNotSupported(
+            f"{text!r} is no expression", hint="such as m <= 16 and k % 64 == 0"
+        ) from None
+
+    def convert(node: ast.AST) -> Expression:
+        if isinstance(node, ast.Constant) and isinstance(node.value, int):
+            return int(node.value)
+        if isinstance(node, ast.Name) and node.id in names:
+            return names[node.id]
+        if isinstance(node, ast.BinOp) and type(node.op) in _PYTHON:
+            return simplify(_PYTHON[type(node.op)], convert(node.left), convert(node.right))
+        if isinstance(node, ast.UnaryOp) and type(node.op) in _PYTHON:
+            return simplify(_PYTHON[type(node.op)], convert(node.operand))
+        if isinstance(node, ast.BoolOp):
+            return _fold(_PYTHON[type(node.op)], [convert(value) for value in node.values])
+        if isinstance(node, ast.Compare) and all(type(op) in _PYTHON for op in node.ops):
+            values = [convert(value) for value in (node.left, *node.comparators)]
+            pairs = zip(node.ops, values, values[1:])
+            return _fold("and", [simplify(_PYTHON[type(op)], a, b) for op, a, b in pairs])
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("min", "max"):
+            if node.args and not node.keywords:
+                return _fold(node.func.id, [convert(argument) for argument in node.args])
+        known = ", ".join(names) or "none"
+        raise SyntaxNotSupported(
+            f"{ast.unparse(node)} in {text!r} is not known here; the sizes and scalars are {known}",
+            hint="integers, sizes and scalars with + - * // %, comparisons, and, or, not, min and max",
+        )
+
+    return convert(tree.body)
+
+
+def _fold(name: str, parts: list[Expression]) -> Expression:
+    result = parts[0]
+    for part in parts[1:]:
+        result = simplify(name, result, part)
+    return result

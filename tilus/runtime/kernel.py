@@ -13,12 +13,11 @@ from tilus.dtypes import DType
 from tilus.errors import LaunchError, TilusError
 from tilus.ir import GlobalType, PointerType, ScalarType
 from tilus.lang import KernelSource, ParamSpec
-from tilus.runtime import cache
+from tilus.runtime import cache, driver
 from tilus.runtime.arguments import (
     Array,
     Declared,
     Operand,
-    accepts,
     bind,
     check_scalar,
     is_numpy_array,
@@ -26,6 +25,7 @@ from tilus.runtime.arguments import (
     read_array,
 )
 from tilus.runtime.binary import Binary
+from tilus.runtime.cuda import is_capturing, load_binary, make_plan
 from tilus.runtime.launch import Plan
 from tilus.runtime.plans import PlanTable, is_plain
 from tilus.runtime.signature import ParameterType
@@ -136,19 +136,19 @@ class Kernel:
             if report is not None:
                 simulate.finish(report)
             return
-        plan = self._plan(call, may_compile=not _is_capturing())
+        plan = self._plan(call, may_compile=not is_capturing())
         self._plans.keep(plan, args, options)
         pointers, scalars = _pointers_and_scalars(call)
         try:
             plan.run(pointers, scalars)
         except (struct.error, OverflowError) as error:
-            raise LaunchError(f"{self.source.name} was given a number that does not fit its type: {error}") from None
+            raise LaunchError(
+                f"{self.source.name} was given a number that does not fit its type: {error}"
+            ) from None
 
     def _plan(self, call: Prepared, may_compile: bool = True) -> Plan:
         """Return a launch plan for a checked call on a GPU, compiling and loading if needed and allowed."""
         import torch
-
-        from tilus.runtime import driver
 
         device = call.device
         target = driver.target(device).name
@@ -165,7 +165,7 @@ class Kernel:
                 binary = self._variant(call.constexprs, call.types, target)
                 function = self._functions[key] = (load_binary(binary, device), binary)
         loaded, binary = function
-        return cuda_plan(binary, call.operands, loaded, torch)
+        return make_plan(binary, call.operands, loaded, torch)
 
     # Compiling.
 
@@ -233,7 +233,9 @@ class Kernel:
         chosen = dict(self.bound)
         for name, value in options.items():
             (given if name in self._positions else chosen)[name] = value
-        tensors = {name: value for name, value in given.items() if is_torch_tensor(value) or is_numpy_array(value)}
+        tensors = {
+            name: value for name, value in given.items() if is_torch_tensor(value) or is_numpy_array(value)
+        }
         if tensors and len(tensors) == sum(param.kind != "scalar" for param in self._runtime):
             numbers = {p.name: given.get(p.name, 0) for p in self._runtime if p.kind == "scalar"}
             numbers = {name: 0 if isinstance(value, ScalarType) else value for name, value in numbers.items()}
@@ -242,7 +244,11 @@ class Kernel:
         self._infer_dtypes(chosen, {n: v.dtype for n, v in given.items() if hasattr(v, "dtype")})
         constexprs = self.source.complete(chosen)
         declared = self.declared(constexprs)
-        types = {name: _as_type(self.source.name, name, value) for name, value in given.items() if name not in tensors}
+        types = {
+            name: _as_type(self.source.name, name, value)
+            for name, value in given.items()
+            if name not in tensors
+        }
         for parameter in declared:
             self._check_type(parameter, types.get(parameter.name))
         return constexprs, assumed_types(declared, given=types)
@@ -301,7 +307,11 @@ class Kernel:
         )
 
     def _variant(
-        self, constexprs: dict[str, object], types: tuple[ParameterType, ...], target: str, assemble: bool = True
+        self,
+        constexprs: dict[str, object],
+        types: tuple[ParameterType, ...],
+        target: str,
+        assemble: bool = True,
     ) -> Binary:
         """Return the compiled variant: from memory, from disk, or made now."""
         from tilus.codegen import target as find_target
@@ -315,7 +325,10 @@ class Kernel:
             found = self._variants.get(key)
             if found is None:
                 stored = cache.key(
-                    self.source.fingerprint(constexprs), *map(str, types), target, "cubin" if assemble else "ptx"
+                    self.source.fingerprint(constexprs),
+                    *map(str, types),
+                    target,
+                    "cubin" if assemble else "ptx",
                 )
                 found = cache.read(stored)
                 if found is None:
@@ -367,7 +380,11 @@ class Kernel:
         ]
         self._infer_dtypes(
             chosen,
-            {param.name: array.dtype for param, array in zip(self._runtime, arrays, strict=True) if array is not None},
+            {
+                param.name: array.dtype
+                for param, array in zip(self._runtime, arrays, strict=True)
+                if array is not None
+            },
         )
         constexprs = self.source.complete(chosen)
         declared = self.declared(constexprs)
@@ -382,12 +399,16 @@ class Kernel:
     def _read(self, param: ParamSpec, value: Any, meta: bool) -> Array:
         if not (is_torch_tensor(value) or is_numpy_array(value)):
             kind = "None" if value is None else f"a {type(value).__name__}"
-            raise LaunchError(f"{param.name} is {kind}, expected a torch tensor or NumPy array for {_annotation(param)}")
+            raise LaunchError(
+                f"{param.name} is {kind}, expected a tensor or an array for {_annotation(param)}"
+            )
         return read_array(param.name, value, meta)
 
     def _infer_dtypes(self, chosen: dict[str, object], found: Mapping[str, Any]) -> None:
         """Take a dtype constexpr that is neither given nor has a default from the tensor that it types."""
-        required = {param.name for param in self.source.params if param.kind == "constexpr" and param.required}
+        required = {
+            param.name for param in self.source.params if param.kind == "constexpr" and param.required
+        }
         for param in self._runtime:
             name = param.dtype
             if isinstance(name, str) and name in required and name not in chosen and param.name in found:
@@ -405,7 +426,9 @@ class Kernel:
             return
         kinds = {"tensor": GlobalType, "pointer": PointerType, "scalar": ScalarType}
         if not isinstance(type, kinds[declared.kind]) or type.dtype != declared.dtype:
-            raise LaunchError(f"{self.source.name}: {declared.name} is given the type {type}, expected {declared}")
+            raise LaunchError(
+                f"{self.source.name}: {declared.name} is given the type {type}, expected {declared}"
+            )
         if isinstance(type, GlobalType) and type.rank != len(declared.dims):
             raise LaunchError(
                 f"{self.source.name}: {declared.name} is given the type {type} of {type.rank} dimensions, "
@@ -446,42 +469,6 @@ def compile_variant(
     return compile_kernel(source.trace(constexprs, dict(named)), target, assemble=assemble)
 
 
-def load_binary(binary: Binary, device: int) -> Any:
-    """Load a compiled variant on a device."""
-    from math import prod
-
-    from tilus.runtime import driver
-
-    signature = binary.signature
-    # Without an assembler the driver's own takes the PTX.
-    image = binary.cubin if binary.cubin is not None else binary.ptx.encode() + b"\0"
-    return driver.load(image, signature.name, device, signature.shared_bytes, prod(signature.cluster))
-
-
-def cuda_plan(binary: Binary, operands: Sequence[Operand | None], loaded: Any, torch: Any) -> Plan:
-    """Return a launch plan for a loaded variant, on torch's current stream."""
-    from tilus.runtime import driver
-
-    bindings = driver.bindings()
-    device: int = loaded.device
-    current_device, current_stream = torch._C._cuda_getDevice, torch._C._cuda_getCurrentRawStream
-
-    def slow_launch(handle: Any, grid: tuple[int, int, int], threads: int, shared: int, address: int) -> None:
-        # Another device is current, or this thread has no context yet; any other failure comes again.
-        with driver.in_context(device):
-            (status,) = bindings.cuLaunchKernel(
-                handle, *grid, threads, 1, 1, shared, current_stream(device), address, 0
-            )
-        if status:
-            blocks = " x ".join(map(str, grid))
-            raise driver.error_of(status, f"launching {binary.signature.name} on {blocks} blocks")
-
-    return Plan(
-        binary.signature, operands, loaded.handle, bindings.cuLaunchKernel, current_stream, current_device, device,
-        slow_launch,
-    )  # fmt: skip
-
-
 def _owners(call: Prepared) -> list[Any]:
     """Return the tensors, and the checked numbers, of a call."""
     return list(call.values)
@@ -497,13 +484,6 @@ def _is_meta(value: Any) -> bool:
     return is_torch_tensor(value) and bool(value.is_meta)
 
 
-def _is_capturing() -> bool:
-    """Tell whether the current stream is being captured into a CUDA graph."""
-    import torch
-
-    return bool(torch.cuda.is_current_stream_capturing())
-
-
 def _annotation(param: ParamSpec) -> str:
     dtype = param.dtype if isinstance(param.dtype, DType) else repr(param.dtype)
     if param.kind == "tensor":
@@ -517,6 +497,3 @@ def _as_type(kernel_name: str, name: str, value: Any) -> ParameterType:
     raise LaunchError(
         f"{kernel_name}: {name} is given {value!r}, expected a type of tilus.ir, or tensors for all tensor parameters"
     )
-
-
-__all__ = ["Kernel", "accepts", "kernel"]

@@ -59,7 +59,9 @@ def checked_grid(signature: Signature, grid: Grid) -> Grid:
     if any(extent < 0 or extent > limit for extent, limit in zip(grid, GRID_LIMITS, strict=True)):
         raise LaunchError(f"{signature.name} has the grid {grid}, expected extents from 0 to {GRID_LIMITS}")
     if any(extent % blocks for extent, blocks in zip(grid, signature.cluster, strict=True)):
-        raise LaunchError(f"{signature.name} has the grid {grid}, expected multiples of its clusters {signature.cluster}")
+        raise LaunchError(
+            f"{signature.name} has the grid {grid}, expected multiples of its cluster {signature.cluster}"
+        )
     return grid
 
 

@@ -81,7 +81,8 @@ class Signature:
             assert isinstance(param.type, (GlobalType, PointerType, ScalarType))
             types.append(param.type)
         sizes = tuple(
-            Size(symbol.name, kernel.params.index(param), kind, axis) for symbol, param, kind, axis in kernel.symbols()
+            Size(symbol.name, kernel.params.index(param), kind, axis)
+            for symbol, param, kind, axis in kernel.symbols()
         )
         return cls(
             kernel.name,
@@ -99,7 +100,8 @@ class Signature:
         return {
             "name": self.name,
             "parameters": [
-                {"name": name, **type_to_json(type)} for name, type in zip(self.names, self.types, strict=True)
+                {"name": name, **type_to_json(type)}
+                for name, type in zip(self.names, self.types, strict=True)
             ],
             "sizes": [[size.name, size.parameter, size.kind, size.axis] for size in self.sizes],
             "grid": [host_expression.to_json(extent) for extent in self.grid],
@@ -185,6 +187,7 @@ def scalar_format(dtype: DType) -> str:
     code = formats.get(dtype.bits)
     if code is None or dtype.is_table:
         raise LaunchError(
-            f"{dtype} cannot be the type of a scalar parameter", hint="an integer or a float of 8 to 64 bits, or boolean"
+            f"{dtype} cannot be the type of a scalar parameter",
+            hint="boolean, or an integer or float of 16 to 64 bits",
         )
     return code if dtype.is_float or dtype.is_signed else code.upper()

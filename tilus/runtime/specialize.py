@@ -74,7 +74,9 @@ def types_of_arguments(
 
 def _tensor_type(parameter: Declared, operand: Operand, limits: Mapping[str, int]) -> GlobalType:
     dims = tuple(
-        dim if isinstance(dim, int) else _symbol(dim or extent_name(parameter.name, axis), operand.shape[axis], limits)
+        dim
+        if isinstance(dim, int)
+        else _symbol(dim or extent_name(parameter.name, axis), operand.shape[axis], limits)
         for axis, dim in enumerate(parameter.dims)
     )
     strides = tuple(_stride(parameter, operand, dims, axis) for axis in range(len(dims)))

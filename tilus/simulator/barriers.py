@@ -152,7 +152,10 @@ class BarrierUnit:
         state = self.state
         if not self.pending and not state.waiting:
             return
+        ended = {int(b) for b in np.unique(state.block_of_lane[sel.lanes])}
         for block, barrier in list(self.members):
+            if block not in ended:
+                continue
             if self.count[block, barrier] >= self.all_threads(np.array([block]))[0] > 0:
                 gone = state.exists & ~state.live & (state.block_of_lane == block)
                 if gone.any() and self.expected[block, barrier] == self._declared(block):

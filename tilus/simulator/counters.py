@@ -121,9 +121,13 @@ class Counters:
                 actual += found[0]
                 ideal += found[1]
             return actual, ideal
+        if len(sel.warps) == sel.n:
+            single = max(1, width // period) if period == SECTOR else 1
+            return single * sel.n, single * sel.n
         actual = ideal = 0
-        bounds = np.flatnonzero(np.diff(sel.row)) + 1
-        for part in np.split(address, bounds):
+        bounds = [0, *(np.flatnonzero(np.diff(sel.row)) + 1).tolist(), sel.n]
+        for start, end in zip(bounds, bounds[1:]):
+            part = address[start:end]
             key = ((part - part[0]).tobytes(), int(part[0]) % period, width, period)
             found = self._patterns.get(key)
             if found is None:

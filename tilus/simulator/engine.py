@@ -15,7 +15,7 @@ from .state import Group, State
 _MAX_LANES = 1 << 14
 _MEMORY_BUDGET = 400 << 20
 _YIELDS_BEFORE_MORE_BLOCKS = 200
-_YIELDS_BEFORE_DEADLOCK = 20000
+_YIELDS_BEFORE_DEADLOCK = 2000
 
 
 class Segment:
@@ -61,7 +61,6 @@ class Engine:
         self.now = 0
         self.history: list[Any] = [None]
         self.locations: dict[Any, Any] = {}
-        self.fenced = False
         self._prepare_clusters()
         if self.check_global:
             from .global_races import GlobalRaces
@@ -163,7 +162,7 @@ class Engine:
             if self.yields > _YIELDS_BEFORE_MORE_BLOCKS and more:
                 self.yields = 0
                 return True
-            if self.yields > _YIELDS_BEFORE_DEADLOCK:
+            if self.yields > _YIELDS_BEFORE_DEADLOCK + 20 * sum(len(s.groups) for s in self.states):
                 if not self._unblock():
                     self._livelock(state)
                 self.yields = 0

@@ -74,6 +74,9 @@ class GlobalRaces:
             who = who[:, None]
         if access.strong:
             self._strong(state, access, sel, allocation, offset, True, False)
+            if state.order.acquired:
+                # A strong read after one that saw a release is taken to be ordered as if a fence stood between.
+                state.order.take_pending(sel)
         now = self.engine.tick(access.instruction)
         written = shadow.written[cells]
         if int(written.max()) > 0:

@@ -62,7 +62,8 @@ class Order:
         self.own = np.zeros(rows, np.int64)
         self.remote: dict[int, Knowledge] = {}
         self.released: dict[int, Payload] = {}
-        self.acquired: dict[int, list[Payload]] = {}
+        self.acquired: dict[int, dict[Payload, None]] = {}
+        self.taken: dict[int, set[Payload]] = {}
         self.cluster_pending: dict[int, list[Any]] = {}
         self.cluster_done: dict[int, Any] = {}
         self.version = 0
@@ -140,7 +141,7 @@ class Order:
                 joined[0][np.arange(blocks), column] = now
             shaped[:] = joined[:, None]
         self.own[:] = now
-        if self.remote or self.released:
+        if self.remote or self.released or self.acquired:
             for block in range(blocks):
                 self._share(np.arange(self.warps) * blocks + block)
         self.version += 1
@@ -150,10 +151,13 @@ class Order:
         merged: Knowledge = {}
         for row in rows:
             merged = join(merged, self.remote.get(int(row), {}))
+        seen = [p for row in rows for p in self.acquired.get(int(row), ())]
         fences = [self.released[int(row)] for row in rows if int(row) in self.released]
         for row in rows:
             if merged:
                 self.remote[int(row)] = merged
+            if seen:
+                self.acquired[int(row)] = dict.fromkeys(seen)
             if fences:
                 self.released[int(row)] = fences[0] if len(fences) == 1 else _merge_payloads(fences)
 
@@ -168,7 +172,7 @@ class Order:
         waiting = np.concatenate(rows)
         self.learn(waiting, total)
         self.own[waiting] = self.engine.tick()
-        if self.remote or self.released:
+        if self.remote or self.released or self.acquired:
             self._share(np.concatenate([m[0] for m in members]))
 
     def warp_sync(self, sel: Selection) -> None:
@@ -210,13 +214,16 @@ class Order:
 
     def fence(self, sel: Selection, scope: str) -> None:
         """A memory fence: releases what is known, takes in what strong reads have seen."""
+        self.take_pending(sel)
+        if scope != "cta":
+            for row in sel.warps:
+                self.released[int(row)] = self.payload(int(row))
+
+    def take_pending(self, sel: Selection) -> None:
+        """Take in what strong reads have seen."""
         for row in sel.warps:
-            row = int(row)
-            for payload in self.acquired.pop(row, ()):
-                self.take(row, payload)
-            if scope != "cta":
-                self.released[row] = self.payload(row)
-        self.engine.fenced = True
+            for payload in self.acquired.pop(int(row), ()):
+                self.take(int(row), payload)
 
     def proxy_fence(self, sel: Selection, proxy: str) -> None:
         """Makes what the warp knows visible to the asynchronous proxy."""
@@ -231,6 +238,10 @@ class Order:
 
     def take(self, row: int, payload: Payload) -> None:
         """A row learns what another released."""
+        done = self.taken.setdefault(row, set())
+        if payload in done:
+            return
+        done.add(payload)
         remote = payload.remote
         if payload.cluster == self._cluster_key(row):
             self.learn(np.array([row]), payload.local)
@@ -260,7 +271,10 @@ class Order:
                     for payload in found:
                         self.take(row, payload)
                 else:
-                    self.acquired.setdefault(row, []).extend(found)
+                    done = self.taken.get(row, ())
+                    fresh = [payload for payload in found if payload not in done]
+                    if fresh:
+                        self.acquired.setdefault(row, {}).update(dict.fromkeys(fresh))
             if writes:
                 gift = None
                 if order in ("release", "acq_rel"):
@@ -269,18 +283,20 @@ class Order:
                     gift = self.released[row]
                 if gift is not None:
                     # A read-modify-write continues the release sequence, a store begins a new one.
-                    engine.locations[key] = _add(found, gift) if reads and found else [gift]
+                    engine.locations[key] = self._add(row, found, gift) if reads and found else [gift]
+
+    def _add(self, row: int, found: list[Payload], gift: Payload) -> list[Payload]:
+        """The payloads of a location after another release; what the releaser knows already is in its own."""
+        done = self.taken.get(row, ())
+        kept = [payload for payload in found if payload not in done]
+        if len(kept) > 8:
+            return [_merge_payloads([*kept, gift])]
+        return [*kept, gift]
 
     def ordered_remote(self, row: int, block: int, warp: int, time: int) -> bool:
         """Whether an access by a warp of another cluster happens before the row's next step."""
         times = self.remote.get(row, {}).get(block)
         return times is not None and bool(times[warp] >= time)
-
-
-def _add(found: list[Payload], gift: Payload) -> list[Payload]:
-    if len(found) > 8:
-        return [_merge_payloads([*found, gift])]
-    return [*found, gift]
 
 
 def _merge_payloads(payloads: list[Payload]) -> Payload:

@@ -93,6 +93,7 @@ class Program:
     kernel: str
     setup: Callable[[np.random.Generator], Launch] = field(compare=False)
     label: str = ""
+    text: str | None = None
 
     @property
     def name(self) -> str:
@@ -100,7 +101,7 @@ class Program:
 
     @property
     def ptx(self) -> str:
-        return (PTX / f"{self.file}.ptx").read_text()
+        return (PTX / f"{self.file}.ptx").read_text() if self.text is None else self.text
 
 
 Setup = Callable[[np.random.Generator], Launch]

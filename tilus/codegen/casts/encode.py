@@ -115,7 +115,7 @@ def _encode_scale(w: Writer, x: V) -> V:
     rounded = w.binary("lshr", w.add(bits, w.add(odd, integer((1 << 22) - 1))), integer(23))
     code = w.call("i32", "llvm.umin.i32", rounded, integer(254))
     # Subnormal float32 lie between 0 and 2**-126: the codes 0 (2**-127) and 1 (2**-126) meet at 1.5 * 2**-127.
-    small = w.convert("zext", w.icmp("uge", magnitude, integer(0x00600000)), "i32")
+    small = w.convert("zext", w.icmp("ugt", magnitude, integer(0x00600000)), "i32")
     code = w.select(w.icmp("ult", magnitude, integer(0x00800000)), small, code)
     zero = w.icmp("eq", magnitude, integer(0))
     nan = w.icmp("ugt", magnitude, integer(0x7F800000))

@@ -139,29 +139,95 @@ def binary(ctx: Context, kind: str, dtype: DType, a: V, b: V) -> V:
         if kind in ("min", "max"):
             return float_extreme(ctx, kind, a, b)
         if kind == "mod":
-            quotient = binary(ctx, "div", dtype, a, b)
-            floored = float_function(w, ctx.target, "floor", dtype, quotient)
-            return w.value(a.type, f"fsub {a}, {w.value(a.type, f'fmul {floored}, {b.name}').name}")
+            return float_modulo(ctx, dtype, a, b)
         if kind == "pow":
-            log = float_function(w, ctx.target, "log2", dtype, a)
-            return float_function(w, ctx.target, "exp2", dtype, w.value(a.type, f"fmul {log}, {b.name}"))
+            return float_power(ctx, dtype, a, b)
     elif kind in _INTEGER:
         return w.binary(_INTEGER[kind], a, b)
-    elif kind == "shr":
-        if dtype.is_signed:
-            return w.binary("ashr", a, b)
-        return w.binary("lshr", a, b)
+    elif kind in ("shl", "shr"):
+        return shift(ctx, kind, dtype, a, b)
     elif kind in ("min", "max"):
         sign = "s" if dtype.is_signed else "u"
         return w.call(a.type, f"llvm.{sign}{kind}.{a.type}", a, b)
     elif kind in ("floordiv", "mod"):
         return floor_division(ctx, kind, dtype, a, b)
     elif kind == "mulhi":
-        bits = 2 * dtype.bits
-        extend = "sext" if dtype.is_signed else "zext"
-        wide = w.binary("mul", w.convert(extend, a, f"i{bits}"), w.convert(extend, b, f"i{bits}"))
-        return w.convert("trunc", w.binary("lshr", wide, integer(dtype.bits, bits)), a.type)
+        return high_product(ctx, dtype, a, b)
     raise TypeMismatch(f"{kind} does not take {dtype}")
+
+
+def in_float32(ctx: Context, function: Callable[[V, V], V], a: V, b: V) -> V:
+    """Compute a function of two 16-bit floats in float32."""
+    w = ctx.w
+    return w.convert("fptrunc", function(w.convert("fpext", a, "float"), w.convert("fpext", b, "float")), a.type)
+
+
+def float_modulo(ctx: Context, dtype: DType, a: V, b: V) -> V:
+    """The remainder with the sign of the divisor; exact where the quotient has no more bits than the type."""
+    if a.type in ("half", "bfloat"):
+        return in_float32(ctx, lambda x, y: float_modulo(ctx, dtypes.float32, x, y), a, b)
+    w = ctx.w
+    suffix = "f32" if a.type == "float" else "f64"
+    zero = floating(0.0, a.type)
+    quotient = float_function(w, ctx.target, "floor", dtype, w.value(a.type, f"fdiv {a}, {b.name}"))
+    rest = w.call(a.type, f"llvm.fma.{suffix}", w.value(a.type, f"fneg {quotient}"), b, a)
+    # An infinite divisor times a quotient of zero is no number, but the remainder is.
+    rest = w.select(w.value("i1", f"fcmp oeq {quotient}, {zero.name}"), a, rest)
+    # The rounded quotient may be one too high or too low.
+    size_b = w.call(a.type, f"llvm.fabs.{suffix}", b)
+    size = w.call(a.type, f"llvm.fabs.{suffix}", rest)
+    beyond = w.value("i1", f"fcmp oge {size}, {size_b.name}")
+    less = w.value(a.type, f"fsub {size}, {size_b.name}")
+    rest = w.select(beyond, w.call(a.type, f"llvm.copysign.{suffix}", less, rest), rest)
+    below = [w.value("i1", f"fcmp olt {x}, {zero.name}") for x in (rest, b)]
+    wrong = w.binary("and", w.value("i1", f"fcmp une {rest}, {zero.name}"), w.binary("xor", *below))
+    return w.select(wrong, w.value(a.type, f"fadd {rest}, {b.name}"), rest)
+
+
+def float_power(ctx: Context, dtype: DType, a: V, b: V) -> V:
+    """`a ** b` through logarithm and exponential of base 2; a negative base takes integer exponents."""
+    if a.type in ("half", "bfloat"):
+        return in_float32(ctx, lambda x, y: float_power(ctx, dtypes.float32, x, y), a, b)
+    w = ctx.w
+    suffix = "f32" if a.type == "float" else "f64"
+
+    def is_integer(x: V) -> V:
+        return w.value("i1", f"fcmp oeq {w.call(x.type, f'llvm.rint.{suffix}', x)}, {x.name}")
+
+    size = w.call(a.type, f"llvm.fabs.{suffix}", a)
+    log = float_function(w, ctx.target, "log2", dtype, size)
+    made = float_function(w, ctx.target, "exp2", dtype, w.value(a.type, f"fmul {log}, {b.name}"))
+    half = w.value(a.type, f"fmul {b}, {floating(0.5, a.type).name}")
+    negative = w.value("i1", f"fcmp olt {a}, {floating(0.0, a.type).name}")
+    odd = w.binary("xor", is_integer(half), TRUE)
+    signed = w.select(odd, w.value(a.type, f"fneg {made}"), made)
+    signed = w.select(is_integer(b), signed, floating(float("nan"), a.type))
+    made = w.select(negative, signed, made)
+    one = floating(1.0, a.type)
+    return w.select(w.value("i1", f"fcmp oeq {b}, {floating(0.0, a.type).name}"), one, made)
+
+
+def shift(ctx: Context, kind: str, dtype: DType, a: V, b: V) -> V:
+    """A shift; by the width or more (or a negative amount, which is read as unsigned) it leaves 0, or the sign."""
+    w = ctx.w
+    bits = int(a.type[1:])
+    opcode = "shl" if kind == "shl" else "ashr" if dtype.is_signed else "lshr"
+    known = b.literal
+    if known is not None and 0 <= known < dtype.bits:
+        return w.binary(opcode, a, b)
+    if opcode == "ashr":
+        return w.binary("ashr", a, w.call(a.type, f"llvm.umin.{a.type}", b, integer(dtype.bits - 1, bits)))
+    far = w.icmp("uge", b, integer(dtype.bits, bits))
+    return w.select(far, integer(0, bits), w.value(a.type, f"{opcode} {a}, {b.name}"))
+
+
+def high_product(ctx: Context, dtype: DType, a: V, b: V) -> V:
+    """The upper half of the product of two integers."""
+    w = ctx.w
+    extend, opcode = ("sext", "ashr") if dtype.is_signed else ("zext", "lshr")
+    type = f"i{max(32, 2 * dtype.bits)}"
+    wide = w.binary("mul", w.convert(extend, a, type), w.convert(extend, b, type))
+    return w.convert("trunc", w.binary(opcode, wide, integer(dtype.bits, int(type[1:]))), a.type)
 
 
 def float_extreme(ctx: Context, kind: str, a: V, b: V) -> V:
@@ -182,10 +248,13 @@ def floor_division(ctx: Context, kind: str, dtype: DType, a: V, b: V) -> V:
         if kind == "mod":
             return w.binary("and", a, integer(known - 1, bits))
         return w.binary("ashr" if dtype.is_signed else "lshr", a, integer(known.bit_length() - 1, bits))
+    zero = integer(0, bits)
+    if known is None or known == 0:
+        # LLVM takes it for granted that a divisor is not zero, and would drop the test of a `where` around it.
+        b = w.select(w.icmp("eq", b, zero), integer(1, bits), b)
     if not dtype.is_signed:
         return w.binary("udiv" if kind == "floordiv" else "urem", a, b)
     quotient, remainder = w.binary("sdiv", a, b), w.binary("srem", a, b)
-    zero = integer(0, bits)
     apart = w.icmp("slt", w.binary("xor", remainder, b), zero)
     fix = w.binary("and", w.icmp("ne", remainder, zero), apart)
     if kind == "mod":
@@ -252,26 +321,36 @@ def lower_view(ctx: Context, op: ops.View) -> None:
     ctx.values[op.result] = Tile(op.dtype, layout, from_bits(ctx.w, op.dtype, bits_of(ctx.w, tile)))
 
 
+def _operand_type(dtype: DType) -> str:
+    """Return the LLVM type of an operand of inline PTX: integers of 16 bits have registers of 16 bits."""
+    return "i16" if dtype.is_integer and dtype.bits == 16 else llvm_type(dtype)
+
+
+def _letter(dtype: DType) -> str:
+    """Return the constraint of an operand of inline PTX."""
+    letters = {"i1": "b", "i16": "h", "i32": "r", "i64": "l", "float": "f", "double": "d", "half": "h", "bfloat": "h"}
+    return letters[_operand_type(dtype)]
+
+
 @lowers(ops.InlinePtx)
 def lower_inline_ptx(ctx: Context, op: ops.InlinePtx) -> None:
     w = ctx.w
-    letters = {"i1": "b", "i32": "r", "i64": "l", "float": "f", "double": "d", "half": "h", "bfloat": "h"}
-    outs = [llvm_type(d) for d in op.dtypes]
-    ins = [llvm_type(scalar_type_of(v)) for v in op.args]
-    constraints = ",".join([*("=" + letters[t] for t in outs), *(letters[t] for t in ins)])
+    outs = list(op.dtypes)
+    ins = [scalar_type_of(v) for v in op.args]
+    # Results are written before all operands are read where the text is more than one instruction.
+    constraints = ",".join([*("=&" + _letter(x) for x in outs), *(_letter(x) for x in ins)])
     template = op.template.replace("\\", "\\5C").replace('"', "\\22").replace("\n", "\\0A")
-    if not outs:
-        result = "void"
-    elif len(outs) == 1:
-        result = outs[0]
-    else:
-        result = "{ " + ", ".join(outs) + " }"
+    types = [_operand_type(x) for x in outs]
+    result = "void" if not outs else types[0] if len(outs) == 1 else "{ " + ", ".join(types) + " }"
 
     def once(*args: V) -> list[V]:
-        made = w.asm(result, template, constraints, *args, effects=op.volatile or not outs)
-        if len(outs) <= 1:
-            return [made] if outs else []
-        return [w.member(made, i, t) for i, t in enumerate(outs)]
+        given = [w.convert("trunc", a, _operand_type(x)) for a, x in zip(args, ins, strict=True)]
+        made = w.asm(result, template, constraints, *given, effects=op.volatile or not outs)
+        parts = [made][: len(outs)] if len(outs) <= 1 else [w.member(made, i, t) for i, t in enumerate(types)]
+        return [
+            wrap(ctx, x, w.convert("sext" if x.is_signed else "zext", part, llvm_type(x)) if x.is_integer else part)
+            for part, x in zip(parts, outs, strict=True)
+        ]
 
     if op.shape is None:
         for value, made in zip(op.results, once(*(ctx.scalar(a) for a in op.args)), strict=True):

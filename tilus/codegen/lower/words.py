@@ -125,7 +125,8 @@ def predicated_load(w: Writer, pointer: V, bits: int, predicate: V, other: V, mo
     target = outs[0] if count == 1 else "{" + ", ".join(outs) + "}"
     template = f"{moves} @{pred} ld.{space}{modifier}.{kind} {target}, [{address}];"
     letter = "l" if space == "global" else "r"
-    constraints = ",".join(["=r"] * count + [letter, "b", "r"])
+    # Early clobbers: the results are written before the address and the predicate are read.
+    constraints = ",".join(["=&r"] * count + [letter, "b", "r"])
     result = "i32" if count == 1 else "{ " + ", ".join(["i32"] * count) + " }"
     if space == "shared":
         pointer = w.convert("ptrtoint", pointer, "i32")

@@ -27,7 +27,8 @@ def dot_async(t: Tracer, a: Any, b: Any, acc: Any, out_dtype: Any) -> Value:
     right = shared_type("dot_async", b)
     if not isinstance(a, Value) or not isinstance(a.type, (RegisterType, SharedType)):
         raise TypeMismatch(
-            f"dot_async takes a tile or a tensor in shared memory first, not {describe(a)}", hint="tilus.shared(...)"
+            f"dot_async takes a tile or a tensor in shared memory first, not {describe(a)}",
+            hint="tilus.shared(...)",
         )
     left = a.type
     if len(left.shape) != 2 or len(right.shape) != 2 or left.shape[1] != right.shape[0]:

@@ -148,11 +148,12 @@ def load(
     extents = (1,) if shape is None else static_shape("load", shape)
     if len(extents) > type.rank:
         raise ShapeMismatch(
-            f"load of a tile of shape {shape_text(extents)} from a tensor of {type.rank} dimensions"
+            f"load of a tile of shape {shape_text(extents)} from a tensor of {type.rank} dimensions",
+            hint="a tile of as many dimensions or less",
         )
     fill = scalar_of(t, "other of load", other, type.dtype)
     where = mask_for(t, "load", mask, extents)
-    place = register_layout("load", layout, extents)
+    place = register_layout(t, "load", layout, extents)
     tile = t.value(
         ops.LoadGlobal, source, starts, where, fill,
         shape=extents, checked=checks("load", checked, type.rank), cache=cache, layout=place,
@@ -181,7 +182,7 @@ def load_shared(
             "load of all of a shared tensor has no mask",
             hint="tilus.where(mask, tilus.load(s), other), or indices=",
         )
-    return t.value(ops.LoadShared, source, register_layout("load", layout, type.shape))
+    return t.value(ops.LoadShared, source, register_layout(t, "load", layout, type.shape))
 
 
 def scalar_of(t: Tracer, what: str, value: object, dtype: DType) -> Value | None:
@@ -277,7 +278,8 @@ def store(
     shape = tile_type("store", tile).shape
     if len(shape) > type.rank:
         raise ShapeMismatch(
-            f"store of a tile of shape {shape_text(shape)} into a tensor of {type.rank} dimensions"
+            f"store of a tile of shape {shape_text(shape)} into a tensor of {type.rank} dimensions",
+            hint="a tile of as many dimensions or less",
         )
     where = mask_for(t, "store", mask, shape)
     t.emit(
@@ -392,7 +394,7 @@ def view(t: Tracer, source: Any, dtype: Any, shape: Any, strides: Any, layout: A
             )
         shape = (*old.shape[:-1], bits // chosen.bits)
     extents = static_shape("view", shape)
-    return t.value(ops.View, source, chosen, extents, register_layout("view", layout, extents))
+    return t.value(ops.View, source, chosen, extents, register_layout(t, "view", layout, extents))
 
 
 def view_pointer(t: Tracer, pointer: Value, dtype: DType, shape: object, strides: object) -> Value:

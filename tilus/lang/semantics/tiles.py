@@ -6,7 +6,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 from tilus.dtypes import DType, boolean, float32, float64, int32
-from tilus.errors import ShapeMismatch, TypeMismatch
+from tilus.errors import LayoutConflict, ShapeMismatch, TypeMismatch
 from tilus.ir import RegisterType, ScalarType, SharedType, Value, ops
 from tilus.lang import functions
 from tilus.lang.diagnostics import describe, shape_text
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tilus.lang.frontend.tracer import Tracer
 
 
-def register_layout(what: str, layout: object, shape: Shape) -> RegisterLayout | None:
+def register_layout(t: Tracer, what: str, layout: object, shape: Shape) -> RegisterLayout | None:
     """Check a register layout that the user gives for a shape."""
     if layout is None:
         return None
@@ -45,6 +45,15 @@ def register_layout(what: str, layout: object, shape: Shape) -> RegisterLayout |
         raise ShapeMismatch(
             f"{what} of shape {shape_text(shape)} with a layout of shape {shape_text(layout.shape)}",
             hint="a layout of the tile's shape",
+        )
+    threads = 32 * (t.warp_groups[-1][1] if t.warp_groups else t.warps)
+    if t.grid is not None and layout.threads != threads:
+        copies = threads // layout.threads if threads % layout.threads == 0 else 0
+        raise LayoutConflict(
+            f"{what} with a layout of {layout.threads} threads in a group of {threads}",
+            hint=f"layout.with_replication({copies}), or a layout of {threads} threads"
+            if copies
+            else f"a layout of {threads} threads",
         )
     return layout
 
@@ -86,7 +95,7 @@ def filled(t: Tracer, what: str, dtype: DType, shape: Shape, fill: object, layou
             f"{what} is filled with a number or a scalar, not {describe(fill)}",
             hint="a number, a scalar, or tilus.broadcast_to(x, shape) for a tile",
         )
-    return t.value(ops.Splat, scalar, shape, register_layout(what, layout, shape))
+    return t.value(ops.Splat, scalar, shape, register_layout(t, what, layout, shape))
 
 
 @implements(functions.arange)
@@ -110,7 +119,7 @@ def iota(t: Tracer, shape: Any, axis: Any, dtype: Any, layout: Any) -> Value:
             f"iota is of an integer dtype, not {chosen}", hint=f"tilus.iota(shape, axis).to(tilus.{chosen})"
         )
     axis = static_axis("iota", axis, len(extents))
-    return t.value(ops.Iota, extents, axis, chosen, register_layout("iota", layout, extents))
+    return t.value(ops.Iota, extents, axis, chosen, register_layout(t, "iota", layout, extents))
 
 
 @implements(functions.broadcast_to)
@@ -212,7 +221,7 @@ def concat(t: Tracer, parts: Any, axis: Any) -> Value:
 
 @implements(functions.annotate_layout)
 def annotate_layout(t: Tracer, x: Any, layout: Any) -> Value:
-    chosen = register_layout("annotate_layout", layout, tile_type("annotate_layout", x).shape)
+    chosen = register_layout(t, "annotate_layout", layout, tile_type("annotate_layout", x).shape)
     if chosen is None:
         raise TypeMismatch("annotate_layout takes a layout, not None", hint="tilus.spatial(8, 4).local(1, 2)")
     return t.value(ops.AnnotateLayout, x, chosen)
