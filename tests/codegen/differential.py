@@ -14,7 +14,7 @@ from tilus import dtypes, simulator
 from tilus.codegen import compile_kernel
 from tilus.codegen.compiler import Compiled
 from tilus.dtypes import DType
-from tilus.ir import GlobalType, Kernel, PointerType, Symbol, Type
+from tilus.ir import GlobalType, Kernel, PointerType, ScalarType, Symbol, Type, Value
 from tilus.ir.interpreter import bind, launch_grid
 from tilus.ir.interpreter import run as interpret
 from tilus.ir.verifier import verify
@@ -134,6 +134,13 @@ def copies(args: Sequence[Any]) -> list[Any]:
     return [copy(a) for a in args]
 
 
+def passed(param: Value, arg: Any) -> Any:
+    """Return what a launch passes for a parameter: arrays, and scalars as the bytes that they have in memory."""
+    if not isinstance(param.type, ScalarType):
+        return arg
+    return array(arg, param.type.dtype).tobytes()
+
+
 def launch(kernel: Kernel, args: Sequence[Any], target: str = "sm_80", grid: Any = None) -> tuple[Compiled, Any]:
     """Compile a kernel and run its PTX on the simulator with all checks."""
     compiled = compile_kernel(kernel, target, assemble=False)
@@ -142,7 +149,7 @@ def launch(kernel: Kernel, args: Sequence[Any], target: str = "sm_80", grid: Any
     report = simulator.load(compiled.ptx)[compiled.name].launch(
         grid=grid,
         block=(compiled.threads, 1, 1),
-        args=[*args, *symbols(kernel, args)],
+        args=[*map(passed, kernel.params, args), *symbols(kernel, args)],
         shared_bytes=compiled.shared_bytes,
     )
     report.raise_if_hazards()

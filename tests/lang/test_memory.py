@@ -66,7 +66,7 @@ def test_index_tiles_gather_and_scatter(other):
 
 
 def staged(a: Tensor[float32, "m n"], out: Tensor[float32, "m n"]):
-    m, n = a.shape
+    m, _ = a.shape
     tilus.grid(1)
     s = tilus.shared(float32, (2, 4, 8))
     steps = tilus.cdiv(m, 4)
@@ -224,7 +224,7 @@ def test_cache_hints_and_promises_reach_the_operations():
 
 
 def promised(a: Tensor[float16, "m n"], k: int32):
-    m, n = a.shape
+    _, n = a.shape
     tilus.grid(1)
     tilus.assume(n % 16 == 0)
     k = tilus.assume(k, 8)

@@ -293,36 +293,40 @@ def read_params(source: FunctionSource) -> tuple[ParamSpec, ...]:
 
 
 def read_annotations(source: FunctionSource, nodes: dict[str, ast.arg]) -> dict[str, Any]:
-    """Return the annotations as objects, also where they are postponed to text."""
+    """Return the annotations as objects, also where `from __future__ import annotations` makes them texts."""
     function = source.function
-    assert isinstance(function, FunctionType)
-    try:
-        return inspect.get_annotations(function, eval_str=True)
-    except TilusError as error:
-        raise error.at(source.def_location) from None
-    except Exception:
-        pass
-    # Names of an enclosing function that only annotations read are in no closure, so each is tried alone.
+    names = {**enclosing_names(function), **source.closure}
     found = {}
-    for name, text in function.__annotations__.items():
+    for name, annotation in function.__annotations__.items():
         if name not in nodes:
             continue
-        if not isinstance(text, str):
-            found[name] = text
-            continue
-        single = FunctionType(function.__code__, {**function.__globals__, **source.closure})
-        single.__annotations__ = {name: text}
+        single = FunctionType(
+            function.__code__, function.__globals__, function.__name__, None, function.__closure__
+        )
+        single.__annotations__ = {name: annotation}
         try:
-            found[name] = inspect.get_annotations(single, eval_str=True)[name]
-        except TilusError as error:
-            raise error.at(source.location(nodes[name])) from None
+            found[name] = inspect.get_annotations(single, locals=names, eval_str=True)[name]
         except Exception as error:
             raise TypeMismatch(
-                f"the annotation {text} raised {type(error).__name__}: {error}",
+                f"the annotation {annotation} raised {type(error).__name__}: {error}",
                 source.location(nodes[name]),
-                "names that the module defines, or no `from __future__ import annotations`",
+                "names that the module, or the function around the kernel, defines",
             ) from None
     return found
+
+
+def enclosing_names(function: FunctionType) -> dict[str, Any]:
+    """Return the local names of the function that is defining a kernel just now; a text may read any of them."""
+    path = function.__qualname__.split(".")
+    if len(path) < 3 or path[-2] != "<locals>":
+        return {}
+    frame = inspect.currentframe()
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == path[-3] and code.co_filename == function.__code__.co_filename:
+            return dict(frame.f_locals)
+        frame = frame.f_back
+    return {}
 
 
 def read_param(name: str, annotation: Any, default: Any) -> ParamSpec:

@@ -199,33 +199,14 @@ def matrix_candidates(
 
 def restrict(layout: SharedLayout, op: ops.SharedSlice) -> SharedLayout:
     """Return the layout of a slice, which must start where a swizzle's pattern does."""
-    digits: list[Digit] = []
-    for dim, (offset, extent, chain) in enumerate(zip(op.offsets, op.shape, layout.chains, strict=True)):
-        left, unit = extent, 1
-        for d in reversed(chain):
-            take = min(left, d.size)
-            if left % take or (take < d.size and offset % unit):
-                raise LayoutConflict(f"a slice of {extent} along dimension {dim} cuts {layout}", op.loc)
-            if take > 1:
-                digits.append(Digit(take, dim, d.stride))
-            left //= take
-            unit *= d.size
-            if left == 1:
-                break
-        if offset % extent and layout.swizzle is not None:
-            raise LayoutConflict(
-                f"a slice at {offset} along dimension {dim} does not start at a multiple of its size {extent}",
-                op.loc,
-            )
-    start = layout.linear_offset(op.offsets)
-    if layout.swizzle is not None and start % layout.swizzle.period:
+    try:
+        return layout.window(op.offsets, op.shape)[1]
+    except LayoutError as error:
         raise LayoutConflict(
-            f"a slice at {op.offsets} starts inside the swizzle's pattern of {layout}",
+            f"a slice at {op.offsets} of shape {op.shape}: {error}",
             op.loc,
-            hint="give the shared tensor layout=tilus.layout.row_major(...), or slice at a larger step",
-        )
-    ordered = sorted(digits, key=lambda d: (d.dim if d.dim is not None else -1, -d.stride))
-    return SharedLayout(op.shape, tuple(ordered), layout.swizzle)
+            hint="give the shared tensor layout=tilus.row_major(...), or slice at multiples of the slice's size",
+        ) from None
 
 
 def shared_bytes(type: SharedType) -> int:

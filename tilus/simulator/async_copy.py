@@ -68,6 +68,17 @@ class CopyQueue:
             kept.append(entry)
         self.pending = kept
 
+    def arrive_now(self, sel: Selection, entries: list[PendingCopy]) -> None:
+        """Let given copies arrive for some lanes (``cp.async.mbarrier.arrive``)."""
+        chosen = np.zeros(self.state.lane_count, bool)
+        chosen[sel.lanes] = True
+        for entry in entries:
+            ready = entry.left & chosen[entry.sel.lanes]
+            if ready.any():
+                self.arrive(entry, ready)
+                entry.left &= ~ready
+        self.pending = [entry for entry in self.pending if entry.left.any()]
+
     def arrive(self, entry: PendingCopy, ready: Any) -> None:
         """Write the data of some lanes."""
         state = self.state

@@ -8,6 +8,7 @@ from . import (
     async_copy,
     fences,
     matrix,
+    mbarrier,
     atomics,
     barriers,
     compare,
@@ -37,6 +38,7 @@ TABLE: dict[str, Callable[[Decoder], Operation]] = {
     **async_copy.INSTRUCTIONS,
     **matrix.INSTRUCTIONS,
     **fences.INSTRUCTIONS,
+    **mbarrier.INSTRUCTIONS,
 }
 
 

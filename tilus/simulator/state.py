@@ -14,6 +14,7 @@ import numpy as np
 from .async_copy import CopyQueue
 from .barriers import BarrierUnit
 from .hazards import Stop
+from .mbarrier import BarrierTable
 from .memory_unit import Memory
 from .selection import LANES, Selection
 
@@ -23,7 +24,7 @@ _BANK_DTYPES = {1: np.bool_, 8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.u
 class Group:
     """Lanes that stand at one instruction."""
 
-    __slots__ = ("state", "sel", "pc", "round", "loops", "resumed")
+    __slots__ = ("state", "sel", "pc", "round", "loops", "resumed", "patience", "patience_progress")
 
     def __init__(self, state: Any, sel: Selection, pc: int, round: int = 0) -> None:
         self.state = state
@@ -32,6 +33,8 @@ class Group:
         self.round = round
         self.loops = 0
         self.resumed = False
+        self.patience = 0
+        self.patience_progress = -1
 
     def fork(self, sel: Selection, pc: int, backward: bool) -> "Group":
         """Some of the lanes, elsewhere."""
@@ -85,6 +88,7 @@ class State:
         self.waiting: dict[int, Any] = {}
         self.barriers = BarrierUnit(self)
         self.copies = CopyQueue(self)
+        self.mbarriers = BarrierTable(self)
         self.parked = 0
         self.races: Any = None
         self.order: Any = None

@@ -8,8 +8,8 @@ from tilus.codegen.lower.context import Context, lowers
 from tilus.codegen.registers import Tile, container_type, elements_of, tile_of
 from tilus.errors import LayoutConflict
 from tilus.ir import ops
-from tilus.layout import RegisterLayout, tile_by
-from tilus.layout.register import LayoutError
+from tilus.layout import LayoutError, RegisterLayout, tile_by
+
 from tilus.layout.tiling import Tiling, explain_tile_by
 
 

@@ -217,6 +217,11 @@ def shift(ctx: Context, kind: str, dtype: DType, a: V, b: V) -> V:
         return w.binary(opcode, a, b)
     if opcode == "ashr":
         return w.binary("ashr", a, w.call(a.type, f"llvm.umin.{a.type}", b, integer(dtype.bits - 1, bits)))
+    if bits == 64:
+        # PTX's shift saturates and takes an amount of 32 bits. LLVM, from a test like the one below, makes one whose
+        # amount has lost its upper bits.
+        amount = w.convert("trunc", w.call(b.type, "llvm.umin.i64", b, integer(64, 64)), "i32")
+        return w.asm("i64", f"{'shl.b64' if kind == 'shl' else 'shr.u64'} $0, $1, $2;", "=l,l,r", a, amount)
     far = w.icmp("uge", b, integer(dtype.bits, bits))
     return w.select(far, integer(0, bits), w.value(a.type, f"{opcode} {a}, {b.name}"))
 

@@ -21,6 +21,7 @@ from tilus.codegen.lower.context import Context, GlobalTensor
 from tilus.codegen.lower.hopper import TensorMap
 from tilus.codegen.registers import llvm_type
 from tilus.codegen.target import Target
+from tilus.dtypes import DType
 from tilus.errors import ResourceExceeded, TargetNotSupported
 from tilus.ir import ops
 from tilus.ir.core import walk
@@ -73,6 +74,22 @@ def lower_kernel(kernel: Kernel, target: Target) -> tuple[str, tuple[TensorMap, 
     return writer.module(header, text), tuple(ctx.tensor_maps)
 
 
+def _parameter_type(dtype: DType) -> str:
+    """Return the LLVM type in which a scalar is passed: an integer of its size in memory, or a float."""
+    if dtype.is_float and dtype.bits >= 32:
+        return llvm_type(dtype)
+    return f"i{max(8, dtype.bits)}"
+
+
+def _from_parameter(w: Writer, dtype: DType, value: V) -> V:
+    """Return a passed scalar in the LLVM type in which it is computed."""
+    if dtype.kind == "bool":
+        return w.icmp("ne", value, integer(0, 8))
+    if dtype.is_integer:
+        return w.convert("sext" if dtype.is_signed else "zext", value, llvm_type(dtype))
+    return w.convert("bitcast", value, llvm_type(dtype))
+
+
 def _bind_parameters(ctx: Context) -> list[str]:
     """Give parameters and sizes their LLVM values; return the signature."""
     signature: list[str] = []
@@ -80,13 +97,10 @@ def _bind_parameters(ctx: Context) -> list[str]:
     for number, param in enumerate(ctx.kernel.params):
         name = f"%p{number}"
         if isinstance(param.type, ScalarType):
-            type = "i8" if param.type.dtype.kind == "bool" else llvm_type(param.type.dtype)
+            type = _parameter_type(param.type.dtype)
             signature.append(f"{type} {name}")
-            value = V(type, name)
-            if type == "i8":
-                with ctx.w.at_entry():
-                    value = ctx.w.icmp("ne", value, integer(0, 8))
-            ctx.values[param] = value
+            with ctx.w.at_entry():
+                ctx.values[param] = _from_parameter(ctx.w, param.type.dtype, V(type, name))
         else:
             assert isinstance(param.type, (GlobalType, PointerType))
             signature.append(f"ptr addrspace(1) align {max(1, param.type.align)} {name}")

@@ -1,0 +1,55 @@
+"""The `tilus` command: compile ahead of time, look at what the compiler makes, draw layouts, and ask what works here.
+
+Exit codes: 0 for success, 1 for an error in a kernel or in what it is given, 2 for wrong use of the command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from tilus.errors import TilusError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    from tilus import __version__
+    from tilus.cli import compile, doctor, inspect, layout
+
+    parser = argparse.ArgumentParser(prog="tilus", description="Thread-block programs over tiles for NVIDIA GPUs.")
+    parser.add_argument("--version", action="version", version=f"tilus {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for module in (compile, inspect, layout, doctor):
+        module.add_command(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    parser = build_parser()
+    try:
+        options = parser.parse_args(arguments)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 2
+    try:
+        code: int = options.run(options)
+        sys.stdout.flush()
+        return code
+    except UsageError as error:
+        print(f"tilus {options.command}: {error}", file=sys.stderr)
+        return 2
+    except TilusError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough; nothing more can be written, at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+class UsageError(Exception):
+    """Wrong use of the command, such as a file that does not exist."""

@@ -1,0 +1,472 @@
+"""``mbarrier`` objects: phases, arrivals, transaction counts, and waiting.
+
+The 64 bits in shared memory are opaque to PTX; their state is kept beside, in one table per batch with a row for
+each block and a column for each shared offset at which some block has an object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .decoder import AddressSource, Decoder
+from .operands import Sink
+from .operations import Control, Lane, Map, Operation
+from .selection import Selection
+from .types import BITS_OF_WIDTH, TYPES
+
+_MAX_COUNT = (1 << 20) - 1
+_PATIENCE = 3
+B64 = TYPES["b64"]
+
+
+class BarrierTable:
+    """All mbarrier objects of a batch."""
+
+    def __init__(self, state: Any) -> None:
+        self.state = state
+        self.column: dict[int, int] = {}
+        blocks = state.block_count
+        self.expected = np.zeros((blocks, 0), np.int64)
+        self.pending = np.zeros((blocks, 0), np.int64)
+        self.transactions = np.zeros((blocks, 0), np.int64)
+        self.phase = np.zeros((blocks, 0), np.int64)
+        self.valid = np.zeros((blocks, 0), bool)
+        # What completed phases hand to those who wait, and what the running phase has collected so far.
+        self.clock: dict[int, Any] = {}
+        self.collecting: dict[int, Any] = {}
+        self.copies: dict[int, list[Any]] = {}
+
+    def slot(self, index: Any, create: bool = False) -> Any:
+        """Flat slot numbers of objects at byte indices of the batch's shared memory; -1 where there is none."""
+        stride = self.state.memory.stride
+        blocks, offsets = index // stride, index % stride
+        columns = np.empty(len(index), np.int64)
+        for offset in np.unique(offsets):
+            found = self.column.get(int(offset))
+            if found is None and create:
+                found = self.column[int(offset)] = len(self.column)
+                for name in ("expected", "pending", "transactions", "phase", "valid"):
+                    old = getattr(self, name)
+                    setattr(self, name, np.concatenate([old, np.zeros((len(old), 1), old.dtype)], axis=1))
+            columns[offsets == offset] = -1 if found is None else found
+        del blocks
+        return np.where(columns < 0, -1, columns + (index // stride) * (1 << 16))
+
+    @staticmethod
+    def at(slots: Any) -> tuple[Any, Any]:
+        """Slots as an index into the tables."""
+        return slots >> 16, slots & 0xFFFF
+
+    def initialise(self, slots: Any, counts: Any) -> None:
+        """``mbarrier.init``."""
+        at = self.at(slots)
+        self.expected[at] = counts
+        self.pending[at] = counts
+        self.transactions[at] = 0
+        self.phase[at] = 0
+        self.valid[at] = True
+        for slot in slots:
+            self.clock.pop(int(slot), None)
+            self.collecting.pop(int(slot), None)
+
+    def complete(self, slots: Any) -> None:
+        """Phases whose arrivals and transactions are all in end."""
+        slots = np.unique(slots)
+        at = self.at(slots)
+        done = (self.pending[at] == 0) & (self.transactions[at] == 0) & self.valid[at]
+        if not done.any():
+            return
+        self.state.engine.progress += 1
+        ended = slots[done]
+        where = self.at(ended)
+        self.phase[where] += 1
+        self.pending[where] = self.expected[where]
+        if self.state.order is not None:
+            for slot in ended:
+                self.clock[int(slot)] = self.collecting.pop(int(slot), None)
+
+    def collect(self, slot: int, knowledge: Any) -> None:
+        """An arrival (or completed copy) hands its knowledge to the running phase."""
+        old = self.collecting.get(slot)
+        if old is None:
+            old = self.clock.get(slot)
+        self.collecting[slot] = knowledge if old is None else np.maximum(old, knowledge)
+
+    def deliver(self, slots: Any) -> None:
+        """Asynchronous copies that report to these barriers arrive now."""
+        for slot in np.unique(slots):
+            for copy in self.copies.pop(int(slot), ()):
+                copy.deliver(int(slot))
+
+
+class _MbarrierOperation(Lane):
+    """What all operations on objects share: finding them."""
+
+    width = 8
+    memory = True
+    order = "weak"
+    strong = True
+    scope = "cta"
+    type = BITS_OF_WIDTH[64]
+    count = 1
+    touches = ("shared",)
+
+    def __init__(self, address: AddressSource, generic: bool) -> None:
+        super().__init__()
+        self.address = address
+        self.generic = generic
+        self.reads = (address,)
+
+    def index(self, state: Any, sel: Selection) -> Any:
+        """Byte indices of the objects."""
+        return shared_operand(self, state, sel, self.address.get(state, sel), self.generic, 8)
+
+    def slots(self, state: Any, sel: Selection) -> Any:
+        """Slots of initialised objects."""
+        index = self.index(state, sel)
+        table = state.mbarriers
+        slots = table.slot(index)
+        missing = slots < 0
+        if not missing.any():
+            missing = ~table.valid[table.at(slots)]
+        if missing.any():
+            lane = int(sel.index[np.flatnonzero(missing)[0]])
+            offset = int(index[np.flatnonzero(missing)[0]] % state.memory.stride)
+            state.hazard("mbarrier-misuse", f"no mbarrier has been initialised at shared offset {offset:#x}",
+                         self.instruction, lane, offset)  # fmt: skip
+            state.stop()
+        return slots
+
+
+def shared_operand(access: Any, state: Any, sel: Selection, address: Any, generic: bool, width: int) -> Any:
+    """Byte indices of shared memory for an operand that may be a generic address."""
+    if generic:
+        parts = state.memory.split_generic(address)
+        if parts[0][1] is not None or parts[0][0] != "shared":
+            state.memory._fail(access, sel, address, np.ones(sel.n, bool), "out-of-bounds", "address outside shared memory")
+        address = parts[0][2]
+    return state.memory.shared_index(access, sel, address, width)
+
+
+class Initialise(_MbarrierOperation):
+    """``mbarrier.init``."""
+
+    def __init__(self, address: AddressSource, generic: bool, count: Any) -> None:
+        super().__init__(address, generic)
+        self.number = count
+        self.reads = (address, count)
+
+    def execute(self, state: Any, sel: Selection) -> None:
+        index = self.index(state, sel)
+        counts = np.broadcast_to(self.number.get(state, sel), (sel.n,)).astype(np.int64)
+        if (counts < 1).any() or (counts > _MAX_COUNT).any():
+            state.hazard("mbarrier-misuse", f"count {int(counts.min())} is outside 1 to {_MAX_COUNT}", self.instruction,
+                         int(sel.index[0]))  # fmt: skip
+            state.stop()
+        table = state.mbarriers
+        slots = table.slot(index, create=True)
+        if table.valid[table.at(slots)].any():
+            position = int(np.flatnonzero(table.valid[table.at(slots)])[0])
+            state.hazard("mbarrier-misuse", "mbarrier.init of a location that holds a valid mbarrier; use mbarrier.inval "
+                         "first", self.instruction, int(sel.index[position]))  # fmt: skip
+        if state.races is not None:
+            self.strong = False
+            view = state.memory.shared_view(np.dtype(np.uint64), 1)
+            state.races.write(self, sel, index, 8, view, index >> 3, counts.astype(np.uint64))
+            self.strong = True
+        state.memory.shared_view(np.dtype(np.uint64), 1)[index >> 3] = _opaque(counts)
+        table.initialise(slots, counts)
+
+
+def _opaque(counts: Any) -> Any:
+    return (counts.astype(np.uint64) << np.uint64(32)) | np.uint64(0x6D626172)
+
+
+class Invalidate(_MbarrierOperation):
+    """``mbarrier.inval``."""
+
+    def execute(self, state: Any, sel: Selection) -> None:
+        slots = self.slots(state, sel)
+        table = state.mbarriers
+        table.valid[table.at(slots)] = False
+
+
+class Arrive(_MbarrierOperation):
+    """``mbarrier.arrive`` and ``.arrive_drop``, with or without ``.expect_tx`` and ``.noComplete``; ``expect_tx``."""
+
+    def __init__(
+        self, address: AddressSource, generic: bool, arrives: bool, drop: bool, expects: bool, complete: bool,
+        number: Any, target: Any, semantics: str,
+    ) -> None:  # fmt: skip
+        super().__init__(address, generic)
+        self.arrives, self.drop, self.expects, self.may_complete = arrives, drop, expects, complete
+        self.number = number
+        self.semantics = semantics
+        self.reads = (address,) if number is None else (address, number)
+        self.writes = () if target is None else (target,)
+
+    def execute(self, state: Any, sel: Selection) -> None:
+        table = state.mbarriers
+        slots = self.slots(state, sel)
+        at = table.at(slots)
+        number = np.ones(sel.n, np.int64)
+        if self.number is not None:
+            number = np.broadcast_to(self.number.get(state, sel), (sel.n,)).astype(np.int64)
+        state.engine.progress += 1
+        if self.writes:
+            token = (table.phase[at] << 20) | table.pending[at]
+            self.writes[0].put(state, sel, token.astype(np.uint64))
+        if self.expects:
+            self._expect(state, sel, table, at, number)
+            number = np.ones(sel.n, np.int64)
+        if not self.arrives:
+            return
+        if state.order is not None and self.semantics == "release":
+            self._release(state, sel, table, slots)
+        if self.drop:
+            np.subtract.at(table.expected, at, number)
+        self._arrive(state, sel, table, slots, number)
+
+    def _expect(self, state: Any, sel: Selection, table: Any, at: Any, number: Any) -> None:
+        np.add.at(table.transactions, at, number)
+        if (table.transactions[at] > _MAX_COUNT).any():
+            state.hazard("mbarrier-misuse", f"transaction count beyond {_MAX_COUNT}", self.instruction, int(sel.index[0]))
+            state.stop()
+
+    def _release(self, state: Any, sel: Selection, table: Any, slots: Any) -> None:
+        rows = sel.index >> 5
+        for slot in np.unique(slots):
+            table.collect(int(slot), state.order.snapshot(np.unique(rows[slots == slot])))
+
+    def _arrive(self, state: Any, sel: Selection, table: Any, slots: Any, number: Any) -> None:
+        unique, inverse = np.unique(slots, return_inverse=True)
+        total = np.bincount(inverse, weights=number).astype(np.int64)
+        where = table.at(unique)
+        over = total > table.pending[where]
+        if over.any():
+            slot = unique[np.flatnonzero(over)[0]]
+            position = int(np.flatnonzero(slots == slot)[0])
+            left = int(table.pending[table.at(slot)])
+            state.hazard(
+                "mbarrier-misuse",
+                f"{int(total[over][0])} arrivals where the phase expects {left} more",
+                self.instruction, int(sel.index[position]),
+            )  # fmt: skip
+            state.stop()
+        table.pending[where] -= total
+        if not self.may_complete and (table.pending[where] == 0).any():
+            state.hazard("mbarrier-misuse", "an arrival with .noComplete completes the phase", self.instruction,
+                         int(sel.index[0]))  # fmt: skip
+        table.complete(unique)
+
+
+class CompleteTransactions(_MbarrierOperation):
+    """``mbarrier.complete_tx``."""
+
+    def __init__(self, address: AddressSource, generic: bool, number: Any) -> None:
+        super().__init__(address, generic)
+        self.number = number
+        self.reads = (address, number)
+
+    def execute(self, state: Any, sel: Selection) -> None:
+        slots = self.slots(state, sel)
+        table = state.mbarriers
+        number = np.broadcast_to(self.number.get(state, sel), (sel.n,)).astype(np.int64)
+        np.subtract.at(table.transactions, table.at(slots), number)
+        state.engine.progress += 1
+        table.complete(slots)
+
+
+class Wait(Control):
+    """``mbarrier.test_wait`` and ``.try_wait``, by token or by parity."""
+
+    width = 8
+    memory = True
+    strong = True
+    order = "weak"
+    scope = "cta"
+    type = BITS_OF_WIDTH[64]
+    count = 1
+    touches = ("shared",)
+    index = _MbarrierOperation.index
+    slots = _MbarrierOperation.slots
+
+    def __init__(self, address: AddressSource, generic: bool, parity: bool, value: Any, target: Any, acquire: bool,
+                 patient: bool) -> None:  # fmt: skip
+        super().__init__()
+        self.address, self.generic = address, generic
+        self.parity, self.value, self.acquire, self.patient = parity, value, acquire, patient
+        self.reads = (address, value)
+        self.writes = (target,)
+
+    def step(self, engine: Any, group: Any) -> Any:
+        state, sel = group.state, group.sel
+        here = self.instruction.index
+        if self.guard is not None:
+            taken = self.guard.get(state, sel)
+            if not taken.all():
+                state.add(group.fork(sel.subset(~taken), here + 1, False))
+                if not taken.any():
+                    return None
+                group = group.fork(sel.subset(taken), here, False)
+                sel = group.sel
+        table = state.mbarriers
+        slots = self.slots(state, sel)
+        table.deliver(slots)
+        done = self._done(state, sel, table, slots)
+        engine.counters.barrier(self.instruction, len(sel.warps))
+        if not done.all() and self._retry(engine, group):
+            return None
+        if done.any() and self.acquire and state.order is not None:
+            self._acquire(state, sel, table, slots, done)
+        self.writes[0].put(state, sel, done)
+        if not done.all():
+            engine.polled = True
+        group.pc = here + 1
+        group.resumed = False
+        group.patience = 0
+        return group
+
+    def _done(self, state: Any, sel: Selection, table: Any, slots: Any) -> Any:
+        phase = table.phase[table.at(slots)]
+        value = np.broadcast_to(self.value.get(state, sel), (sel.n,)).astype(np.int64)
+        if self.parity:
+            return (phase & 1) != (value & 1)
+        return phase > (value >> 20)
+
+    def _retry(self, engine: Any, group: Any) -> bool:
+        """Let others run before an unfinished wait says so; keeps the blocks of a batch together."""
+        if not self.patient:
+            return False
+        if group.patience_progress != engine.progress:
+            group.patience_progress = engine.progress
+            group.patience = 0
+        group.patience += 1
+        if group.patience > _PATIENCE:
+            return False
+        group.round += 1
+        engine.yielded(group)
+        group.state.add(group)
+        return True
+
+    def _acquire(self, state: Any, sel: Selection, table: Any, slots: Any, done: Any) -> None:
+        rows = sel.index >> 5
+        for slot in np.unique(slots[done]):
+            clock = table.clock.get(int(slot))
+            if clock is not None:
+                mine = np.unique(rows[done & (slots == slot)])
+                fresh = mine[state.order.cluster[mine] == int(slot >> 16) // state.engine.cluster_size]
+                state.order.learn(fresh, clock)
+                state.order.own[fresh] = state.engine.tick()
+
+
+def _space(d: Decoder) -> bool:
+    """Consume the state space; whether the address is generic."""
+    return d.take("shared", "shared::cta", "shared::cluster") is None
+
+
+def _decode_mbarrier(d: Decoder) -> Operation:
+    generic = _space(d)
+    name = d.take("init", "inval", "arrive", "arrive_drop", "expect_tx", "complete_tx", "test_wait", "try_wait",
+                  "pending_count")  # fmt: skip
+    d.flag("b64")
+    u32 = TYPES["u32"]
+    if name == "init":
+        d.count(2)
+        return Initialise(d.address(d.operands[0]), generic, d.source(d.operands[1], u32))
+    if name == "inval":
+        d.count(1)
+        return Invalidate(d.address(d.operands[0]), generic)
+    if name == "pending_count":
+        d.count(2)
+        token = d.source(d.operands[1], B64)
+        return Map(lambda t: (t & np.uint64(_MAX_COUNT)).astype(np.uint32), [d.target(d.operands[0], u32)], [token])
+    semantics = d.take("release", "relaxed", "acquire")
+    d.take("cta", "cluster")
+    if name in ("test_wait", "try_wait"):
+        parity = d.flag("parity")
+        value = d.source(d.operands[2], u32 if parity else B64)
+        target = d.target(d.operands[0], TYPES["pred"])
+        return Wait(d.address(d.operands[1]), generic, parity, value, target, semantics != "relaxed", name == "try_wait")
+    if name == "complete_tx":
+        d.count(2)
+        return CompleteTransactions(d.address(d.operands[0]), generic, d.source(d.operands[1], u32))
+    if name in ("arrive", "arrive_drop", "expect_tx"):
+        return _decode_arrival(d, name, generic, semantics)
+    raise d.fail("unsupported mbarrier operation")
+
+
+def _decode_arrival(d: Decoder, name: str, generic: bool, semantics: str | None) -> Operation:
+    u32 = TYPES["u32"]
+    arrives = name != "expect_tx"
+    expects = d.flag("expect_tx") or not arrives
+    complete = not d.flag("noComplete")
+    operands = list(d.operands)
+    target = None
+    if arrives and type(operands[0]).__name__ != "Address":
+        target = d.target(operands.pop(0), B64)
+        if isinstance(target, Sink):
+            target = None
+    number = d.source(operands[1], u32) if len(operands) > 1 else None
+    if expects and number is None:
+        raise d.fail("expect_tx needs a transaction count")
+    return Arrive(d.address(operands[0]), generic, arrives, name == "arrive_drop", expects, complete, number, target,
+                  semantics or "release")  # fmt: skip
+
+
+class CopyArrival(_MbarrierOperation):
+    """``cp.async.mbarrier.arrive``: arrives when the lane's earlier ``cp.async`` have completed."""
+
+    def __init__(self, address: AddressSource, generic: bool, increment: bool) -> None:
+        super().__init__(address, generic)
+        self.increment = increment
+
+    def execute(self, state: Any, sel: Selection) -> None:
+        slots = self.slots(state, sel)
+        table = state.mbarriers
+        unique = np.unique(slots)
+        counts = np.array([int((slots == s).sum()) for s in unique])
+        where = table.at(unique)
+        if self.increment:
+            table.pending[where] += counts
+        for slot in unique:
+            mine = sel.subset(slots == slot)
+            table.copies.setdefault(int(slot), []).append(_PendingArrival(self, state, mine))
+
+
+class _PendingArrival:
+    """Delivers a lane's ``cp.async`` and then its arrival, when somebody waits for the barrier."""
+
+    def __init__(self, operation: CopyArrival, state: Any, sel: Selection) -> None:
+        self.operation, self.state, self.sel = operation, state, sel
+        self.issued = len(state.copies.pending)
+        self.entries = list(state.copies.pending)
+
+    def deliver(self, slot: int) -> None:
+        state, table = self.state, self.state.mbarriers
+        state.copies.arrive_now(self.sel, self.entries)
+        at = table.at(np.array([slot]))
+        if (table.pending[at] < self.sel.n).any():
+            state.hazard("mbarrier-misuse", f"{self.sel.n} arrivals of cp.async where the phase expects "
+                         f"{int(table.pending[at][0])} more", self.operation.instruction, int(self.sel.index[0]))  # fmt: skip
+            state.stop()
+        table.pending[at] -= self.sel.n
+        if state.order is not None:
+            table.collect(slot, state.order.snapshot(self.sel.warps))
+        table.complete(np.array([slot]))
+
+
+def decode_copy_arrival(d: Decoder) -> Operation:
+    """``cp.async.mbarrier.arrive{.noinc}{.shared}.b64 [addr]``."""
+    d.flag("arrive")
+    increment = not d.flag("noinc")
+    generic = _space(d)
+    d.flag("b64")
+    d.count(1)
+    return CopyArrival(d.address(d.operands[0]), generic, increment)
+
+
+INSTRUCTIONS: dict[str, Callable[[Decoder], Operation]] = {"mbarrier": _decode_mbarrier}
