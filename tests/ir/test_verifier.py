@@ -64,6 +64,14 @@ def test_a_value_is_not_used_outside_its_region():
     assert error.location == HERE
 
 
+def test_an_argument_is_not_used_outside_its_region():
+    index = Value(I32, "i")
+    use = ops.Unary("neg", index, loc=HERE)
+    refused(
+        with_body(*for_loop((), (index,), ops.Yield()), use), "is used outside the region that defines it"
+    )
+
+
 def test_a_value_is_defined_once():
     a = constant()
     refused(with_body(a, a), "is defined twice")

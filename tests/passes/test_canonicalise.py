@@ -532,6 +532,20 @@ def test_a_tile_in_another_layout_is_another_tile():
     )
 
 
+def test_equal_operations_with_results_in_different_layouts_stay_apart():
+    first, second = "#reg([32], [32@0:1], [])", "#reg([32], [2@0:1, 16@0:2], [])"
+    kernel = make(
+        f"""
+        %t = splat %x {{shape = [32]}} : tile<i32, [32], {first}>
+        %u = splat %x {{shape = [32]}} : tile<i32, [32], {second}>
+        %w = splat %x {{shape = [32]}} : tile<i32, [32], {first}>
+        print [%t, %u, %w] {{format = ""}}""",
+        PARAMS,
+    )
+    t, u, printed, _ = canonicalise(kernel).body.ops
+    assert list(printed.inputs()) == [t.result, u.result, t.result]
+
+
 def test_a_splat_is_taken_apart():
     scalar(
         "%t = splat %x {shape = [1]}\n%v = extract %t",

@@ -75,6 +75,7 @@ def divisor_of(expression: str) -> int:
         ('binary %m, %c24 {kind = "max"}', 8),
         ('binary %x, %m32 {kind = "and"}', 32),
         ('binary %x12, %c3 {kind = "and"}', 4),
+        ('binary %x12, %c0 {kind = "and"}', 0),
         ('binary %x12, %m32 {kind = "or"}', 4),
         ('binary %x12, %c24 {kind = "xor"}', 4),
         ("select %flag, %x12, %c8", 4),

@@ -44,11 +44,14 @@ def test_what_a_pass_breaks_is_named():
 
 
 def test_layouts_are_required_from_the_pass_on_that_makes_them():
+    laid = make('%t = iota {shape = [32], layout = #reg([32], [32@0:1], [])}\nprint [%t] {format = ""}')
     tiles = make('%t = iota {shape = [32]}\nprint [%t] {format = ""}')
     steps = [Pass("early", renamed), Pass("infer", renamed, layouts=True), Pass("late", renamed)]
     with pytest.raises(InvalidIR, match="after pass infer: no layout for the tile"):
         run(tiles, steps)
     run(tiles, steps[:1])
+    with pytest.raises(InvalidIR, match="after pass lose: no layout for the tile"):
+        run(laid, [*steps, Pass("lose", lambda kernel: tiles)])
 
 
 @pytest.mark.parametrize("by_environment", [True, False])

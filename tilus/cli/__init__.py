@@ -18,7 +18,9 @@ def build_parser() -> argparse.ArgumentParser:
     from tilus import __version__
     from tilus.cli import compile, doctor, inspect, layout
 
-    parser = argparse.ArgumentParser(prog="tilus", description="Thread-block programs over tiles for NVIDIA GPUs.")
+    parser = argparse.ArgumentParser(
+        prog="tilus", description="Thread-block programs over tiles for NVIDIA GPUs."
+    )
     parser.add_argument("--version", action="version", version=f"tilus {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for module in (compile, inspect, layout, doctor):

@@ -39,7 +39,9 @@ def add_command(commands: Any) -> None:
         help="other constexpr values where a condition on sizes and scalars holds; the first that fits is taken",
     )
     parser.add_argument("--name", help="name of the C function and of the files (default: the kernel's)")
-    parser.add_argument("-o", "--output", type=Path, default=Path("."), metavar="DIR", help="folder for the files")
+    parser.add_argument(
+        "-o", "--output", type=Path, default=Path("."), metavar="DIR", help="folder for the files"
+    )
     parser.set_defaults(run=run)
 
 
@@ -53,7 +55,13 @@ def run(options: argparse.Namespace) -> int:
     variants = [read_variant(text) for text in options.variant]
     kernel = kernels.find_kernel(options.kernel)
     package = build(
-        kernel, options.target, constexprs=constexprs, dtypes=dtypes, sizes=sizes, variants=variants, name=options.name
+        kernel,
+        options.target,
+        constexprs=constexprs,
+        dtypes=dtypes,
+        sizes=sizes,
+        variants=variants,
+        name=options.name,
     )
     try:
         paths = package.write(options.output)
@@ -99,9 +107,14 @@ def table(package: Package) -> str:
                     binary.target,
                     "-" if resources is None else str(resources.registers),
                     "-" if resources is None else str(resources.spill_stores + resources.spill_loads),
-                    str(binary.signature.shared_bytes + (resources.shared_static if resources is not None else 0)),
+                    str(
+                        binary.signature.shared_bytes
+                        + (resources.shared_static if resources is not None else 0)
+                    ),
                     "none" if binary.cubin is None else f"{len(binary.cubin)} bytes",
                 )
             )
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
+    )

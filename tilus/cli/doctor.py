@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from tilus.errors import TilusError
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -25,7 +27,9 @@ class Finding:
 def add_command(commands: Any) -> None:
     """Add the command to the parser."""
     parser = commands.add_parser(
-        "doctor", help="say what this machine can do", description="Say what works on this machine, and why not."
+        "doctor",
+        help="say what this machine can do",
+        description="Say what works on this machine, and why not.",
     )
     parser.set_defaults(run=run)
 
@@ -46,6 +50,8 @@ def _careful(what: str, look: Callable[[], tuple[bool, str]]) -> Finding:
     """Look at something; whatever goes wrong becomes a finding."""
     try:
         works, detail = look()
+    except TilusError as error:
+        works, detail = False, error.message
     except Exception as error:
         works, detail = False, f"{type(error).__name__}: {error}"
     return Finding(what, works, " ".join(detail.split()))
@@ -67,7 +73,10 @@ def _llvm() -> tuple[bool, str]:
 
     llvm.initialize_all_targets()
     llvm.Target.from_triple("nvptx64-nvidia-cuda")
-    return True, f"llvmlite {llvmlite.__version__}, LLVM {'.'.join(map(str, llvm.llvm_version_info))}, makes PTX"
+    return (
+        True,
+        f"llvmlite {llvmlite.__version__}, LLVM {'.'.join(map(str, llvm.llvm_version_info))}, makes PTX",
+    )
 
 
 def _assembler() -> tuple[bool, str]:
@@ -159,14 +168,18 @@ LOOKS: tuple[tuple[str, Callable[[], tuple[bool, str]]], ...] = (
 def conclusions(works: dict[str, bool]) -> list[str]:
     """Return what can be done here, in sentences."""
     lines = []
-    lines.append("Kernels compile to PTX." if works["llvm"] else "Kernels do not compile: pip install llvmlite")
+    lines.append(
+        "Kernels compile to PTX." if works["llvm"] else "Kernels do not compile: pip install llvmlite"
+    )
     if works["llvm"]:
         lines.append(
             "Cubins are made here."
             if works["assembler"]
             else "No cubins are made here; on Linux and Windows, pip install nvidia-nvjitlink cuda-bindings."
         )
-        lines.append("Kernels run on CPU tensors, on the simulator." if works["simulator"] else "The simulator fails.")
+        lines.append(
+            "Kernels run on CPU tensors, on the simulator." if works["simulator"] else "The simulator fails."
+        )
     if works["gpu"] and works["torch"]:
         lines.append("Kernels run on the GPU.")
     elif works["gpu"]:

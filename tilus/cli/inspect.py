@@ -26,13 +26,17 @@ def add_command(commands: Any) -> None:
     parser = commands.add_parser(
         "inspect",
         help="print a kernel as tile IR, after a pass, as LLVM IR, PTX or SASS, or what it takes",
-        description="Print a kernel at one stage: " + ", ".join(STAGES) + ", 'passes' for their names, or a pass's name.",
+        description=f"Print a kernel at a stage: {', '.join(STAGES)}, 'passes' for their names, or a pass's name.",
     )
     kernels.add_kernel_arguments(parser)
     parser.add_argument("--stage", default="ptx", metavar="STAGE", help="what to print (default: ptx)")
-    parser.add_argument("--target", default="sm_90a", metavar="TARGET", help="such as sm_80 (default: sm_90a)")
     parser.add_argument(
-        "--unaligned", action="store_true", help="assume no alignment and no divisible sizes, instead of 16 bytes"
+        "--target", default="sm_90a", metavar="TARGET", help="such as sm_80 (default: sm_90a)"
+    )
+    parser.add_argument(
+        "--unaligned",
+        action="store_true",
+        help="assume no alignment and no divisible sizes, instead of 16 bytes",
     )
     parser.add_argument("--locations", action="store_true", help="print source locations in tile IR")
     parser.set_defaults(run=run)
@@ -62,12 +66,13 @@ def run(options: argparse.Namespace) -> int:
 def stage(kernel: Kernel, name: str, target: Target, locations: bool = False) -> str:
     """Return a traced kernel at a stage, as text."""
     from tilus.codegen import compile_kernel
-    from tilus.codegen.compiler import passes_for
     from tilus.codegen.lower.module import lower_kernel
+    from tilus.codegen.selection import Mma
     from tilus.ir.printer import print_kernel
     from tilus.passes import run as run_passes
+    from tilus.passes.order import pipeline_passes
 
-    steps = passes_for(target)
+    steps = pipeline_passes(Mma(target))
     names = [step.name for step in steps]
     if name == "ir":
         return print_kernel(kernel, locations=locations)
@@ -76,20 +81,24 @@ def stage(kernel: Kernel, name: str, target: Target, locations: bool = False) ->
     if name in names:
         return print_kernel(run_passes(kernel, steps[: names.index(name) + 1]), locations=locations)
     if name == "llvm":
-        return lower_kernel(run_passes(kernel, steps), target)
+        return lower_kernel(run_passes(kernel, steps), target)[0]
     if name == "ptx":
         return compile_kernel(kernel, target, assemble=False).ptx
     if name in ("sass", "resources"):
         compiled = compile_kernel(kernel, target)
-        assert compiled.cubin is not None and compiled.resources is not None
+        assert compiled.cubin is not None
+        assert compiled.resources is not None
         if name == "sass":
             return disassemble(compiled.cubin)
-        rows = [(field, getattr(compiled.resources, field)) for field in compiled.resources.__dataclass_fields__]
+        rows = [
+            (field, getattr(compiled.resources, field)) for field in compiled.resources.__dataclass_fields__
+        ]
         rows = [(field, value) for field, value in rows if field != "warnings"]
         rows += [("shared_dynamic", compiled.shared_bytes), ("threads", compiled.threads)]
         lines = [f"{field:16} {value}" for field, value in rows]
         return "\n".join([*lines, *compiled.resources.warnings])
-    raise UsageError(f"there is no stage {name!r}; stages are {', '.join((*STAGES, 'passes'))}, and passes {', '.join(names)}")
+    stages = ", ".join((*STAGES, "passes"))
+    raise UsageError(f"there is no stage {name!r}; stages are {stages}, and passes {', '.join(names)}")
 
 
 def find_disassembler() -> str | None:

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 def add_kernel_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that say which kernel is meant, and for which values."""
-    parser.add_argument("kernel", metavar="FILE::KERNEL", help="a Python file or module, and the kernel in it")
+    parser.add_argument(
+        "kernel", metavar="FILE::KERNEL", help="a Python file or module, and the kernel in it"
+    )
     parser.add_argument(
         "--set",
         dest="constexprs",
@@ -61,7 +63,11 @@ def find_kernel(name: str) -> Kernel:
     kernels = {key: value for key, value in vars(module).items() if isinstance(value, Kernel)}
     found = ", ".join(kernels) or "none"
     if not colons:
-        own = {key: value for key, value in kernels.items() if value.source.file == getattr(module, "__file__", None)}
+        own = {
+            key: value
+            for key, value in kernels.items()
+            if value.source.file == getattr(module, "__file__", None)
+        }
         if len(own) != 1:
             raise UsageError(f"{place} has several kernels or none ({found}), expected {place}::KERNEL")
         return next(iter(own.values()))
@@ -95,7 +101,11 @@ def _load(place: str) -> Any:
     except (TilusError, UsageError):
         raise
     except ModuleNotFoundError as error:
-        if not is_file and error.name is not None and (place == error.name or place.startswith(error.name + ".")):
+        if (
+            not is_file
+            and error.name is not None
+            and (place == error.name or place.startswith(error.name + "."))
+        ):
             raise UsageError(f"there is no file and no module {place}") from None
         raise UsageError(f"{place} cannot be imported: {error}") from None
     except Exception as error:

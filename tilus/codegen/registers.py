@@ -95,13 +95,19 @@ def pack(w: Writer, dtype: DType, elements: list[V]) -> tuple[V, ...]:
             pair = w.vector(elements[i : i + 2] if i + 1 < len(elements) else [elements[i], V(scalar, "zeroinitializer")])
             out.append(w.convert("bitcast", pair, "i32"))
         return tuple(out)
-    words = [integer(0)] * container_count(dtype, len(elements))
     mask = integer((1 << dtype.bits) - 1)
-    for i, element in enumerate(elements):
-        index, low = divmod(i * dtype.bits, 32)
-        code = w.binary("and", element, mask)
+    return join_bits(w, [w.binary("and", element, mask) for element in elements], dtype.bits)
+
+
+def join_bits(w: Writer, codes: list[V], bits: int) -> tuple[V, ...]:
+    """Return i32 containers of codes of `bits` bits, which are 0 above, one after the other."""
+    if bits == 32:
+        return tuple(codes)
+    words = [integer(0)] * -(-len(codes) * bits // 32)
+    for i, code in enumerate(codes):
+        index, low = divmod(i * bits, 32)
         words[index] = w.binary("or", words[index], w.binary("shl", code, integer(low)))
-        if low + dtype.bits > 32:
+        if low + bits > 32:
             words[index + 1] = w.binary("or", words[index + 1], w.binary("lshr", code, integer(32 - low)))
     return tuple(words)
 

@@ -262,7 +262,7 @@ def _loop(
         if flow.end is ops.Return:
             return flow
         state = flow.values
-        if False:
+        if flow.end is ops.Break:
             break
     values.update(zip(operation.results, state, strict=True))
     return None

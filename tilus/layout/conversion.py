@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise, permutations
 from math import gcd, prod
 
@@ -126,6 +127,7 @@ class SharedConversion:
 Plan = NoConversion | RegisterConversion | ShuffleConversion | SharedConversion
 
 
+@lru_cache(maxsize=512)
 def plan_conversion(
     source: RegisterLayout,
     target: RegisterLayout,

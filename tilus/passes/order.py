@@ -9,12 +9,14 @@ from tilus.passes.layouts import infer_layouts
 from tilus.passes.pipelining import pipeline_loops
 from tilus.passes.select import Selector
 from tilus.passes.shared_memory import plan_shared_memory
+from tilus.passes.warp_specialise import specialise_warps
 
 
 def pipeline_passes(selector: Selector) -> list[Pass]:
     """Return the passes that bring a traced kernel to the form that code generation takes."""
     return [
         Pass("canonicalise", canonicalise),
+        Pass("specialise-warps", lambda kernel: specialise_warps(kernel, selector)),
         Pass("pipeline-loops", pipeline_loops),
         Pass("canonicalise-again", canonicalise),
         Pass("infer-layouts", lambda kernel: infer_layouts(kernel, selector)),

@@ -17,12 +17,14 @@ from tilus.layout import (
     Digit,
     LayoutError,
     RegisterLayout,
+    SharedConversion,
     SharedLayout,
     plan_conversion,
     row_major,
     swizzled_row_major,
 )
 from tilus.layout.hopper import canonical, describe_matrix, tma_boxes
+from tilus.layout.conversion import Plan
 from tilus.passes.select import Selector
 
 ALIGNMENT = 1024
@@ -220,13 +222,22 @@ def storage_bits(dtype: DType) -> int:
     return 8 if dtype is boolean else dtype.bits
 
 
+def conversion_plan(op: ops.ConvertLayout) -> Plan:
+    """Return how a tile comes into its new layout; what is narrower than a byte goes through memory as bytes."""
+    type = op.x.type
+    assert isinstance(type, RegisterType) and type.layout is not None
+    pack = max(1, 32 // type.dtype.bits) if type.dtype is not boolean else 1
+    return plan_conversion(type.layout, op.layout, max(8, storage_bits(type.dtype)), max_pack=pack)
+
+
 def scratch_bytes(op: Operation, threads: int) -> int:
     """Return the scratch memory that an exchange between threads needs."""
     if isinstance(op, ops.ConvertLayout):
-        assert isinstance(op.x.type, RegisterType) and op.x.type.layout is not None
-        bits = max(8, storage_bits(op.x.type.dtype))
-        plan = plan_conversion(op.x.type.layout, op.layout, bits)
-        return -(-plan.layout.size * bits // 8) if plan.kind == "shared" else 0
+        assert isinstance(op.x.type, RegisterType)
+        plan = conversion_plan(op)
+        if not isinstance(plan, SharedConversion):
+            return 0
+        return -(-plan.layout.size * max(8, storage_bits(op.x.type.dtype)) // 8)
     if isinstance(op, ops.Reduce):
         assert isinstance(op.x.type, RegisterType) and op.x.type.layout is not None
         layout = op.x.type.layout

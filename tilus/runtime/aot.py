@@ -204,19 +204,17 @@ def build(
     if not targets:
         raise TilusError("nothing to compile for", hint="--target sm_90a")
     names = list(dict.fromkeys(find_target(target).name for target in targets))
-    chosen = {**kernel.bound, **(constexprs or {})}
-    _take_dtypes(kernel, chosen, dtypes or {})
     requests = [*variants, VariantRequest({})]
     made: list[Variant] = []
     parameters: tuple[Declared, ...] | None = None
     title = aot_c.c_identifier(name or kernel.source.name)
     for request in requests:
-        values = kernel.source.complete({**chosen, **request.constexprs})
-        declared = _with_sizes(kernel, kernel.declared(values), sizes or {})
+        chosen = {**(constexprs or {}), **request.constexprs}
+        values, declared = parameters_for(kernel, chosen, dtypes or {}, sizes or {})
         if parameters is not None and declared != parameters:
             raise TilusError(
-                f"a variant of {title} has other parameters than the first: the constexprs that decide dtypes and sizes "
-                "must be the same in all",
+                f"a variant of {title} has other parameters than the first: constexprs that decide dtypes and sizes "
+                "are the same in all variants",
                 hint="another package, with a name of its own",
             )
         parameters = declared
@@ -233,6 +231,24 @@ def build(
             made.append(Variant(condition, _comment(request, aligned), binaries))
     assert parameters is not None
     return Package(title, parameters, tuple(made))
+
+
+def parameters_for(
+    kernel: Kernel, constexprs: Mapping[str, object], dtypes: Mapping[str, object], sizes: Mapping[str, int]
+) -> tuple[dict[str, object], tuple[Declared, ...]]:
+    """Return all constexpr values, and the run-time parameters for them.
+
+    Parameters
+    ----------
+    kernel : Kernel
+        The kernel.
+    constexprs, dtypes, sizes : mapping
+        As for `build`.
+    """
+    chosen = {**kernel.bound, **constexprs}
+    _take_dtypes(kernel, chosen, dtypes)
+    values = kernel.source.complete(chosen)
+    return values, _with_sizes(kernel, kernel.declared(values), sizes)
 
 
 def _take_dtypes(kernel: Kernel, chosen: dict[str, object], given: Mapping[str, object]) -> None:

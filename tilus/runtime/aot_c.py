@@ -11,12 +11,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+from tilus.codegen.lower.hopper import TensorMap
 from tilus.errors import TilusError
 from tilus.ir import Extent, GlobalType, PointerType, Symbol
 from tilus.runtime.arguments import Declared
 from tilus.runtime.driver import DEFAULT_SHARED_BYTES, PORTABLE_CLUSTER
 from tilus.runtime.host_expression import Expression, leaves, to_c
 from tilus.runtime.signature import Signature, scalar_format
+from tilus.runtime.tensor_maps import swizzle_name, type_names
 
 ABI_VERSION = 1
 
@@ -314,7 +316,8 @@ static {name}_status tilus_load_locked(int variant, CUdevice device) {{
             if (result != CUDA_SUCCESS) return tilus_driver_status(result);
         }}
         if (image->cluster_blocks > {portable}u) {{
-            result = cuKernelSetAttribute(CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1, tilus_kernels[i], device);
+            result = cuKernelSetAttribute(CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED, 1, tilus_kernels[i],
+                                          device);
             if (result != CUDA_SUCCESS) return tilus_driver_status(result);
         }}
         FLAG_SET(tilus_loaded_image[variant][device], i + 1);
@@ -350,6 +353,7 @@ static {name}_status tilus_current_device(CUdevice *device) {{
 static {name}_status tilus_launch(int variant, CUstream stream, const int64_t grid[3], int invalid, void **arguments) {{
     CUdevice device;
     const tilus_image_entry *image;
+    CUfunction kernel;
     long chosen;
     {name}_status status;
     if (invalid || grid[0] < 0 || grid[1] < 0 || grid[2] < 0) return {upper}_INVALID_GRID;
@@ -368,9 +372,10 @@ static {name}_status tilus_launch(int variant, CUstream stream, const int64_t gr
         chosen = FLAG_READ(tilus_loaded_image[variant][device]);
     }}
     image = &tilus_image_table[chosen - 1];
-    return tilus_driver_status(cuLaunchKernel((CUfunction)tilus_kernels[chosen - 1], (unsigned int)grid[0], (unsigned int)grid[1],
-                                        (unsigned int)grid[2], image->threads, 1, 1, image->shared_bytes, stream,
-                                        arguments, NULL));
+    kernel = (CUfunction)tilus_kernels[chosen - 1];
+    return tilus_driver_status(cuLaunchKernel(kernel, (unsigned int)grid[0], (unsigned int)grid[1],
+                                              (unsigned int)grid[2], image->threads, 1, 1, image->shared_bytes,
+                                              stream, arguments, NULL));
 }}
 """
 
@@ -411,7 +416,8 @@ _USES = {
 
 _NORMALISE = """\
 /* Check a tensor; give a dimension of one element, whose stride means nothing, the row-major one. */
-static int tilus_check_tensor(const void *data, int rank, const int64_t *shape, const int64_t *strides, int64_t *normal) {
+static int tilus_check_tensor(const void *data, int rank, const int64_t *shape, const int64_t *strides,
+                              int64_t *normal) {
     int64_t product = 1;
     int axis;
     for (axis = rank - 1; axis >= 0; --axis) {
@@ -420,6 +426,26 @@ static int tilus_check_tensor(const void *data, int rank, const int64_t *shape, 
         product = shape[axis] != 0 && product > INT64_MAX / shape[axis] ? INT64_MAX : product * shape[axis];
     }
     return data == NULL && product != 0 ? 1 : 0;
+}
+"""
+
+_ENCODE = """\
+/* Make a tensor map; of an empty tensor, from which nothing can be copied, one of zeros. */
+static int tilus_encode(CUtensorMap *map, CUtensorMapDataType type, unsigned int rank, int64_t size, void *data,
+                        const int64_t *shape, const int64_t *strides, const int *axes, const cuuint32_t *box,
+                        CUtensorMapSwizzle swizzle) {
+    cuuint64_t dims[5], steps[5];
+    cuuint32_t ones[5] = {1, 1, 1, 1, 1};
+    unsigned int i;
+    memset(map, 0, sizeof *map);
+    for (i = 0; i < rank; ++i) {
+        dims[i] = (cuuint64_t)shape[axes[i]];
+        if (dims[i] == 0) return 0;
+        if (i > 0) steps[i - 1] = (cuuint64_t)(strides[axes[i]] * size);
+    }
+    return (int)cuTensorMapEncodeTiled(map, type, rank, data, dims, steps, box, ones, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                                       swizzle, CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
+                                       CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
 }
 """
 
@@ -478,7 +504,8 @@ def _launch(name: str, parameters: Sequence[Declared], variants: Sequence[CVaria
     for parameter, n in tensors:
         lines += [
             f"    if ({n} == NULL) return {upper}_NULL_ARGUMENT;",
-            f"    problem = tilus_check_tensor({n}->data, {len(parameter.dims)}, {n}->shape, {n}->strides, {n}_strides);",
+            f"    problem = tilus_check_tensor({n}->data, {len(parameter.dims)}, {n}->shape, {n}->strides,",
+            f"                                 {n}_strides);",
             f"    if (problem) return problem == 1 ? {upper}_NULL_ARGUMENT : {upper}_INVALID_SHAPE;",
         ]
     lines += checks
@@ -488,8 +515,10 @@ def _launch(name: str, parameters: Sequence[Declared], variants: Sequence[CVaria
     for number, variant in enumerate(variants):
         lines += _variant(number, variant, parameters, names)
     lines += [f"    return {upper}_NO_VARIANT;", "}", ""]
-    body = "\n".join(lines)
-    return (_NORMALISE + "\n" if tensors else "") + body
+    helpers = [_NORMALISE] if tensors else []
+    if any(variant.signature.tensor_maps for variant in variants):
+        helpers.append(_ENCODE)
+    return "\n".join([*helpers, *lines])
 
 
 def _names_used(variants: Sequence[CVariant]) -> set[str]:
@@ -545,12 +574,36 @@ def _variant(number: int, variant: CVariant, parameters: Sequence[Declared], nam
         kind = "int32_t" if size.kind == "dim" else "int64_t"
         lines.append(f"        {kind} passed_{i} = ({kind}){names.sizes['size', size.name]};")
         arguments.append(f"&passed_{i}")
+    maps = list(enumerate(signature.tensor_maps))
+    lines += [f"        CUtensorMap passed_map_{i};" for i, _ in maps]
+    arguments += [f"&passed_map_{i}" for i, _ in maps]
     if not arguments:
         arguments.append("NULL")
     lines.append(f"        void *arguments[] = {{{', '.join(f'(void *){a}' for a in arguments)}}};")
     lines += [f"        grid[{i}] = {to_c(extent, names.sizes)};" for i, extent in enumerate(signature.grid)]
+    for i, wanted in maps:
+        lines += _encode(i, wanted, names.parameters[wanted.param])
     lines += [f"        return tilus_launch({number}, stream, grid, invalid, arguments);", "    }"]
     return lines
+
+
+def _encode(number: int, wanted: TensorMap, identifier: str) -> list[str]:
+    """Return the code that makes a tensor map."""
+    axes = ", ".join(map(str, wanted.axes))
+    box = ", ".join(f"{extent}u" for extent in wanted.box)
+    kind, swizzle = type_names(wanted.dtype)[0], swizzle_name(wanted)
+    element = f"CU_TENSOR_MAP_DATA_TYPE_{kind}, {len(wanted.axes)}u, {wanted.dtype.bits // 8}"
+    tensor = f"{identifier}->data, {identifier}->shape, {identifier}_strides"
+    return [
+        "        {",
+        f"            static const int tilus_axes[] = {{{axes}}};",
+        f"            static const cuuint32_t tilus_box[] = {{{box}}};",
+        f"            problem = tilus_encode(&passed_map_{number}, {element},",
+        f"                                   {tensor},",
+        f"                                   tilus_axes, tilus_box, CU_TENSOR_MAP_SWIZZLE_{swizzle});",
+        "            if (problem) return tilus_driver_status((CUresult)problem);",
+        "        }",
+    ]
 
 
 def facts(variant: CVariant, parameters: Sequence[Declared], names: Names) -> list[str]:

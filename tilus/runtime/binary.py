@@ -36,6 +36,4 @@ class Binary:
     @classmethod
     def of(cls, compiled: Compiled) -> Binary:
         """Return what a launch needs of a compiled kernel."""
-        return cls(
-            Signature.of(compiled.kernel), compiled.target, compiled.ptx, compiled.cubin, compiled.resources
-        )
+        return cls(Signature.of(compiled), compiled.target, compiled.ptx, compiled.cubin, compiled.resources)

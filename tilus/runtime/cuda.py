@@ -10,6 +10,7 @@ from tilus.runtime import driver
 from tilus.runtime.arguments import Operand
 from tilus.runtime.binary import Binary
 from tilus.runtime.launch import Plan
+from tilus.runtime.tensor_maps import driver_encoder
 
 
 def is_capturing() -> bool:
@@ -45,7 +46,12 @@ def make_plan(
             blocks = " x ".join(map(str, grid))
             raise driver.error_of(status, f"launching {binary.signature.name} on {blocks} blocks")
 
+    encoders = []
+    for wanted in binary.signature.tensor_maps:
+        operand = operands[wanted.param]
+        assert operand is not None
+        encoders.append(driver_encoder(wanted, operand))
     return Plan(
         binary.signature, operands, loaded.handle, bindings.cuLaunchKernel, current_stream, current_device, device,
-        slow_launch,
+        slow_launch, encoders,
     )  # fmt: skip

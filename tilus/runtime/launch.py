@@ -17,10 +17,12 @@ from tilus.ir import ScalarType
 from tilus.runtime.arguments import Operand, scalar_bits
 from tilus.runtime.host_expression import evaluator, leaves
 from tilus.runtime.signature import Signature, scalar_format
+from tilus.runtime.tensor_maps import ALIGNMENT, BYTES
 
 GRID_LIMITS = (2**31 - 1, 65535, 65535)
 Grid = tuple[int, int, int]
 SLOT = 8
+_Buffer = tuple[Any, int, memoryview]
 
 
 def size_values(signature: Signature, operands: Sequence[Operand | None]) -> list[int]:
@@ -86,6 +88,8 @@ class Plan:
         The device of the plan.
     slow_launch : callable
         Called with the arguments of the launch where another device is current, or where the driver refused it.
+    encoders : sequence of callable
+        For each tensor map, a function from the tensor's address to the map.
 
     Attributes
     ----------
@@ -93,7 +97,7 @@ class Plan:
         Launches with pointers and scalars. Scalars that do not fit their types raise `struct.error` or OverflowError.
     """
 
-    __slots__ = ("_fixed", "_order", "run", "signature")
+    __slots__ = ("_fixed", "_maps", "_order", "run", "signature")
 
     def __init__(
         self,
@@ -105,6 +109,7 @@ class Plan:
         current_device: Callable[[], int],
         device: int,
         slow_launch: Callable[..., None],
+        encoders: Sequence[Callable[[int], bytes]] = (),
     ) -> None:
         self.signature = signature
         sizes = size_values(signature, operands)
@@ -115,18 +120,29 @@ class Plan:
         slots = {parameter: slot for slot, parameter in enumerate(pointers + scalars)}
         self._order = [slots[i] for i in range(len(signature.types))]
         self._order += range(len(signature.types), len(self._fixed))
+        self._maps = [
+            (slots[wanted.param], encode)
+            for wanted, encode in zip(signature.tensor_maps, encoders, strict=True)
+        ]
         self.run = self._runner(
             len(pointers), sizes, handle, driver_launch, stream, current_device, device, slow_launch
         )
 
-    def _new_buffer(self) -> tuple[array[int], int]:
-        """Return memory for arguments, and the address of the list of their addresses."""
-        buffer = array("Q", self._fixed + (0,) * len(self._order))
+    def _new_buffer(self) -> _Buffer:
+        """Return memory for arguments, the address of the list of their addresses, and where tensor maps lie."""
+        slots, maps = len(self._fixed), len(self._maps)
+        addresses = len(self._order) + maps
+        unaligned = slots + addresses
+        words = unaligned + (ALIGNMENT + maps * BYTES) // SLOT if maps else unaligned
+        buffer = array("Q", bytes(words * SLOT))
+        buffer[:slots] = array("Q", self._fixed)
         start = buffer.buffer_info()[0]
-        first = len(self._fixed)
+        first_map = -(-(start + unaligned * SLOT) // ALIGNMENT) * ALIGNMENT - start
         for i, slot in enumerate(self._order):
-            buffer[first + i] = start + SLOT * slot
-        return buffer, start + SLOT * first
+            buffer[slots + i] = start + SLOT * slot
+        for i in range(maps):
+            buffer[slots + len(self._order) + i] = start + first_map + BYTES * i
+        return buffer, start + SLOT * slots, memoryview(buffer).cast("B")[first_map:]
 
     def _runner(
         self,
@@ -152,15 +168,20 @@ class Plan:
         grid: Grid = (0, 0, 0) if varying else compute({})
         as_bits = any(dtype.name == "bfloat16" for dtype in types)
         # A buffer is taken out while a launch uses it, so that threads never share one.
-        pool: list[tuple[array[int], int]] = []
+        pool: list[_Buffer] = []
+        maps = [
+            (slice(BYTES * i, BYTES * (i + 1)), slot, encode) for i, (slot, encode) in enumerate(self._maps)
+        ]
 
         def run_fixed(pointers: Sequence[int], scalars: Sequence[int | float] = ()) -> None:
             try:
                 entry = pool.pop()
             except IndexError:
                 entry = self._new_buffer()
-            buffer, address = entry
+            buffer, address, memory = entry
             pack(buffer, 0, *pointers, *scalars)
+            for place, slot, encode in maps:
+                memory[place] = encode(pointers[slot])
             if (
                 current_device() != device
                 or driver_launch(handle, x, y, z, threads, 1, 1, shared, stream(device), address, 0)[0]
@@ -172,9 +193,11 @@ class Plan:
             extents = compute(dict(zip(names, scalars)))
             if 0 in extents:
                 return
-            buffer, address = self._new_buffer()
+            buffer, address, memory = self._new_buffer()
             bits = [scalar_bits(dtype, value) for dtype, value in zip(types, scalars)]
             pack(buffer, 0, *pointers, *bits)
+            for place, slot, encode in maps:
+                memory[place] = encode(pointers[slot])
             if (
                 current_device() != device
                 or driver_launch(handle, *extents, threads, 1, 1, shared, stream(device), address, 0)[0]

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from tilus import dtypes
+from tilus.codegen.compiler import Compiled
+from tilus.codegen.lower.hopper import TensorMap
 from tilus.dtypes import DType
 from tilus.errors import LaunchError
-from tilus.ir import Extent, GlobalType, Kernel, PointerType, ScalarType, Symbol
-from tilus.runtime import host_expression
+from tilus.ir import Extent, GlobalType, PointerType, ScalarType, Symbol
+from tilus.runtime import host_expression, tensor_maps
 from tilus.runtime.host_expression import Expression
 
 ParameterType = GlobalType | PointerType | ScalarType
@@ -62,6 +64,8 @@ class Signature:
         Blocks of a cluster, along x, y and z.
     shared_bytes : int
         Dynamic shared memory of a block.
+    tensor_maps : tuple of TensorMap
+        What is passed last, 128 bytes each.
     """
 
     name: str
@@ -72,10 +76,12 @@ class Signature:
     threads: int
     cluster: tuple[int, int, int]
     shared_bytes: int
+    tensor_maps: tuple[TensorMap, ...] = ()
 
     @classmethod
-    def of(cls, kernel: Kernel) -> Signature:
-        """Return the signature of a kernel in tile IR, after all passes."""
+    def of(cls, compiled: Compiled) -> Signature:
+        """Return the signature of a compiled kernel."""
+        kernel = compiled.kernel
         types: list[ParameterType] = []
         for param in kernel.params:
             assert isinstance(param.type, (GlobalType, PointerType, ScalarType))
@@ -93,6 +99,7 @@ class Signature:
             kernel.threads,
             kernel.cluster,
             kernel.shared_bytes,
+            compiled.tensor_maps,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -108,6 +115,7 @@ class Signature:
             "threads": self.threads,
             "cluster": list(self.cluster),
             "shared_bytes": self.shared_bytes,
+            "tensor_maps": [tensor_maps.to_json(wanted) for wanted in self.tensor_maps],
         }
 
     @classmethod
@@ -127,6 +135,7 @@ class Signature:
                 int(data["threads"]),
                 (cluster[0], cluster[1], cluster[2]),
                 int(data["shared_bytes"]),
+                tuple(tensor_maps.from_json(wanted, data["parameters"]) for wanted in data["tensor_maps"]),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise LaunchError(f"this is no description of a kernel: {error!r}") from None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tilus.errors import CompileError, HazardFound, LaunchError, Location
 from tilus.ir import ScalarType
+from tilus.runtime import tensor_maps
 from tilus.runtime.arguments import Operand, scalar_bits
 from tilus.runtime.binary import Binary
 from tilus.runtime.launch import grid_function, size_values
@@ -94,13 +95,18 @@ def launch(
             arguments.append(struct.pack("=" + scalar_format(type.dtype), scalar_bits(type.dtype, value)))
         else:
             arguments.append(value.detach() if hasattr(value, "detach") else value)
+    maps = []
+    for wanted in signature.tensor_maps:
+        operand = operands[wanted.param]
+        assert operand is not None
+        maps.append(tensor_maps.simulated(wanted, operand, arguments[wanted.param]))
     kernel = load(binary.ptx)[signature.name]
     cluster = signature.cluster if signature.cluster != (1, 1, 1) else None
     try:
         return kernel.launch(
             grid,
             (signature.threads, 1, 1),
-            [*arguments, *sizes],
+            [*arguments, *sizes, *maps],
             cluster=cluster,
             shared_bytes=signature.shared_bytes,
             checks=checks,

@@ -190,6 +190,10 @@ class _Group(Lane):
 
 
 def _decode_cp(d: Decoder) -> Operation:
+    if d.flag("reduce"):
+        from .bulk_copy import decode_reduce
+
+        return decode_reduce(d)
     if not d.flag("async"):
         raise d.fail("unsupported copy instruction")
     if d.mods[:1] == ["bulk"]:

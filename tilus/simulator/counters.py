@@ -97,6 +97,14 @@ class Counters:
         """Bytes that an asynchronous copy moved."""
         self.async_bytes += size
 
+    def bulk_global(self, instruction: Any, copies: int, size: int, addresses: Any, write: bool) -> None:
+        """A bulk copy's traffic with global memory."""
+        entry = (self.global_stores if write else self.global_loads)[instruction.index]
+        entry[0] += copies
+        entry[1] += len(np.unique(addresses // SECTOR))
+        entry[2] += -(-size // SECTOR)
+        entry[3] += size
+
     def _by_pattern(self, sel: Selection, address: Any, width: int, period: int, function: Any) -> tuple[int, int]:
         """Sum a function of each warp's addresses, which depends on differences and the first address's residue."""
         if sel.whole:

@@ -37,7 +37,7 @@ class BarrierTable:
         # What completed phases hand to those who wait, and what the running phase has collected so far.
         self.clock: dict[int, Any] = {}
         self.collecting: dict[int, Any] = {}
-        self.copies: dict[int, list[Any]] = {}
+        self.copies: list[Any] = []
 
     def slot(self, index: Any, create: bool = False) -> Any:
         """Flat slot numbers of objects at byte indices of the batch's shared memory; -1 where there is none."""
@@ -97,9 +97,16 @@ class BarrierTable:
 
     def deliver(self, slots: Any) -> None:
         """Asynchronous copies that report to these barriers arrive now."""
-        for slot in np.unique(slots):
-            for copy in self.copies.pop(int(slot), ()):
-                copy.deliver(int(slot))
+        if not self.copies:
+            return
+        kept = []
+        for copy in self.copies:
+            ready = copy.left & np.isin(copy.slots, slots)
+            if ready.any():
+                copy.deliver(ready)
+            if copy.left.any():
+                kept.append(copy)
+        self.copies = kept
 
 
 class _MbarrierOperation(Lane):
@@ -432,31 +439,35 @@ class CopyArrival(_MbarrierOperation):
         where = table.at(unique)
         if self.increment:
             table.pending[where] += counts
-        for slot in unique:
-            mine = sel.subset(slots == slot)
-            table.copies.setdefault(int(slot), []).append(_PendingArrival(self, state, mine))
+        table.copies.append(_PendingArrival(self, state, sel, slots))
 
 
 class _PendingArrival:
     """Delivers a lane's ``cp.async`` and then its arrival, when somebody waits for the barrier."""
 
-    def __init__(self, operation: CopyArrival, state: Any, sel: Selection) -> None:
-        self.operation, self.state, self.sel = operation, state, sel
-        self.issued = len(state.copies.pending)
+    def __init__(self, operation: CopyArrival, state: Any, sel: Selection, slots: Any) -> None:
+        self.operation, self.state, self.sel, self.slots = operation, state, sel, slots
         self.entries = list(state.copies.pending)
+        self.left = np.ones(sel.n, bool)
 
-    def deliver(self, slot: int) -> None:
+    def deliver(self, ready: Any) -> None:
+        """Some lanes' copies have arrived."""
         state, table = self.state, self.state.mbarriers
-        state.copies.arrive_now(self.sel, self.entries)
-        at = table.at(np.array([slot]))
-        if (table.pending[at] < self.sel.n).any():
-            state.hazard("mbarrier-misuse", f"{self.sel.n} arrivals of cp.async where the phase expects "
-                         f"{int(table.pending[at][0])} more", self.operation.instruction, int(self.sel.index[0]))  # fmt: skip
-            state.stop()
-        table.pending[at] -= self.sel.n
-        if state.order is not None:
-            table.collect(slot, state.order.snapshot(self.sel.warps))
-        table.complete(np.array([slot]))
+        sel = self.sel.subset(ready)
+        state.copies.arrive_now(sel, self.entries)
+        self.left &= ~ready
+        slots = self.slots[ready]
+        for slot in np.unique(slots):
+            mine = slots == slot
+            at = table.at(slot)
+            if table.pending[at] < mine.sum():
+                state.hazard("mbarrier-misuse", f"{int(mine.sum())} arrivals of cp.async where the phase expects "
+                             f"{int(table.pending[at])} more", self.operation.instruction, int(sel.index[mine][0]))  # fmt: skip
+                state.stop()
+            table.pending[at] -= int(mine.sum())
+            if state.order is not None:
+                table.collect(int(slot), state.order.snapshot(np.unique(sel.index[mine] >> 5)))
+        table.complete(slots)
 
 
 def decode_copy_arrival(d: Decoder) -> Operation:

@@ -180,6 +180,22 @@ class Order:
         self.own[sel.warp_slice] = self.engine.tick()
         self.version += 1
 
+    def channel_completed(self, table: Any, slots: Any) -> None:
+        """Asynchronous copies complete at mbarriers: whoever waits for these learns it."""
+        now = self.engine.tick()
+        for slot in np.unique(slots):
+            channel = self.channel_of(int(slot))
+            vector = np.zeros((self.layers, self.agents + self.channels), np.int64)
+            vector[0, self.agents + channel] = now
+            self.channel_used[channel] = True
+            table.collect(int(slot), vector)
+        self.version += 1
+
+    @staticmethod
+    def channel_of(slot: int) -> int:
+        """The channel that stands for an mbarrier."""
+        return (slot & 0xFFFF) % CHANNELS
+
     # -- clusters ----------------------------------------------------------------------------------------------
 
     def cluster_arrive(self, rows: Any) -> None:

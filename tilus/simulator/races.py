@@ -36,6 +36,7 @@ class SharedRaces:
         self.reader = np.zeros(cells, np.uint16)
         self.read_by = np.zeros((cells, self.agents), np.uint32)
         self.read_flat = self.read_by.reshape(-1)
+        self.open_reads: list[Any] = []
         rank = state.block_of_lane % state.engine.cluster_size
         self.thread = (rank * state.warps * 32 + state.thread_of_lane).astype(np.uint32)
         self.agent = self.thread >> 5
@@ -68,6 +69,8 @@ class SharedRaces:
         self.last_read[cells] = now
         self.reader[cells] = self._by_lane(self.thread[sel.lanes], cells)
         self.read_flat[cells * self.agents + self._by_lane(self.agent[sel.lanes], cells)] = now
+        for open_cells in self.open_reads:
+            self.last_read[open_cells] = PENDING
 
     def write(self, access: Any, sel: Selection, index: Any, width: int, view: Any, place: Any, values: Any) -> None:
         """Lanes are about to write ``values`` to ``view[place]``."""
@@ -144,6 +147,82 @@ class SharedRaces:
         cells = self.cells(index, width)
         self.written[cells] = self.engine.tick(copy.instruction)
 
+    def async_write(self, operation: Any, lanes: Any, index: Any, slots: Any) -> None:
+        """The asynchronous proxy begins to write cells ``index`` ``[G, n]`` for lanes ``[G]``."""
+        cells = self._chunk_cells(index)
+        sel = _Copies(lanes)
+        self._check_async(operation, sel, cells, "overwrites")
+        read = self.last_read[cells]
+        self.engine.tick(operation.instruction)
+        if int(read.max()) > int(self.order.threshold(sel)):
+            self._check_against_reads(operation, sel, cells, read, "overwrites")
+        self.written[cells] = PENDING
+        channels = np.array([self.order.channel_of(int(s)) for s in slots], np.uint32)
+        self.writer[cells] = ((np.uint32(self.agents) + channels) * np.uint32(32))[:, None]
+
+    def async_arrived(self, operation: Any, index: Any, slots: Any) -> None:
+        """The data of asynchronous writes is there."""
+        self.written[self._chunk_cells(index)] = self.engine.tick(operation.instruction)
+
+    def async_read(self, operation: Any, lanes: Any, index: Any, holds: bool | None) -> None:
+        """The asynchronous proxy reads cells; with ``holds`` until `async_read_done`."""
+        cells = self._chunk_cells(index)
+        sel = _Copies(lanes)
+        now = self.engine.tick(operation.instruction)
+        written = self.written[cells]
+        if not written.all():
+            self._uninitialized(operation, sel, index, cells, written)
+        self._check_async(operation, sel, cells, "reads")
+        if holds:
+            self.last_read[cells] = PENDING
+            self.reader[cells] = self.thread[lanes][:, None]
+            self.open_reads.append(cells)
+        else:
+            self._record_read(lanes, cells, now)
+
+    def async_read_done(self, operation: Any, lanes: Any, index: Any, ready: Any) -> None:
+        """The asynchronous proxy has read what some lanes asked it to."""
+        cells = self._chunk_cells(index)
+        self.open_reads = [c for c in self.open_reads if not (c.shape == cells.shape and (c == cells).all())]
+        if not ready.all():
+            self.open_reads.append(cells[~ready])
+        self._record_read(lanes[ready], cells[ready], self.engine.tick(operation.instruction))
+        for still in self.open_reads:
+            self.last_read[still] = PENDING
+
+    def _record_read(self, lanes: Any, cells: Any, now: int) -> None:
+        self.last_read[cells] = now
+        self.reader[cells] = self.thread[lanes][:, None]
+        self.read_flat[cells * self.agents + self.agent[lanes].astype(np.int64)[:, None]] = now
+
+    def _chunk_cells(self, index: Any) -> Any:
+        cells = self.cells(index.reshape(-1), 16)
+        return cells.reshape(len(index), -1)
+
+    def _check_async(self, operation: Any, sel: Any, cells: Any, verb: str) -> None:
+        """Earlier writes must be ordered before, and those of threads made visible to the asynchronous proxy."""
+        written = self.written[cells]
+        if not written.any():
+            return
+        self._check_against_write(operation, sel, cells, written, verb, None)
+        thread = self.writer[cells] & np.uint32(_THREAD)
+        agent = (thread >> np.uint32(5)).astype(np.int64)
+        generic = (agent < self.agents) & (written > 0) & (written != PENDING)
+        if not generic.any():
+            return
+        rows = self._by_lane(self.row_of_lane[sel.lanes], cells)
+        agent = np.where(generic, agent, 0)
+        bad = generic & (written.astype(np.int64) > self.order.proxied(rows, agent))
+        if bad.any():
+            position, cell = self._lane_of(sel, cells, bad)
+            other = int(self.writer[cell]) & _THREAD
+            earlier = self.engine.instruction_at(int(self.written[cell]))
+            self._report(
+                "missing-proxy-fence", operation, sel, position, cell,
+                f"the asynchronous proxy {verb} shared memory that {self._thread_name(cell, other)} wrote{_where(earlier)} "
+                "with no fence.proxy.async after the write",
+            )  # fmt: skip
+
     # -- the slow path -----------------------------------------------------------------------------------------
 
     def _lane_of(self, sel: Selection, cells: Any, bad: Any) -> tuple[int, int]:
@@ -160,7 +239,7 @@ class SharedRaces:
             kind = "async-read" if reading else "async-overwrite"
             self._report(
                 kind, access, sel, position, cell,
-                f"{verb} shared memory that {self._thread_name(cell, owner)} is still filling with an asynchronous copy; "
+                f"{verb} shared memory that an asynchronous copy{self._of_thread(cell, owner)} is still filling; "
                 "wait for the copy first",
             )  # fmt: skip
         rows = self._by_lane(self.row_of_lane[sel.lanes], cells)
@@ -184,6 +263,16 @@ class SharedRaces:
             )  # fmt: skip
 
     def _check_against_reads(self, access: Any, sel: Selection, cells: Any, read: Any, verb: str) -> None:
+        pending = read == PENDING
+        if pending.any():
+            position, cell = self._lane_of(sel, cells, pending)
+            owner = int(self.reader[cell])
+            self._report(
+                "async-overwrite", access, sel, position, cell,
+                f"{verb} shared memory that an asynchronous operation of {self._thread_name(cell, owner)} may still be "
+                "reading; wait for it first",
+            )  # fmt: skip
+            read = np.where(pending, 0, read)
         rows = self._by_lane(self.row_of_lane[sel.lanes], cells)
         by_agent = self.read_by[cells].astype(np.int64)
         known = self.order.known[0][rows, : self.agents]
@@ -237,8 +326,13 @@ class SharedRaces:
         self._report("uninitialized-shared", access, sel, position, cell, "reads shared memory that nobody has written")
         del index
 
+    def _of_thread(self, cell: int, thread: int) -> str:
+        return "" if thread >= self.agents * 32 else f" of {self._thread_name(cell, thread)}"
+
     def _thread_name(self, cell: int, thread: int) -> str:
         state = self.state
+        if thread >= self.agents * 32:
+            return "an asynchronous copy"
         per_block = state.warps * 32
         coordinates = state.thread_coordinates(thread % per_block)
         if state.engine.cluster_size == 1:
@@ -250,6 +344,21 @@ class SharedRaces:
         near = self.state.nearest_shared(offset)
         self.state.hazard(kind, f"{text} (shared offset {offset:#x}, {near})", access.instruction,
                           int(sel.index[position]), offset)  # fmt: skip
+
+
+class _Copies:
+    """Lanes that issued asynchronous operations, one entry per operation."""
+
+    whole = False
+
+    def __init__(self, lanes: Any) -> None:
+        self.lanes = self.index = lanes
+        self.n = len(lanes)
+
+    @property
+    def warp_slice(self) -> Any:
+        """Rows of the per-warp tables."""
+        return np.unique(self.index >> 5)
 
 
 def _where(instruction: Any) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from .async_copy import CopyQueue
 from .barriers import BarrierUnit
 from .hazards import Stop
+from .bulk_copy import BulkGroups
 from .mbarrier import BarrierTable
 from .memory_unit import Memory
 from .selection import LANES, Selection
@@ -89,6 +90,7 @@ class State:
         self.barriers = BarrierUnit(self)
         self.copies = CopyQueue(self)
         self.mbarriers = BarrierTable(self)
+        self.bulk_groups = BulkGroups(self)
         self.parked = 0
         self.races: Any = None
         self.order: Any = None
@@ -183,6 +185,8 @@ class State:
     def exit_lanes(self, sel: Selection, instruction: Any) -> None:
         """Lanes end."""
         self.live[sel.lanes] = False
+        if self.bulk_groups.pending:
+            self.bulk_groups.flush(sel.index)
         self.engine.finished(self, sel, instruction)
         self.barriers.lanes_exited(sel)
 

@@ -2,21 +2,186 @@
 
 from __future__ import annotations
 
+from tilus import dtypes
+from tilus.codegen.casts.arrangement import Arrangement, element_order
 from tilus.codegen.casts.decode import decode, lookup
 from tilus.codegen.casts.encode import encode
 from tilus.codegen.casts.general import cast_element
-from tilus.codegen.llvm_text import V, Writer
-from tilus.codegen.registers import pack, unpack
+from tilus.codegen.casts.packed import permute_bytes
+from tilus.codegen.casts.rows import FastCast, best_cast, exact_in_float16, fast_casts
+from tilus.codegen.llvm_text import V, Writer, integer
+from tilus.codegen.registers import container_count, pack, unpack
 from tilus.codegen.target import Target
 from tilus.dtypes import DType
+from tilus.errors import TypeMismatch
 
 
 def cast_elements(
-    w: Writer, target: Target, source: DType, dest: DType, regs: tuple[V, ...], count: int
+    w: Writer,
+    target: Target,
+    source: DType,
+    dest: DType,
+    regs: tuple[V, ...],
+    count: int,
+    order: Arrangement | tuple[int, ...] | None = None,
 ) -> tuple[V, ...]:
-    """Return containers of `dest` for `count` elements in containers of `source`."""
-    elements = unpack(w, source, regs, count)
-    return pack(w, dest, [cast_element(w, target, source, dest, e) for e in elements])
+    """Return containers of `dest` for `count` elements in containers of `source`, which stay as they are.
+
+    Parameters
+    ----------
+    w : Writer
+    target : Target
+    source, dest : DType
+        Any two types.
+    regs : tuple of V
+        The source's containers.
+    count : int
+        Elements.
+    order : Arrangement or tuple of int, optional
+        How the source's elements lie in each group of words: as `preferred_arrangement` or `preferred_order` says, or
+        any other order of whole elements. By default they lie in natural order. The result always does.
+
+    Raises
+    ------
+    TypeMismatch
+        If the elements are no whole groups of the order.
+    """
+    if source == dest and order is None:
+        return regs
+    if isinstance(order, tuple):
+        order = element_order(source.bits, order)
+    if order is not None and (order.bits != source.bits or count % order.elements):
+        raise TypeMismatch(
+            f"an order of {order.elements} elements of {order.bits} bits does not fit {count} elements of {source}",
+            hint="keep a multiple of the order's elements in each thread",
+        )
+    row = best_cast(target, source, dest, order)
+    if row is not None:
+        return _by_groups(w, row, regs, count)
+    if dest in (dtypes.float32, dtypes.tfloat32) and exact_in_float16(source):
+        row = best_cast(target, source, dtypes.float16, order)
+        if row is not None:
+            halves = unpack(w, dtypes.float16, _by_groups(w, row, regs, count), count)
+            return tuple(w.convert("fpext", half, "float") for half in halves)
+    if order is None:
+        reordered = _cheapest_order(target, source, dest)
+        if reordered is not None and count >= reordered.elements:
+            return _reordered(w, reordered, regs, count)
+        elements = unpack(w, source, regs, count)
+        return pack(w, dest, [cast_element(w, target, source, dest, e) for e in elements])
+    return cast_elements(w, target, source, dest, _natural(w, order, source, regs, count), count)
 
 
-__all__ = ["cast_element", "cast_elements", "decode", "encode", "lookup"]
+def preferred_arrangement(target: Target, source: DType, dest: DType) -> Arrangement | None:
+    """Return how elements are best stored for a cast on a target; None if natural order is as good."""
+    for row in fast_casts(source, dest):
+        if target.has(row.feature):
+            return row.arrangement
+    return None
+
+
+def preferred_order(source: DType, dest: DType, target: Target | None = None) -> tuple[int, ...] | None:
+    """Return the element to store at each position of a group, for the cast that needs no reordering.
+
+    None if natural order is as good, or if the best arrangement moves bits of an element apart (see
+    `preferred_arrangement`). Without a target, the cast that every target with 16-bit floats has.
+    """
+    for row in fast_casts(source, dest):
+        if target.has(row.feature) if target is not None else row.feature in ("", "bf16_arithmetic"):
+            return row.arrangement.order if row.arrangement is not None else None
+    return None
+
+
+def cast_cost(
+    target: Target, source: DType, dest: DType, order: Arrangement | tuple[int, ...] | None = None
+) -> float | None:
+    """Return instructions per element of the packed cast; None where the general path is taken."""
+    if isinstance(order, tuple):
+        order = element_order(source.bits, order)
+    row = best_cast(target, source, dest, order)
+    return row.cost if row is not None else None
+
+
+def _by_groups(w: Writer, row: FastCast, regs: tuple[V, ...], count: int) -> tuple[V, ...]:
+    made: list[V] = []
+    for first in range(0, len(regs), row.words):
+        words = list(regs[first : first + row.words])
+        words += [integer(0)] * (row.words - len(words))
+        made += row.emit(w, words)
+    return tuple(made[: container_count(row.dest, count)])
+
+
+def _cheapest_order(target: Target, source: DType, dest: DType) -> FastCast | None:
+    for row in fast_casts(source, dest):
+        if target.has(row.feature) and row.arrangement is not None and row.arrangement.order is not None:
+            return row
+    return None
+
+
+def _reordered(w: Writer, row: FastCast, regs: tuple[V, ...], count: int) -> tuple[V, ...]:
+    """Cast elements in natural order with a cast for another order, and move what comes out."""
+    assert row.arrangement is not None and row.arrangement.order is not None
+    order, bits = row.arrangement.order, row.dest.bits
+    made = list(_by_groups(w, row, regs, -(-count // row.elements) * row.elements))
+    per = 32 // bits
+    out = []
+    for first in range(0, count, per):
+        group = first // row.elements * row.elements
+        places = [group + order[(first + i) % row.elements] for i in range(per)]
+        out.append(_collect(w, made, places, bits))
+    return tuple(out)
+
+
+def _collect(w: Writer, words: list[V], places: list[int], bits: int) -> V:
+    """Return a word of elements at places in words, by byte permutations of two words at a time."""
+    size, per = bits // 8, 32 // bits
+    result: V | None = None
+    pending = list(range(per))
+    while pending:
+        sources = list(dict.fromkeys(places[i] // per for i in pending))[: 2 if result is None else 1]
+        selectors = [0, 1, 2, 3]
+        done = []
+        for i in pending:
+            number = places[i] // per
+            if number in sources:
+                base = 4 * sources.index(number) if result is None else 4
+                for byte in range(size):
+                    selectors[i * size + byte] = base + places[i] % per * size + byte
+                done.append(i)
+        a = words[sources[0]] if result is None else result
+        b = words[sources[-1]]
+        s0, s1, s2, s3 = selectors
+        result = permute_bytes(w, a, b, (s0, s1, s2, s3))
+        pending = [i for i in pending if i not in done]
+    assert result is not None
+    return result
+
+
+def _natural(w: Writer, order: Arrangement, source: DType, regs: tuple[V, ...], count: int) -> tuple[V, ...]:
+    """Return containers in natural order, bit by bit unless whole elements moved."""
+    if order.order is not None:
+        elements = unpack(w, source, regs, count)
+        place = {element: position for position, element in enumerate(order.order)}
+        group = order.elements
+        return pack(w, source, [elements[i // group * group + place[i % group]] for i in range(count)])
+    out = []
+    for first in range(0, len(regs), order.words):
+        words = [w.binary("xor", reg, integer(flip)) for reg, flip in zip(regs[first:], order.flip)]
+        moved: list[V] = [integer(0)] * order.words
+        # All bits that move by the same distance between the same words go together.
+        moves: dict[tuple[int, int, int], int] = {}
+        for stored, natural in enumerate(order.places):
+            key = (stored // 32, natural // 32, stored % 32 - natural % 32)
+            moves[key] = moves.get(key, 0) | 1 << stored % 32
+        for (origin, to, shift), mask in moves.items():
+            bits = w.binary("and", words[origin], integer(mask))
+            bits = w.binary("lshr" if shift >= 0 else "shl", bits, integer(abs(shift)))
+            moved[to] = w.binary("or", moved[to], bits)
+        out += moved
+    return tuple(out)
+
+
+__all__ = [
+    "Arrangement", "FastCast", "cast_cost", "cast_element", "cast_elements", "decode", "element_order", "encode",
+    "fast_casts", "lookup", "preferred_arrangement", "preferred_order",
+]  # fmt: skip

@@ -124,7 +124,7 @@ def lower_binary(ctx: Context, op: ops.Binary) -> None:
 
 
 _FLOAT = {"add": "fadd contract", "sub": "fsub contract", "mul": "fmul contract", "div": "fdiv"}
-_INTEGER = {"add": "add", "sub": "sub", "mul": "mul", "and": "and", "or": "or", "xor": "xor", "shl": "shl"}
+_INTEGER = {"add": "add", "sub": "sub", "mul": "mul", "and": "and", "or": "or", "xor": "xor"}
 
 
 def binary(ctx: Context, kind: str, dtype: DType, a: V, b: V) -> V:

@@ -9,8 +9,8 @@ from tilus.codegen.llvm_text import V, Writer, integer
 from tilus.codegen.lower.context import Context, SharedTensor, lowers, scalar_type_of
 from tilus.codegen.lower.elementwise import binary, float_extreme
 from tilus.codegen.lower.shared_memory import SharedAddresses, shared_access, store_tile
-from tilus.codegen.lower.words import load_words, memory_dtype, tile_from_words
-from tilus.codegen.registers import Tile, elements_of, llvm_type, permute, tile_of
+from tilus.codegen.lower.words import load_words, tile_from_words
+from tilus.codegen.registers import Tile, elements_of, extract_bits, join_bits, llvm_type, permute, tile_of
 from tilus.dtypes import DType
 from tilus.errors import LayoutConflict
 from tilus.ir import ops
@@ -21,8 +21,8 @@ from tilus.layout.conversion import (
     RegisterConversion,
     SharedConversion,
     ShuffleConversion,
-    plan_conversion,
 )
+from tilus.passes.shared_memory import conversion_plan
 
 WARP = 32
 
@@ -31,7 +31,7 @@ WARP = 32
 def lower_convert_layout(ctx: Context, op: ops.ConvertLayout) -> None:
     tile = ctx.tile(op.x)
     w = ctx.w
-    plan = plan_conversion(tile.layout, op.layout, max(8, memory_dtype(tile.dtype).bits))
+    plan = conversion_plan(op)
     if isinstance(plan, NoConversion):
         ctx.values[op.result] = Tile(tile.dtype, op.layout, tile.regs)
     elif isinstance(plan, RegisterConversion):
@@ -79,14 +79,23 @@ def shuffle(w: Writer, mode: str, value: V, lane: V) -> V:
 
 def _by_shuffles(ctx: Context, tile: Tile, op: ops.ConvertLayout, plan: ShuffleConversion) -> Tile:
     w = ctx.w
-    elements = elements_of(w, tile)
+    bits = plan.pack * tile.dtype.bits
+    narrow = tile.dtype.bits < 32 and tile.dtype is not dtypes.boolean
+    words: list[V] = list(tile.regs)
+    if narrow:
+        words = [extract_bits(w, tile.regs, i * bits, bits, False) for i in range(tile.count // plan.pack)]
+    moved: dict[tuple[Affine, int], V] = {}
     out = []
     for step in plan.steps:
         number = affine(ctx, step.element) if len(step.candidates) > 1 else None
-        lane = w.binary("and", affine(ctx, step.thread), integer(WARP - 1)) if not step.is_local else None
         chosen: V | None = None
         for candidate in step.candidates:
-            value = elements[candidate] if lane is None else shuffle(w, "idx", elements[candidate], lane)
+            value = words[candidate]
+            if not step.is_local:
+                if (step.thread, candidate) not in moved:
+                    lane = w.binary("and", affine(ctx, step.thread), integer(WARP - 1))
+                    moved[step.thread, candidate] = shuffle(w, "idx", value, lane)
+                value = moved[step.thread, candidate]
             if chosen is None:
                 chosen = value
             else:
@@ -94,7 +103,9 @@ def _by_shuffles(ctx: Context, tile: Tile, op: ops.ConvertLayout, plan: ShuffleC
                 chosen = w.select(w.icmp("eq", number, integer(candidate)), value, chosen)
         assert chosen is not None
         out.append(chosen)
-    return tile_of(w, tile.dtype, op.layout, out)
+    if not narrow:
+        return Tile(tile.dtype, op.layout, tuple(out))
+    return Tile(tile.dtype, op.layout, join_bits(w, out, bits))
 
 
 def _through_shared(ctx: Context, tile: Tile, op: ops.ConvertLayout, plan: SharedConversion) -> Tile:

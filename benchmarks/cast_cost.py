@@ -1,0 +1,159 @@
+"""Counts the machine instructions that a cast takes for each element, for every narrow type.
+
+    python benchmarks/cast_cost.py [--target sm_90a] [--write]
+
+A kernel loads words, casts them and stores the result; beside it stands one that loads and stores as much without
+a cast. Both are compiled for n and 2n groups of words, assembled and disassembled; the growth of their difference is
+the cost of n groups, free of what a loop does once, such as keeping constants in registers. The disassembler is
+NVIDIA's nvdisasm, from `pip install nvidia-cuda-nvdisasm`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from tilus import dtypes
+from tilus.codegen.assemble import assemble, available
+from tilus.codegen.casts import Arrangement, cast_cost, cast_elements, preferred_arrangement
+from tilus.codegen.llvm import to_ptx
+from tilus.codegen.llvm_text import GLOBAL, V, Writer
+from tilus.codegen.registers import bits_of
+from tilus.codegen.target import Target
+from tilus.codegen.target import target as find_target
+from tilus.dtypes import DType
+
+RESULTS = Path(__file__).parent / "results" / "cast_cost.json"
+DESTS = (dtypes.float16, dtypes.bfloat16)
+SOURCES = tuple(t for t in dtypes.NAMED if t.bits <= 8 and t.kind in ("int", "uint", "float", "table"))
+
+
+def find_nvdisasm() -> Path | None:
+    """Return nvdisasm of the Python package, or of the PATH."""
+    import shutil
+
+    try:
+        import nvidia
+    except ImportError:
+        nvidia = None
+    for folder in getattr(nvidia, "__path__", ()):
+        for found in sorted(Path(folder).glob("*/bin/nvdisasm*")):
+            return found
+    found = shutil.which("nvdisasm")
+    return Path(found) if found else None
+
+
+def disassemble(nvdisasm: Path, ptx: str, target: Target) -> list[str]:
+    """Return the instructions of a kernel, without its predicates and operands."""
+    cubin, _ = assemble(ptx, target, "cast", line_info=False)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "cast.cubin"
+        path.write_bytes(cubin)
+        listing = subprocess.run([nvdisasm, "-c", path], capture_output=True, text=True, check=True).stdout
+    names = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", listing, re.MULTILINE)
+    return [name for name in names if name.split(".")[0] not in ("NOP", "BRA", "EXIT")]
+
+
+def kernel(target: Target, loads: int, stores: int, make: Callable[[Writer, list[V]], list[V]]) -> str:
+    """Return the PTX of a kernel that loads and stores so many words, in fours, with `make` between."""
+    w = Writer("benchmark")
+    words: list[V] = []
+    for first in range(0, loads, 4):
+        place = w.gep(V(GLOBAL, "%in"), V("i64", str(4 * first)), "i8")
+        four = w.value("<4 x i32>", f"load <4 x i32>, {place}, align 16")
+        words += [w.extract(four, lane, "i32") for lane in range(4)]
+    made = make(w, words)
+    for first in range(0, stores, 4):
+        place = w.gep(V(GLOBAL, "%out"), V("i64", str(4 * first)), "i8")
+        w.run(f"store {w.vector(made[first : first + 4])}, {place}, align 16")
+    w.leave()
+    attributes = '"denormal-fp-math"="ieee,ieee"'
+    signature = f"define ptx_kernel void @cast({GLOBAL} noalias align 16 %in, {GLOBAL} noalias align 16 %out) {attributes}"
+    return to_ptx(w.module("", signature), target)
+
+
+def instructions_per_element(
+    nvdisasm: Path, target: Target, source: DType, dest: DType, arrangement: Arrangement | None
+) -> tuple[float, dict[str, float]]:
+    """Return the machine instructions of one element's cast, and how many of each there are."""
+    group = arrangement.words if arrangement is not None else source.bits // (8 if source.bits == 8 else 1) or 1
+    group = max(group, {1: 1, 2: 1, 4: 1, 8: 1, 3: 3, 5: 5, 6: 3, 7: 7}[source.bits])
+    words = 4 * group
+    counts = []
+    for times in (1, 2):
+        loads = words * times
+        count = 32 * loads // source.bits
+        stores = count * dest.bits // 32
+
+        def convert(w: Writer, regs: list[V], count: int = count) -> list[V]:
+            made = cast_elements(w, target, source, dest, tuple(regs), count, arrangement)
+            return list(bits_of(w, _Regs(dest, made)))  # type: ignore[arg-type]
+
+        def copy(w: Writer, regs: list[V], stores: int = stores) -> list[V]:
+            return [regs[i % len(regs)] for i in range(stores)]
+
+        cast = Counter(disassemble(nvdisasm, kernel(target, loads, stores, convert), target))
+        base = Counter(disassemble(nvdisasm, kernel(target, loads, stores, copy), target))
+        cast.subtract(base)
+        counts.append(cast)
+    growth = counts[1]
+    growth.subtract(counts[0])
+    elements = 32 * words // source.bits
+    parts = {name: round(number / elements, 3) for name, number in growth.items() if number}
+    return sum(growth.values()) / elements, dict(sorted(parts.items(), key=lambda item: -item[1]))
+
+
+class _Regs:
+    def __init__(self, dtype: DType, regs: tuple[V, ...]) -> None:
+        self.dtype, self.regs = dtype, regs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--target", default="sm_90a", help="such as sm_80 or sm_90a")
+    parser.add_argument("--types", nargs="*", help="names of source types; all of at most 8 bits by default")
+    parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
+    parser.add_argument("--parts", action="store_true", help="show how many of each instruction there are")
+    options = parser.parse_args()
+    nvdisasm = find_nvdisasm()
+    if nvdisasm is None:
+        raise SystemExit("no nvdisasm here: pip install nvidia-cuda-nvdisasm")
+    if available() is not None:
+        raise SystemExit(f"no assembler here: {available()}")
+    target = find_target(options.target)
+    sources = [dtypes.dtype(name) for name in options.types] if options.types else list(SOURCES)
+    rows = []
+    print(f"instructions per element on {target.name}; arranged: stored as the cast prefers")
+    print(f"{'source':>16} {'dest':>9} {'arranged':>9} {'natural':>9}  counted by method")
+    for source in sources:
+        for dest in DESTS:
+            arrangement = preferred_arrangement(target, source, dest)
+            natural, parts = instructions_per_element(nvdisasm, target, source, dest, None)
+            best = natural
+            if arrangement is not None:
+                best, parts = instructions_per_element(nvdisasm, target, source, dest, arrangement)
+            method = cast_cost(target, source, dest, arrangement)
+            shown = f"{method:.3f}" if method is not None else "general path"
+            print(f"{source!s:>16} {dest!s:>9} {best:9.3f} {natural:9.3f}  {shown}" + (f"  {parts}" if options.parts else ""))
+            rows.append(
+                {
+                    "source": str(source), "dest": str(dest), "arranged": round(best, 4), "natural": round(natural, 4),
+                    "method": method, "instructions": parts,
+                }  # fmt: skip
+            )
+    if options.write:
+        results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+        results[target.name] = rows
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8", newline="\n")
+        print(f"written to {RESULTS.name}")
+
+
+if __name__ == "__main__":
+    main()

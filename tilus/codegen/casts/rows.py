@@ -1,0 +1,185 @@
+"""The table of packed casts: for each pair of types, what there is, what it needs and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+from tilus import dtypes
+from tilus.codegen.casts import fast
+from tilus.codegen.casts.arrangement import Arrangement, element_order
+from tilus.codegen.casts.fast import Emit
+from tilus.codegen.casts.packed import EXPONENT, MANTISSA
+from tilus.codegen.casts.plan import Plan, float_plan, integer_plan
+from tilus.codegen.target import Target
+from tilus.dtypes import DType, TableType
+
+
+@dataclass(frozen=True)
+class FastCast:
+    """A packed cast.
+
+    Attributes
+    ----------
+    name : str
+        What the method is called in reports.
+    source, dest : DType
+    feature : str
+        What the target must have (`Target.has`).
+    elements : int
+        Elements of a group, which is the unit of the cast.
+    words : int
+        32-bit words of a group of the source.
+    cost : float
+        Instructions per element, as counted from the method: the real ones are in the benchmark.
+    arrangement : Arrangement or None
+        How the group must be stored; None is natural order.
+    emit : callable
+        From a writer and the words of a group to the destination's words, in natural order.
+    """
+
+    name: str
+    source: DType
+    dest: DType
+    feature: str
+    elements: int
+    words: int
+    cost: float
+    arrangement: Arrangement | None
+    emit: Emit
+
+
+@lru_cache(maxsize=1024)
+def fast_casts(source: DType, dest: DType) -> tuple[FastCast, ...]:
+    """Return the packed casts of a pair of types, the cheapest first; the same cost in natural order comes first."""
+    rows = list(_rows(source, dest))
+    return tuple(sorted(rows, key=lambda row: (row.cost, row.arrangement is not None, bool(row.feature) is False)))
+
+
+def best_cast(target: Target, source: DType, dest: DType, arrangement: Arrangement | None) -> FastCast | None:
+    """Return the cheapest packed cast for elements in natural order or in an arrangement."""
+    for row in fast_casts(source, dest):
+        if row.arrangement == arrangement and target.has(row.feature):
+            return row
+    return None
+
+
+@lru_cache(maxsize=256)
+def exact_in_float16(source: DType) -> bool:
+    """Whether float16 holds every value of a type of at most 8 bits."""
+    import numpy as np
+
+    if source.bits > 8:
+        return False
+    values = dtypes.decode(np.arange(1 << source.bits), source).astype(np.float64)
+    halves = dtypes.decode(dtypes.encode(values, dtypes.float16), dtypes.float16)
+    return bool(np.array_equal(values, halves, equal_nan=True))
+
+
+def _rows(source: DType, dest: DType) -> Iterator[FastCast]:
+    if source.bits > 8 or source.kind not in ("int", "uint", "float", "table"):
+        return
+    if dest in MANTISSA:
+        needs = "bf16_arithmetic" if dest == dtypes.bfloat16 else ""
+        if source.is_integer:
+            yield from _integer_rows(source, dest, needs)
+        elif source.kind == "float":
+            yield from _float_rows(source, dest, needs)
+    if dest.bits in (8, 16) and not dest.is_boolean:
+        yield from _table_rows(source, dest)
+    if dest == dtypes.int8 and source.is_integer and source.bits in (1, 2, 4):
+        yield from _byte_rows(source, dest)
+
+
+def _planned(name: str, plan: Plan, source: DType, dest: DType, needs: str, work: float, emit: Emit) -> Iterator[FastCast]:
+    """The cast of a plan, and, where it moves whole elements, the one that reorders what comes out."""
+    arrangement = plan.arrangement()
+    cost = work / 2 + plan.moves / plan.elements
+    yield FastCast(name, source, dest, needs, plan.elements, plan.words, cost, arrangement, emit)
+
+
+def _integer_rows(source: DType, dest: DType, needs: str) -> Iterator[FastCast]:
+    if source.bits == 8:
+        make = fast.bytes_to_float16 if dest == dtypes.float16 else fast.bytes_to_bfloat16
+        cost = 1.0 if dest == dtypes.float16 else 1.5
+        flip = 0.25 if source.is_signed else 0.0
+        yield FastCast("magic number", source, dest, needs, 4, 1, cost + flip, None, make(source, False))
+        if source.is_signed:
+            inverted = Arrangement(8, tuple(range(32)), (0x80808080,))
+            yield FastCast("magic number", source, dest, needs, 4, 1, cost, inverted, make(source, True))
+        return
+    plan = integer_plan(source.bits, MANTISSA[dest])
+    yield from _planned("magic number", plan, source, dest, needs, 2, fast.integers(plan, source, dest))
+    emit = fast.natural_integers(source, dest)
+    yield FastCast("magic number", source, dest, needs, plan.elements, plan.words, 1.75, None, emit)
+
+
+def _float_rows(source: DType, dest: DType, needs: str) -> Iterator[FastCast]:
+    # A narrower exponent, so that every finite value is one of the destination's, and infinities are too
+    # (only the infinities of float6_e5m0 have that place in float16).
+    if source.mantissa_bits > MANTISSA[dest] or source.exponent_bits > EXPONENT[dest]:
+        return
+    same = source.exponent_bits == EXPONENT[dest]
+    if source == dtypes.float8_e5m2:
+        if dest == dtypes.float16:
+            yield FastCast("upper byte", source, dest, "", 4, 1, 0.5, None, fast.e5m2_to_float16)
+        else:
+            emit = fast.through_float16(fast.e5m2_to_float16)
+            yield FastCast("upper byte, float32", source, dest, needs, 4, 1, 2.0, None, emit)
+        return
+    if source == dtypes.float8_e4m3:
+        hardware = fast.convert_pairs("e4m3")
+        if dest == dtypes.float16:
+            yield FastCast("cvt", source, dest, "cvt_fp8", 4, 1, 0.5, None, hardware)
+            yield FastCast("rescale", source, dest, "", 4, 1, 2.75, None, fast.e4m3_to_float16)
+        else:
+            yield FastCast("cvt, float32", source, dest, "cvt_fp8", 4, 1, 2.0, None, fast.through_float16(hardware))
+            yield FastCast("rescale", source, dest, needs, 4, 1, 3.0, None, fast.e4m3_to_bfloat16)
+        return
+    if source.has_nan or (same and source.mantissa_bits):
+        return
+    if source == dtypes.float4_e2m1 and dest == dtypes.float16:
+        yield FastCast("cvt", source, dest, "cvt_fp4", 8, 1, 0.75, None, fast.convert_nibbles)
+    if source.bits == 8:
+        yield FastCast("rescale", source, dest, needs, 4, 1, 2.0, None, fast.float_bytes(source, dest))
+    plan = float_plan(source.bits, fast.float_pattern(source, dest))
+    emit = fast.floats(plan, source, dest)
+    yield from _planned("rescale", plan, source, dest, needs, 1 if same else 2, emit)
+
+
+def _table_rows(source: DType, dest: DType) -> Iterator[FastCast]:
+    if source.bits not in (2, 4):
+        return
+    codes = _codes(source, dest)
+    planes = [{code >> 8 * byte & 255 for code in codes} != {0} for byte in range(dest.bits // 8)]
+    if source.bits == 4:
+        signs = all(codes[i] ^ codes[i + 8] == 1 << (dest.bits - 1) for i in range(8))
+        # For eight elements: indices and two shifts, then twice a lookup of each byte, the fourth bit, and interleaving.
+        each = [0 if not used else 1 if signs and byte < len(planes) - 1 else 3 for byte, used in enumerate(planes)]
+        mask = 0 if signs else 1
+        cost = (3 + 2 * (sum(each) + mask + (2 if len(planes) > 1 else 0))) / 8
+        yield FastCast("byte table", source, dest, "", 8, 1, cost, None, fast.table(codes, dest))
+    elif isinstance(source, TableType):
+        order = element_order(2, tuple(p // 2 + 8 * (p % 2) for p in range(16)))
+        cost = (5 + 4 * sum(planes) + (8 if len(planes) > 1 else 0)) / 16
+        yield FastCast("byte table", source, dest, "", 16, 1, cost, order, fast.pair_table(codes, dest))
+
+
+def _codes(source: DType, dest: DType) -> tuple[int, ...]:
+    """Return what each code of the source becomes."""
+    import numpy as np
+
+    values = dtypes.decode(np.arange(1 << source.bits), source)
+    if dest.is_integer:
+        if source.is_integer:
+            return tuple(int(value) & dest.code_mask for value in values)
+        values = np.trunc(values)
+    return tuple(int(code) for code in dtypes.encode(values, dest))
+
+
+def _byte_rows(source: DType, dest: DType) -> Iterator[FastCast]:
+    per = 8 // source.bits
+    order = element_order(source.bits, tuple(p // per + 4 * (p % per) for p in range(4 * per)))
+    cost = (3 if source.is_signed else 1) / 4 + (per - 1) / (4 * per)
+    yield FastCast("mask", source, dest, "", 4 * per, 1, cost, order, fast.narrow_to_int8(source))
