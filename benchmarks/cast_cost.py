@@ -63,14 +63,18 @@ def disassemble(nvdisasm: Path, ptx: str, target: Target) -> list[str]:
 def kernel(target: Target, loads: int, stores: int, make: Callable[[Writer, list[V]], list[V]]) -> str:
     """Return the PTX of a kernel that loads and stores so many words, in fours, with `make` between."""
     w = Writer("benchmark")
+    # Each thread has words of its own: what is the same in all of them would go to another unit.
+    thread = w.convert("zext", w.call("i32", "llvm.nvvm.read.ptx.sreg.tid.x"), "i64")
+    start = w.mul(thread, V("i64", "65536"))
+    source, dest = (w.gep(V(GLOBAL, name), start, "i8") for name in ("%in", "%out"))
     words: list[V] = []
     for first in range(0, loads, 4):
-        place = w.gep(V(GLOBAL, "%in"), V("i64", str(4 * first)), "i8")
+        place = w.gep(source, V("i64", str(4 * first)), "i8")
         four = w.value("<4 x i32>", f"load <4 x i32>, {place}, align 16")
         words += [w.extract(four, lane, "i32") for lane in range(4)]
     made = make(w, words)
     for first in range(0, stores, 4):
-        place = w.gep(V(GLOBAL, "%out"), V("i64", str(4 * first)), "i8")
+        place = w.gep(dest, V("i64", str(4 * first)), "i8")
         w.run(f"store {w.vector(made[first : first + 4])}, {place}, align 16")
     w.leave()
     attributes = '"denormal-fp-math"="ieee,ieee"'

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import threading
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from tilus.codegen.target import Target
@@ -37,8 +39,17 @@ class Resources:
     warnings: tuple[str, ...] = ()
 
 
+_lock = threading.Lock()
+
+
 def available() -> str | None:
     """Return None if cubins can be made here, else why not."""
+    with _lock:
+        return _available()
+
+
+@lru_cache(maxsize=1)
+def _available() -> str | None:
     try:
         from cuda.bindings import nvjitlink
     except ImportError as error:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
+from functools import lru_cache
 
 from tilus.codegen.assemble import Resources
 from tilus.codegen.assemble import assemble as make_cubin
+from tilus.codegen.assemble import available as assembler_available
+from tilus.codegen.llvm import load as load_llvm
 from tilus.codegen.llvm import to_ptx
 from tilus.codegen.lower.hopper import TensorMap
 from tilus.codegen.lower.module import lower_kernel
@@ -57,6 +61,18 @@ class Compiled:
     tensor_maps: tuple[TensorMap, ...] = ()
 
 
+@lru_cache(maxsize=32)
+def warm_up(target: Target, assemble: bool) -> None:
+    """Load LLVM and the assembler in the background: what Python does meanwhile needs neither."""
+
+    def load() -> None:
+        load_llvm(target)
+        if assemble:
+            assembler_available()
+
+    threading.Thread(target=load, name="tilus-warm-up", daemon=True).start()
+
+
 def prepare(kernel: Kernel, target: Target, dump: str | None = None) -> Kernel:
     """Run all passes."""
     return run(kernel, pipeline_passes(Mma(target)), dump=dump)
@@ -84,6 +100,7 @@ def compile_kernel(
         Located, where the kernel cannot be compiled.
     """
     machine = find_target(target)
+    warm_up(machine, assemble)
     final = prepare(kernel, machine, dump)
     llvm, tensor_maps = lower_kernel(final, machine)
     ptx = to_ptx(llvm, machine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from functools import lru_cache
 from typing import Any
 
@@ -10,8 +11,11 @@ from tilus.codegen.target import Target
 from tilus.errors import CompileError
 
 
+_lock = threading.RLock()
+
+
 @lru_cache(maxsize=1)
-def _binding() -> Any:
+def _load() -> Any:
     import llvmlite.binding as llvm
 
     llvm.initialize_all_targets()
@@ -19,11 +23,27 @@ def _binding() -> Any:
     return llvm
 
 
-@lru_cache(maxsize=16)
+def _binding() -> Any:
+    """Return llvmlite's binding, loaded once by whichever thread comes first."""
+    with _lock:
+        return _load()
+
+
 def _machine(name: str, ptx: str) -> Any:
-    llvm = _binding()
+    with _lock:
+        return _make_machine(name, ptx)
+
+
+@lru_cache(maxsize=16)
+def _make_machine(name: str, ptx: str) -> Any:
+    llvm = _load()
     target = llvm.Target.from_triple("nvptx64-nvidia-cuda")
     return target.create_target_machine(cpu=name, features=f"+{ptx}", opt=3)
+
+
+def load(target: Target) -> None:
+    """Load LLVM and make what compiles for a target."""
+    _machine(target.name, target.ptx)
 
 
 def llvm_version() -> str:

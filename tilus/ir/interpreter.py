@@ -31,7 +31,7 @@ from tilus.ir.semantics import SEMANTICS, Block, Group, InterpreterError, barrie
 from tilus.ir.types import GlobalType, PointerType, ScalarType, Symbol
 
 # A loop that turns more often is taken for endless.
-MOST_TURNS = 10_000_000
+MOST_TURNS = 1_000_000
 
 
 def run(

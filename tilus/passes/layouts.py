@@ -37,13 +37,18 @@ WORTHWHILE = 4
 
 @dataclass(frozen=True)
 class Mapped:
-    """An operation that changes a tile's shape: layouts follow it forwards and, where possible, backwards."""
+    """An operation that changes a tile's shape: layouts follow it forwards and, where possible, backwards.
+
+    Forwards through one that repeats elements a layout follows last, where nothing else decides: a thread that holds
+    a row's one value would otherwise hold the whole row.
+    """
 
     operation: Operation
     source: Value
     result: Value
     forward: Callable[[RegisterLayout], RegisterLayout]
     backward: Callable[[RegisterLayout], RegisterLayout] | None
+    repeats: bool = False
 
 
 def infer_layouts(kernel: Kernel, selector: Selector) -> Kernel:
@@ -142,11 +147,12 @@ class Inference:
                 self.give(op.x, layout, "scan of its tile", op.loc)
                 self._propagate()
         self._memory()
+        self._propagate(repeat=True)
         for value in self.parent:
             if self.find(value) not in self.layout:
                 assert isinstance(value.type, RegisterType)
                 self.give(value, coalesced(value.type.shape, self.threads[value]), "default", None)
-                self._propagate()
+                self._propagate(repeat=True)
 
     def _edges(self, region: Region, frames: list[Operation]) -> None:
         for op in region.ops:
@@ -201,7 +207,7 @@ class Inference:
         if isinstance(op, ops.Broadcast):
             assert isinstance(op.x.type, RegisterType)
             old, new = op.x.type.shape, op.shape
-            return [Mapped(op, op.x, op.result, lambda l: expand(l, new), lambda l: narrow(l, old))]
+            return [Mapped(op, op.x, op.result, lambda l: expand(l, new), lambda l: narrow(l, old), True)]
         if isinstance(op, ops.Reduce):
             axis = op.axis
             return [Mapped(op, op.x, op.result, lambda l: l.reduce(axis, keepdim=True), None)]
@@ -239,7 +245,7 @@ class Inference:
                     )
                 self.give(op.result, said, "the layout said", op.loc)
 
-    def _propagate(self) -> None:
+    def _propagate(self, repeat: bool = False) -> None:
         """Let layouts follow operations that change shapes until nothing changes."""
         changed = True
         while changed:
@@ -247,6 +253,8 @@ class Inference:
             for edge in self.mapped:
                 source, result = self.of(edge.source), self.of(edge.result)
                 if source is not None and result is None:
+                    if edge.repeats and not repeat:
+                        continue
                     made = attempt(edge.forward, source)
                     if made is not None:
                         self.give(

@@ -221,7 +221,8 @@ def _pointer_of(facts: Facts, op: ops.PointerOf) -> Found:
 @rule(ops.ConvertLayout)
 def _convert_layout(facts: Facts, op: ops.ConvertLayout) -> Found:
     inner = facts.definitions.get(op.x)
-    if isinstance(inner, ops.ConvertLayout):
+    # Planned scratch memory is made for the conversion that stands here.
+    if isinstance(inner, ops.ConvertLayout) and op.scratch is None:
         op = op.replace(x=inner.x)
     return op.x if op.x.type == op.result.type else op
 

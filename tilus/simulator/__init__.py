@@ -14,6 +14,7 @@ from .errors import HazardError, LaunchError, PtxError, SimulatorError
 from .hazards import KINDS, Hazard
 from .module import CHECKS, Kernel, Module, load
 from .report import Report
+from .tma import TensorMap
 
 __all__ = [
     "CHECKS",
@@ -27,6 +28,7 @@ __all__ = [
     "PtxError",
     "Report",
     "SimulatorError",
+    "TensorMap",
     "device_array",
     "load",
 ]

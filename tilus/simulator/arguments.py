@@ -125,14 +125,10 @@ class ArgumentPacker:
             if parameter.size != 8:
                 raise LaunchError(f"argument {position} ({parameter.name}) is an array, the parameter is .{parameter.type}")
             return struct.pack("<Q", self.pointer(value, f"argument {position} ({parameter.name})"))
-        to_bytes = getattr(value, "to_bytes", None)
-        if isinstance(value, (bytes, bytearray, memoryview)) or (
-            to_bytes is not None and not isinstance(value, (int, np.generic))
-        ):
-            if isinstance(value, (bytes, bytearray, memoryview)):
-                raw = bytes(value)
-            else:
-                raw = self._tensor_map(value)
+        if hasattr(value, "global_dims"):
+            value = self._tensor_map(value, f"argument {position} ({parameter.name})")
+        if isinstance(value, (bytes, bytearray, memoryview)):
+            raw = bytes(value)
             if len(raw) != parameter.size:
                 raise LaunchError(
                     f"argument {position} ({parameter.name}) has {len(raw)} bytes, the parameter {parameter.size}"
@@ -142,9 +138,11 @@ class ArgumentPacker:
             return bytes(parameter.size)
         return self._number(parameter, value, position)
 
-    def _tensor_map(self, value: Any) -> bytes:
+    def _tensor_map(self, value: Any, name: str) -> bytes:
         """A TMA descriptor, whose tensor becomes reachable."""
-        return bytes(value.to_bytes(self))
+        if value.array is not None:
+            value = value.at(self.pointer(value.array, name))
+        return bytes(value.encode())
 
     def _number(self, parameter: Any, value: Any, position: int) -> bytes:
         if isinstance(value, np.generic) and not isinstance(value, (np.floating, np.integer, np.bool_)):

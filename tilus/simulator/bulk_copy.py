@@ -33,11 +33,14 @@ class Chunks:
         self.address = address
         self.first = first
         self.last = last
-        self.whole = first is None or bool((first == 0).all() and (last == CHUNK).all())
+        full = first is None or bool((first == 0).all() and (last == CHUNK).all())
+        self.whole = full and int(np.bitwise_or.reduce(address, axis=None)) & (CHUNK - 1) == 0
 
     def mask(self) -> Any:
         """``[G, n, 16]``: which bytes count."""
         at = np.arange(CHUNK)
+        if self.first is None:
+            return np.ones(self.address.shape + (CHUNK,), bool)
         return (at >= self.first[..., None]) & (at < self.last[..., None])
 
     def some(self, keep: Any) -> "Chunks":
@@ -99,11 +102,7 @@ def read_chunks(operation: Any, state: Any, lanes: Any, chunks: Chunks) -> Any:
     if engine.races is not None:
         engine.races.read(state, _View(operation.instruction, width), _Lanes(lanes[copies]), allocation, offset)
     if chunks.whole:
-        if int(np.bitwise_or.reduce(offset)) & (CHUNK - 1) == 0:
-            rows = allocation.view(np.dtype(np.uint8), CHUNK)[offset >> 4]
-        else:
-            rows = allocation.data[offset[:, None] + np.arange(CHUNK)]
-        out[:] = rows.reshape(out.shape)
+        out[:] = allocation.view(np.dtype(np.uint8), CHUNK)[offset >> 4].reshape(out.shape)
     else:
         out[chunks.mask()] = allocation.data[offset]
     engine.counters.bulk_global(operation.instruction, len(lanes), len(addresses) * width, addresses, False)
@@ -141,7 +140,7 @@ def write_chunks(operation: Any, state: Any, lanes: Any, chunks: Chunks, values:
         if engine.races is not None:
             engine.races.write(state, _View(operation.instruction, width), _Lanes(lanes[copies]), allocation, offset, flat)
         if chunks.whole:
-            allocation.data[offset[:, None] + np.arange(CHUNK)] = flat
+            allocation.view(np.dtype(np.uint8), CHUNK)[offset >> 4] = flat
         else:
             allocation.data[offset] = flat
         return

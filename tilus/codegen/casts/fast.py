@@ -12,6 +12,7 @@ from tilus.codegen.casts.packed import (
     both,
     choose_bits,
     lookup_bytes,
+    mask_and_flip,
     multiply,
     multiply_add,
     permute_bytes,
@@ -59,8 +60,8 @@ def integers(plan: Plan, source: DType, dest: DType) -> Emit:
         made = []
         for slot in plan.slots:
             low = slot.places[0]
-            masked = w.binary("and", views.get(slot.word, slot.shift), integer(both(slot.mask)))
-            number = w.binary("xor", masked, integer(both(magic | offset << low)))
+            view = views.get(slot.word, slot.shift)
+            number = mask_and_flip(w, view, both(slot.mask), both(magic | offset << low))
             factor, addend = 2.0**-low, -(2.0 ** (mantissa - low)) - offset
             made.append(multiply_add(w, dest, number, (factor, factor), (addend, addend)))
         return made
@@ -345,7 +346,7 @@ def natural_integers(source: DType, dest: DType) -> Emit:
             lanes = permute_bytes(w, a, b, selectors)
             mask = ((1 << bits) - 1) << low | ((1 << bits) - 1) << (16 + high)
             fixed = both(magic) | offset << low | offset << (16 + high)
-            number = w.binary("xor", w.binary("and", lanes, integer(mask)), integer(fixed))
+            number = mask_and_flip(w, lanes, mask, fixed)
             addends = (-(2.0 ** (mantissa - low)) - offset, -(2.0 ** (mantissa - high)) - offset)
             made.append(multiply_add(w, dest, number, (2.0**-low, 2.0**-high), addends))
         return made

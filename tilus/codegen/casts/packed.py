@@ -29,6 +29,17 @@ def choose_bits(w: Writer, mask: int, ones: V, zeros: V) -> V:
     return w.binary("or", w.binary("and", ones, integer(mask)), w.binary("and", zeros, integer(~mask)))
 
 
+def mask_and_flip(w: Writer, x: V, mask: int, flip: int) -> V:
+    """Return ``(x & mask) ^ flip`` as one instruction.
+
+    The assembler takes one of a lop3's constants from a register, and splits the operation unless it is told so.
+    """
+    if x.literal is not None:
+        return w.binary("xor", w.binary("and", x, integer(mask)), integer(flip))
+    table = 0xF0 & 0xCC ^ 0xAA  # of the operands a, b and c (PTX ISA, lop3)
+    return w.asm("i32", f"lop3.b32 $0, $1, 0x{mask:x}, $2, 0x{table:x};", "=r,r,r", x, integer(flip))
+
+
 def permute_bytes(w: Writer, a: V, b: V, selectors: tuple[int, int, int, int]) -> V:
     """Return four bytes of a (0 to 3) and b (4 to 7), the lowest first; 8 more gives the byte's sign in all bits."""
     number = sum(selector << 4 * i for i, selector in enumerate(selectors))

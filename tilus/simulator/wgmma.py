@@ -1,0 +1,377 @@
+"""``wgmma``: warpgroup matrix multiplication by the asynchronous proxy, and ``setmaxnreg``.
+
+The product is computed when it is issued, so that register copies which compilers put between instructions carry
+the value on; *tracking* remembers which registers are still in flight or were written without ``wgmma.fence``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from . import tensorcore
+from .decoder import Decoder
+from .matrix import raise_incomplete, stack
+from .operands import Constant, Register
+from .operations import Operation, Warp, registers_of
+from .selection import Selection
+from .syntax import Vector
+from .types import TYPES
+
+B32, B64 = TYPES["b32"], TYPES["b64"]
+Key = tuple[int, int]
+
+
+class Tracking:
+    """The registers that wgmma uses: in flight until when, and written since the last fence."""
+
+    def __init__(self, state: Any) -> None:
+        self.state = state
+        warps = state.warp_count
+        self.flying: dict[Key, Any] = {}
+        self.reading: dict[Key, Any] = {}
+        self.dirty: dict[Key, Any] = {}
+        self.retired = np.zeros(warps, np.int64)
+        self.number = 0
+        # Per warp: committed groups, and the outstanding (number, group, shared cells) of each.
+        self.committed = np.zeros(warps, np.int64)
+        self.outstanding: list[tuple[int, Any, Any, Any]] = []
+
+    def table(self, tables: dict[Key, Any], key: Key) -> Any:
+        """The per-warp entry of a register."""
+        found = tables.get(key)
+        if found is None:
+            found = tables[key] = np.zeros(self.state.warp_count, np.int64)
+        return found
+
+    def used(self, operation: Any, sel: Selection) -> None:
+        """An ordinary instruction touches tracked registers."""
+        rows = sel.warp_slice
+        tracked = self.state.kernel.wgmma_registers
+        written = [key for key in _keys(operation.writes) if key in tracked]
+        read = [key for key in _keys(operation.reads) if key in tracked]
+        if operation.copies and len(written) == 1 and len(read) == 1:
+            for tables in (self.flying, self.dirty):
+                if read[0] in tables or written[0] in tables:
+                    self.table(tables, written[0])[rows] = self.table(tables, read[0])[rows]
+            return
+        for key in read:
+            found = self.flying.get(key)
+            if found is not None and (found[rows] > self.retired[rows]).any():
+                self._report(operation, sel, key, "read", found)
+        for key in written:
+            for tables, verb in ((self.flying, "written"), (self.reading, "written")):
+                found = tables.get(key)
+                if found is not None and (found[rows] > self.retired[rows]).any():
+                    self._report(operation, sel, key, verb, found)
+            self.table(self.dirty, key)[rows] = 1
+
+    def _report(self, operation: Any, sel: Selection, key: Key, verb: str, numbers: Any) -> None:
+        name = self.state.kernel.register_names[key]
+        warps = sel.warps
+        row = int(warps[np.flatnonzero(numbers[warps] > self.retired[warps])[0]])
+        self.state.hazard(
+            "missing-wgmma-fence",
+            f"register {name} is {verb} while a wgmma that uses it may still run; use wgmma.wait_group first",
+            operation.instruction, row * 32,
+        )  # fmt: skip
+
+    def fence(self, sel: Selection) -> None:
+        """``wgmma.fence``: earlier register accesses are ordered before later wgmma."""
+        rows = sel.warp_slice
+        for marks in self.dirty.values():
+            marks[rows] = 0
+
+    def issue(self, operation: Any, sel: Selection, index: Any) -> None:
+        """A wgmma starts."""
+        rows = sel.warp_slice
+        for key in [*_keys(operation.writes), *_keys(operation.a)]:
+            marks = self.dirty.get(key)
+            if marks is not None and marks[rows].any():
+                name = self.state.kernel.register_names[key]
+                row = int(sel.warps[np.flatnonzero(marks[rows])[0]])
+                self.state.hazard("missing-wgmma-fence", f"register {name} was written and no wgmma.fence stands between the "
+                                  "write and this wgmma", operation.instruction, row * 32)  # fmt: skip
+                marks[rows] = 0
+        self.number += 1
+        for key in _keys(operation.writes):
+            self.table(self.flying, key)[rows] = self.number
+        for key in _keys(operation.a):
+            self.table(self.reading, key)[rows] = self.number
+        self.outstanding.append((self.number, sel, self.committed[rows].copy(), index))
+
+    def wait(self, sel: Selection, keep: int, instruction: Any) -> None:
+        """``wgmma.wait_group``: all groups but the newest ``keep`` are complete."""
+        rows = sel.warp_slice
+        limit = np.full(self.state.warp_count, -1, np.int64)
+        limit[rows] = self.committed[rows] - keep
+        kept = []
+        for number, issued, group, index in self.outstanding:
+            done = group < limit[issued.warps]
+            if not done.any():
+                kept.append((number, issued, group, index))
+                continue
+            mine = issued.warps[done]
+            self.retired[mine] = np.maximum(self.retired[mine], number)
+            if self.state.races is not None and index is not None:
+                leaders = done.reshape(-1, 4)[:, 0]
+                self.state.races.async_read_done(instruction.operation, issued.warps.reshape(-1, 4)[:, 0] * 32, index, leaders)
+                if not leaders.all():
+                    index = index[~leaders]
+            if not done.all():
+                left = Selection.of((issued.warps[~done][:, None] * 32 + np.arange(32)).reshape(-1))
+                kept.append((number, left, group[~done], index))
+        self.outstanding = kept
+
+    def check_end(self, sel: Selection, instruction: Any) -> None:
+        """Threads end: no wgmma may be outstanding."""
+        ended = set(sel.warps.tolist())
+        for _, issued, _, _ in self.outstanding:
+            hit = [w for w in issued.warps.tolist() if w in ended]
+            if hit:
+                self.state.hazard("async-pending", "the thread ends while a wgmma is outstanding", instruction, hit[0] * 32)
+                self.outstanding = [o for o in self.outstanding if not set(o[1].warps.tolist()) & ended]
+                return
+
+
+def _keys(items: Any) -> list[Key]:
+    return [(r.bank, r.row) for r in registers_of(items)]
+
+
+class WarpgroupMultiply(Warp):
+    """``wgmma.mma_async``."""
+
+    width = 16
+    memory = True
+    order, scope, strong = "weak", "cta", False
+    touches = ("shared",)
+
+    def __init__(self, op: Any, name: str, d: list[Any], a: list[Any], a_descriptor: Any, b_descriptor: Any, scale: Any) -> None:
+        super().__init__(lambda *v: v, d, [])
+        self.op, self.name = op, name
+        self.a, self.a_descriptor, self.b_descriptor, self.scale = a, a_descriptor, b_descriptor, scale
+        self.metadata: Any = None
+        self.selector = 0
+        self.reads = tuple(s for s in (*a, a_descriptor, b_descriptor, scale, *d) if s is not None)
+
+    def execute(self, state: Any, sel: Selection) -> None:
+        sel = warpgroups(self, state, sel)
+        warps = sel.warps
+        groups = warps.reshape(-1, 4)
+        order = np.argsort(_group_order(state, warps), kind="stable")
+        ordered = Selection.of((warps[order][:, None] * 32 + np.arange(32)).reshape(-1)) if not _sorted(order) else sel
+        del groups, ordered
+        inverse = np.argsort(order, kind="stable")
+        try:
+            descriptor = self._descriptor(state, sel, self.b_descriptor, order)
+            b_index = self._index(state, sel, self.op.b_chunks(descriptor), order)
+            a_index = None
+            if self.a_descriptor is not None:
+                a_index = self._index(state, sel, self.op.a_chunks(self._descriptor(state, sel, self.a_descriptor, order)), order)
+        except ValueError as error:
+            state.hazard("illegal-descriptor", str(error), self.instruction, int(sel.index[0]))
+            state.stop()
+        view = state.memory.shared_view(np.dtype(np.uint8), 16)
+        b = view[b_index >> 4]
+        a = view[a_index >> 4] if a_index is not None else stack(state, sel, self.a, np.uint32)[order]
+        c = stack(state, sel, list(self.writes), np.uint32)[order]
+        scale: Any = True
+        if self.scale is not None:
+            flags = np.broadcast_to(self.scale.warp(state, sel), (len(warps), 32))[order]
+            scale = flags.reshape(-1, 4 * 32)[:, 0]
+        extra: dict[str, Any] = {}
+        if self.metadata is not None:
+            extra = {"metadata": self.metadata.warp(state, sel).astype(np.uint32)[order], "selector": self.selector}
+        result = self.op(a, b, c, scale, **extra)[inverse]
+        state.engine.counters.tensor_core(self.name, len(warps) // 4, self.op.flops)
+        index = b_index if a_index is None else np.concatenate([a_index, b_index], axis=1)
+        if state.races is not None:
+            leaders = warps[order].reshape(-1, 4)[:, 0] * 32
+            state.races.async_read(self, leaders, index, True)
+            state.wgmma.issue(self, sel, index)
+        for position, target in enumerate(self.writes):
+            target.put_warp(state, sel, result[:, position])
+
+    def _descriptor(self, state: Any, sel: Selection, source: Any, order: Any) -> Any:
+        values = np.asarray(source.warp(state, sel)).astype(np.uint64)[order]
+        groups = values.reshape(-1, 128)
+        if not (groups == groups[:, :1]).all():
+            state.hazard("illegal-descriptor", "the threads of a warpgroup give different matrix descriptors", self.instruction,
+                         int(sel.index[0]))  # fmt: skip
+            state.stop()
+        return groups[:, 0]
+
+    def _index(self, state: Any, sel: Selection, chunks: Any, order: Any) -> Any:
+        if int(chunks.max()) + 16 > state.memory.shared_bytes or int(chunks.min()) < 0:
+            state.hazard(
+                "out-of-bounds",
+                f"wgmma reads shared memory up to {int(chunks.max()) + 16:#x}, the block has {state.memory.shared_bytes:#x} bytes",
+                self.instruction, int(sel.index[0]), int(chunks.max()),
+            )  # fmt: skip
+            state.stop()
+        blocks = state.block_of_warp[sel.warps[order]].reshape(-1, 4)[:, 0]
+        return chunks + (blocks * state.memory.stride)[:, None]
+
+
+def _sorted(order: Any) -> bool:
+    return bool((order == np.arange(len(order))).all())
+
+
+def _group_order(state: Any, warps: Any) -> Any:
+    """A key that puts the four warps of a warpgroup next to each other, block by block."""
+    in_block = state.warp_in_block[warps]
+    return (state.block_of_warp[warps] * 64 + in_block // 4) * 4 + in_block % 4
+
+
+def warpgroups(operation: Any, state: Any, sel: Selection) -> Selection:
+    """The selection, after a check that it consists of whole warpgroups."""
+    if not sel.whole:
+        raise_incomplete(operation, state, sel)
+    groups = state.block_of_warp[sel.warps] * 64 + state.warp_in_block[sel.warps] // 4
+    counts = np.unique(groups, return_counts=True)[1]
+    if not (counts == 4).all():
+        state.hazard("barrier-divergence", f"not all warps of a warpgroup execute {operation.instruction.opcode} together",
+                     operation.instruction, int(sel.index[0]))  # fmt: skip
+        state.stop()
+    return sel
+
+
+class _Group(Warp):
+    def __init__(self, kind: str, keep: int) -> None:
+        super().__init__(lambda *v: v, [], [])
+        self.kind, self.keep = kind, keep
+        self.strong, self.width = False, 16
+
+    def execute(self, state: Any, sel: Selection) -> None:
+        tracking = state.wgmma
+        if self.kind == "fence":
+            tracking.fence(sel)
+        elif self.kind == "commit_group":
+            tracking.committed[sel.warp_slice] += 1
+        else:
+            tracking.wait(sel, self.keep, self.instruction)
+
+
+def _decode_wgmma(d: Decoder) -> Operation:
+    if d.mods[:1] in (["fence"], ["commit_group"], ["wait_group"]):
+        kind = d.mods.pop(0)
+        d.flag("sync")
+        d.flag("aligned")
+        d.count(1 if kind == "wait_group" else 0)
+        return _Group(kind, d.immediate(d.operands[0]) if d.operands else 0)
+    operands = list(d.operands)
+    sparse = "sp" in d.mods
+    in_registers = isinstance(operands[1], Vector)
+    rest = operands[3:]
+    metadata = selector = None
+    if sparse:
+        metadata, selector = d.source(rest[0], B32), d.immediate(rest[1])
+        rest = rest[2:]
+    scale = d.predicate(rest[0]) if rest else None
+    numbers = [d.immediate(o) for o in rest[1:]]
+    immediate = {"scale_a": 1, "scale_b": 1, "trans_a": 0, "trans_b": 0}
+    names = ("scale_a", "scale_b", "trans_b") if in_registers else ("scale_a", "scale_b", "trans_a", "trans_b")
+    immediate.update(zip(names, numbers))
+    op = tensorcore.wgmma_instruction(d.statement.opcode, a_in_registers=in_registers, **immediate)
+    name = d.statement.opcode
+    d.mods.clear()
+    targets = d.targets(operands[0], B32)
+    if len(targets) != op.d_registers:
+        raise d.fail(f"{len(targets)} registers of D where {op.d_registers} are expected")
+    a: list[Any] = []
+    a_descriptor = None
+    if in_registers:
+        a = d.sources(operands[1], B32)
+        if len(a) != op.a_registers:
+            raise d.fail(f"{len(a)} registers of A where {op.a_registers} are expected")
+    else:
+        a_descriptor = d.source(operands[1], B64)
+    operation = WarpgroupMultiply(op, name, targets, a, a_descriptor, d.source(operands[2], B64), scale)
+    if isinstance(scale, Constant) and not scale.value:
+        # Without the old D its registers need no value.
+        operation.reads = tuple(r for r in operation.reads if r not in targets)
+    elif scale is not None:
+        operation.conditional_reads = targets
+        operation.reads = tuple(r for r in operation.reads if r not in targets)
+    if metadata is not None:
+        operation.metadata, operation.selector = metadata, selector or 0
+        operation.reads = (*operation.reads, metadata)
+    return operation
+
+
+class SetMaxRegisters(Warp):
+    """``setmaxnreg``: no effect on values; counts and pairing are checked."""
+
+    def __init__(self, increase: bool, count: int) -> None:
+        super().__init__(lambda *v: v, [], [])
+        self.increase, self.number = increase, count
+
+    def execute(self, state: Any, sel: Selection) -> None:
+        limits = state.register_limits
+        rows = sel.warp_slice
+        groups = state.block_of_warp[sel.warps] * 64 + state.warp_in_block[sel.warps] // 4
+        if not (np.unique(groups, return_counts=True)[1] == 4).all():
+            state.hazard("setmaxnreg", "not all warps of the warpgroup execute setmaxnreg together", self.instruction,
+                         int(sel.index[0]))  # fmt: skip
+        known = limits[rows] > 0
+        wrong = known & ((limits[rows] > self.number) if self.increase else (limits[rows] < self.number))
+        if wrong.any():
+            now = int(limits[rows][wrong][0])
+            verb = "increases" if self.increase else "decreases"
+            state.hazard("setmaxnreg", f"setmaxnreg {verb} the register count to {self.number} from {now}", self.instruction,
+                         int(sel.index[0]))  # fmt: skip
+        limits[rows] = self.number
+        if self.increase:
+            self._check_pool(state, sel)
+
+    def _check_pool(self, state: Any, sel: Selection) -> None:
+        """A block has 64 K registers: what all its warps ask for together must fit."""
+        for block in np.unique(state.block_of_warp[sel.warps]):
+            mine = state.block_of_warp == block
+            limits = state.register_limits[mine]
+            if (limits > 0).all() and int(limits.sum()) * 32 > 65536:
+                state.hazard("setmaxnreg", f"the warps of the block hold {int(limits.sum()) * 32} registers, the block has 65536; "
+                             "this increase never ends", self.instruction, int(sel.index[0]))  # fmt: skip
+                return
+
+
+def _decode_setmaxnreg(d: Decoder) -> Operation:
+    increase = d.take("inc", "dec") == "inc"
+    d.flag("sync")
+    d.flag("aligned")
+    d.flag("u32")
+    d.count(1)
+    count = d.immediate(d.operands[0])
+    if count % 8 or not 24 <= count <= 256:
+        raise d.fail(f"register count {count} is no multiple of 8 from 24 to 256")
+    return SetMaxRegisters(increase, count)
+
+
+def wgmma_registers(instructions: list[Any]) -> set[Key]:
+    """The registers that wgmma uses, and those that register copies connect with them."""
+    found: set[Key] = set()
+    edges: dict[Key, set[Key]] = {}
+    for instruction in instructions:
+        operation = instruction.operation
+        if isinstance(operation, WarpgroupMultiply):
+            found.update(_keys(operation.writes))
+            found.update(_keys(operation.a))
+        elif operation.copies:
+            written, read = _keys(operation.writes), _keys(operation.reads)
+            if len(written) == 1 and len(read) == 1:
+                edges.setdefault(written[0], set()).add(read[0])
+                edges.setdefault(read[0], set()).add(written[0])
+    pending = list(found)
+    while pending:
+        for other in edges.get(pending.pop(), ()):
+            if other not in found:
+                found.add(other)
+                pending.append(other)
+    return found
+
+
+INSTRUCTIONS: dict[str, Callable[[Decoder], Operation]] = {"wgmma": _decode_wgmma, "setmaxnreg": _decode_setmaxnreg}
+
+__all__ = ["INSTRUCTIONS", "Register", "Tracking", "wgmma_registers"]
