@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import subprocess
 import tempfile
@@ -86,9 +87,8 @@ def instructions_per_element(
     nvdisasm: Path, target: Target, source: DType, dest: DType, arrangement: Arrangement | None
 ) -> tuple[float, dict[str, float]]:
     """Return the machine instructions of one element's cast, and how many of each there are."""
-    group = arrangement.words if arrangement is not None else source.bits // (8 if source.bits == 8 else 1) or 1
-    group = max(group, {1: 1, 2: 1, 4: 1, 8: 1, 3: 3, 5: 5, 6: 3, 7: 7}[source.bits])
-    words = 4 * group
+    group = arrangement.words if arrangement is not None else source.bits // math.gcd(source.bits, 32)
+    words = 8 * group
     counts = []
     for times in (1, 2):
         loads = words * times

@@ -158,7 +158,7 @@ def cold_compile(layer: QuantizedLinear, tokens: dict[str, torch.Tensor]) -> tup
     )  # fmt: skip
     start = time.perf_counter()
     made = quantized_matmul_kernel.compile(
-        a, layer.packed.to("meta"), layer.scale.to("meta"), zero.to("meta"), out, target=target, **options
+        a, layer.packed.to("meta"), layer.scale.to("meta"), zero.to("meta"), out, 1.0, target=target, **options
     )
     return made, time.perf_counter() - start
 

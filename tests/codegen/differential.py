@@ -1,4 +1,4 @@
-"""Runs one kernel twice, as PTX on the simulator with every check and on the interpreter, and compares what it stored."""
+"""Runs a kernel twice, as PTX on the simulator with every check and on the interpreter, and compares what it stored."""
 
 from __future__ import annotations
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tilus.ir.interpreter import run
 from tilus.ir.kernel import Kernel
 from tilus.ir.parser import parse_kernel
 from tilus.ir.verifier import verify
 
 GRID = """
   grid () {
-    %one = constant {value = 1, dtype = i32} : i32
-    yield [%one, %one, %one]
+    %extent = constant {value = 1, dtype = i32} : i32
+    yield [%extent, %extent, %extent]
   }"""
 
 
@@ -26,6 +27,13 @@ def make(body: str, params: str = "", warps: int = 1) -> Kernel:
     kernel = parse_kernel(kernel_text(body, params, warps))
     verify(kernel)
     return kernel
+
+
+def execute(body: str, params: str, *args: object, warps: int = 1) -> list[str]:
+    """Run a body as one block in NumPy; returns what it printed."""
+    printed: list[str] = []
+    run(make(body, params, warps), args, output=printed.append)
+    return printed
 
 
 def everything_text() -> str:

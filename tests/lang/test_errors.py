@@ -93,6 +93,7 @@ BODIES = {
     "math_of_int": "x = tilus.exp(i)",
     "none_arithmetic": "x = i + None",
     "text_arithmetic": "x = tile + 'one'",
+    "effect_in_comparison": "if 0 < i < tilus.atomic_add(out, 1.0, (0, 0)):\n    pass",
     "tile_condition": "if tile > 0:\n    pass",
     "tile_and": "x = (tile > 0) and (tile < 1)",
     "tile_conditional": "x = 1 if tile > 0 else 2",

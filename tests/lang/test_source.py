@@ -1,11 +1,14 @@
 """What a kernel says about itself: its parameters, its default types, its fingerprint, and places in its source."""
 
+import functools
 import importlib.util
 import inspect
+import math
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import tilus.lang as tilus
@@ -235,6 +238,42 @@ def test_a_fingerprint_changes_with_all_that_the_kernel_reads_and_nothing_else(t
     }  # fmt: skip
     assert base not in changed.values()
     assert len(set(changed.values())) == len(changed)
+
+
+class Settings:
+    width = 1
+
+    def __init__(self, depth):
+        self.depth = depth
+
+
+SETTINGS = Settings(1)
+
+
+def reads_objects(i: int32, *, f: constexpr = None):
+    tilus.grid(1)
+    x = i * Settings.width + SETTINGS.depth
+    tilus.device_assert(x > np.prod((1, 2)) + math.pi)
+
+
+def test_a_fingerprint_follows_what_classes_and_objects_hold(monkeypatch):
+    source = KernelSource(reads_objects)
+    found = [source.fingerprint({})]
+    monkeypatch.setattr(Settings, "width", 2)
+    found.append(source.fingerprint({}))
+    monkeypatch.setattr(SETTINGS, "depth", 2)
+    found.append(source.fingerprint({}))
+    partials = (functools.partial(Settings, 1), functools.partial(Settings, 2))
+    for value in (*partials, np.zeros(5000), np.eye(1, 5000, 2500)):
+        found.append(source.fingerprint({"f": value}))
+    assert len(set(found)) == len(found)
+    # An installed package counts by its version: its source is not read.
+    assert len("\n".join(collected_lines(source))) < 5000
+
+
+def collected_lines(source: KernelSource) -> list[str]:
+    collected = Fingerprint(__name__)
+    return [collected.function(source.source)]
 
 
 def test_a_fingerprint_tells_constexpr_values_apart():

@@ -456,6 +456,11 @@ def test_a_loop_that_turns_once_is_its_body():
     )
 
 
+def test_a_pipelined_loop_is_not_its_body():
+    pipelined = LOOP.format(5).replace("[%x] (%k", "[%x] {stages = 2} (%k")
+    check(pipelined, pipelined)
+
+
 def test_a_loop_that_turns_twice_stays():
     check(LOOP.format(6), LOOP.format(6))
 

@@ -20,6 +20,7 @@ quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCh
 
 
 def outputs(kernel: Kernel, scalars: tuple[int, float, bool]) -> list[bytes]:
+    print(print_kernel(kernel)); print(scalars)
     made = [np.zeros((64, *SHAPE), storage(d)) for d in DTYPES]
     run(kernel, [*scalars, *made])
     for array in made:

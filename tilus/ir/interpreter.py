@@ -23,6 +23,7 @@ from tilus.ir.kernel import Kernel
 from tilus.ir.memory_model import (
     GlobalTensor,
     LateTile,
+    Packed,
     Pointer,
     flat,
 )
@@ -32,6 +33,32 @@ from tilus.ir.types import GlobalType, PointerType, ScalarType, Symbol
 
 # A loop that turns more often is taken for endless.
 MOST_TURNS = 1_000_000
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Elements of fewer than 8 bits as they lie in memory: bit-compact along the last dimension.
+
+    Parameters
+    ----------
+    memory : ndarray of uint8
+        Rows of bytes, contiguous along the last dimension.
+    count : int
+        Elements in a row.
+    """
+
+    memory: Array
+    count: int
+
+    def tensor(self, dtype: DType) -> GlobalTensor:
+        """Return the tensor of elements; strides count elements."""
+        *steps, _ = self.memory.strides
+        if any(step * 8 % dtype.bits for step in steps):
+            raise LaunchError(f"rows {steps} bytes apart do not start at whole elements of {dtype}")
+        buffer = Packed(flat(self.memory), dtype)
+        return GlobalTensor(
+            Pointer(buffer), (*self.memory.shape[:-1], self.count), (*(s * 8 // dtype.bits for s in steps), 1)
+        )
 
 
 def run(
@@ -48,7 +75,7 @@ def run(
         A kernel that `verify` accepts, before or after any pass.
     args : sequence
         One for each parameter: a number for a scalar, an array for a tensor or a pointer. An array has NumPy's type
-        for the dtype, or, where NumPy has none, ml_dtypes' type or the codes, one element each.
+        for the dtype, or, where NumPy has none, ml_dtypes' type, the codes, one element each, or PackedRows.
     grid : tuple of int, optional
         Extents of the grid; by default the kernel's own.
     output : callable
@@ -95,16 +122,24 @@ def _argument(param: Value, given: Any, sizes: dict[str, int]) -> Any:
             raise LaunchError(f"{name} is {given}, which {type.dtype} does not hold")
         return made
     assert isinstance(type, (PointerType, GlobalType))
-    array = _as_array(name, given, type.dtype)
+    if isinstance(given, PackedRows):
+        tensor = given.tensor(type.dtype)
+    else:
+        array = _as_array(name, given, type.dtype)
+        tensor = GlobalTensor(
+            Pointer(flat(array)), array.shape, tuple(step // array.dtype.itemsize for step in array.strides)
+        )
     if isinstance(type, PointerType):
-        return Pointer(flat(array))
-    if array.ndim != type.rank:
-        raise LaunchError(f"{name} has rank {array.ndim}, but expected {type.rank}")
-    strides = tuple(step // array.dtype.itemsize for step in array.strides)
-    for what, found, expected in (("extent", array.shape, type.dims), ("stride", strides, type.strides)):
+        return tensor.pointer
+    if len(tensor.dims) != type.rank:
+        raise LaunchError(f"{name} has rank {len(tensor.dims)}, but expected {type.rank}")
+    for what, found, expected in (
+        ("extent", tensor.dims, type.dims),
+        ("stride", tensor.strides, type.strides),
+    ):
         for axis, (size, extent) in enumerate(zip(found, expected, strict=True)):
             # The stride of a dimension of size 1 leads nowhere, so that any will do.
-            if what == "stride" and array.shape[axis] <= 1:
+            if what == "stride" and tensor.dims[axis] <= 1:
                 continue
             if isinstance(extent, Symbol):
                 known = size if extent.name == "?" else sizes.setdefault(extent.name, size)
@@ -114,7 +149,7 @@ def _argument(param: Value, given: Any, sizes: dict[str, int]) -> Any:
                     raise LaunchError(f"{what} {axis} of {name} is {size}, no multiple of {extent.divisor}")
             elif size != extent:
                 raise LaunchError(f"{what} {axis} of {name} is {size}, but expected {extent}")
-    return GlobalTensor(Pointer(flat(array)), array.shape, strides)
+    return tensor
 
 
 def _as_array(name: str, given: Any, dtype: DType) -> Array:
@@ -258,7 +293,10 @@ def _loop(
             start = operation.start.type
             assert isinstance(start, ScalarType)
             values[operation.body.args[0]] = from_values(index, start.dtype)
+        staged = isinstance(operation, ops.For) and operation.stages > 0
+        group.pipelined += staged
         flow = yield from schedule.region(group, operation.body)
+        group.pipelined -= staged
         if flow.end is ops.Return:
             return flow
         state = flow.values

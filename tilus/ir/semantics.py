@@ -57,6 +57,8 @@ class Group:
     stores: CopyQueue = field(default_factory=CopyQueue)
     dots: deque[LateTile] = field(default_factory=deque)
     waits: Location | None = None
+    # Loops around that ask for pipelining, whose copies need no wait.
+    pipelined: int = 0
 
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -481,7 +483,11 @@ def _late_copy(
 
 @means(ops.CopyAsync)
 def _copy_async(group: Group, op: ops.CopyAsync) -> tuple[Any, ...]:
-    group.copies.started.append(_late_copy(group, op, op.checked))
+    copy = _late_copy(group, op, op.checked)
+    if group.pipelined:
+        copy()
+    else:
+        group.copies.started.append(copy)
     return ()
 
 

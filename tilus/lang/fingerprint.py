@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import hashlib
 import inspect
+import sys
+import sysconfig
 import types
+from pathlib import Path
 from typing import Any
 
 from tilus.dtypes import DType
@@ -22,9 +26,16 @@ PLAIN = (int, float, complex, str, bytes, bool, type(None), type(Ellipsis), rang
 
 
 class Fingerprint:
-    """Collects the text."""
+    """Collects the text.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    home : str
+        The module of the kernel: functions of installed packages other than its own count by name and version.
+    """
+
+    def __init__(self, home: str = "") -> None:
+        self.home = home.partition(".")[0]
         self.lines: list[str] = []
         self.seen: dict[int, int] = {}
         self.alive: list[object] = []
@@ -64,21 +75,31 @@ class Fingerprint:
             return f"method:{self.text(value.__func__)}:{self.text(value.__self__)}"
         if isinstance(value, type):
             return self.python_class(value)
-        module = type(value).__module__
+        return self.instance(value)
+
+    def instance(self, value: Any) -> str:
+        """Return the text of an object by its class and state."""
+        cls = type(value)
+        if isinstance(value, functools.partial):
+            return f"partial:{self.text((value.func, value.args, value.keywords))}"
+        if hasattr(value, "tobytes") and hasattr(value, "dtype"):
+            # The text of a large array is shortened.
+            return f"array:{value.dtype}:{getattr(value, 'shape', ())}:{hashlib.sha256(value.tobytes()).hexdigest()}"
         if dataclasses.is_dataclass(value):
             state = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-            return f"{module}.{type(value).__qualname__}:{self.text(state)}"
-        if getattr(value, "__dict__", None) and not callable(value):
-            return f"{module}.{type(value).__qualname__}:{self.text(dict(vars(value)))}"
+            return f"instance:{self.text(cls)}:{self.text(state)}"
+        if getattr(value, "__dict__", None):
+            return f"instance:{self.text(cls)}:{self.text(dict(vars(value)))}"
         name = getattr(value, "__qualname__", None)
         if name is not None:
-            return f"{getattr(value, '__module__', module)}.{name}"
-        return f"{module}.{type(value).__qualname__}:{value!r}"
+            return f"{getattr(value, '__module__', cls.__module__)}.{name}"
+        return f"{cls.__module__}.{cls.__qualname__}:{value!r}"
 
     def python_function(self, function: types.FunctionType) -> str:
         """Return the text of a Python function and of what it reads."""
-        if belongs_to_tilus(function):
-            return f"{function.__module__}.{function.__qualname__}"
+        foreign = self.foreign(function)
+        if foreign is not None:
+            return foreign
         try:
             return self.function(FunctionSource.of(function))
         except Exception:
@@ -88,12 +109,27 @@ class Fingerprint:
     def python_class(self, cls: type) -> str:
         """Return the text of a class."""
         name = f"class:{cls.__module__}.{cls.__qualname__}"
-        if belongs_to_tilus(cls) or cls.__module__ == "builtins":
-            return name
+        foreign = self.foreign(cls)
+        if foreign is not None:
+            return foreign
         try:
             return f"{name}:{inspect.getsource(cls)}"
         except (OSError, TypeError):
             return name
+
+    def foreign(self, value: Any) -> str | None:
+        """Return the name and version of what an installed package or Python defines, None for the user's own."""
+        if belongs_to_tilus(value):
+            return f"{value.__module__}.{value.__qualname__}"
+        module = sys.modules.get(value.__module__)
+        top = value.__module__.partition(".")[0]
+        file = getattr(module, "__file__", None)
+        if module is None or top == self.home:
+            return None
+        if file is None or any(Path(file).is_relative_to(folder) for folder in installed_folders()):
+            version = getattr(sys.modules.get(top), "__version__", "")
+            return f"{value.__module__}.{value.__qualname__}:{version}"
+        return None
 
     def function(self, source: FunctionSource) -> str:
         """Return the text of a function's source and of the globals that it reads."""
@@ -105,6 +141,13 @@ class Fingerprint:
         for path, value in globals_read(source):
             parts.append(f"{path}={self.text(value)}")
         return "\n".join(parts)
+
+
+@functools.cache
+def installed_folders() -> tuple[str, ...]:
+    """Return the folders of Python's own modules and of installed packages."""
+    paths = sysconfig.get_paths()
+    return tuple({paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
 def belongs_to_tilus(value: Any) -> bool:
@@ -120,17 +163,30 @@ def globals_read(source: FunctionSource) -> list[tuple[str, Any]]:
     def visit(node: ast.AST) -> None:
         path = attribute_path(node)
         if path is not None and path[0] not in source.local_names:
-            value, used = source.outer(path[0]), 1
-            while used < len(path) and isinstance(value, types.ModuleType) and hasattr(value, path[used]):
-                value, used = getattr(value, path[used]), used + 1
-            if value is not MISSING and not is_builtin(value):
-                found[".".join(path[:used])] = value
+            value = source.outer(path[0])
+            for used in range(1, len(path) + 1):
+                # The module is no value; what is set in a class or an object is, besides its source.
+                if value is not MISSING and not isinstance(value, types.ModuleType) and not is_builtin(value):
+                    found[".".join(path[:used])] = value
+                if used == len(path) or not has_static_attribute(value, path[used]):
+                    break
+                value = getattr(value, path[used])
             return
         for child in ast.iter_child_nodes(node):
             visit(child)
 
     visit(source.tree)
     return sorted(found.items())
+
+
+def has_static_attribute(value: object, name: str) -> bool:
+    """Tell whether an attribute can be read without running code of a property."""
+    found = inspect.getattr_static(value, name, MISSING)
+    return (
+        found is not MISSING
+        and not isinstance(found, property)
+        or (isinstance(value, types.ModuleType) and hasattr(value, name))
+    )
 
 
 def attribute_path(node: ast.AST) -> tuple[str, ...] | None:

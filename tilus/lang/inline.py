@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property, update_wrapper
+from functools import update_wrapper
 from types import FunctionType
 from typing import Any
 
@@ -16,12 +16,9 @@ class InlineFunction:
 
     def __init__(self, function: FunctionType) -> None:
         self.function = function
+        # Read now: the file may be edited while the process runs.
+        self.source = FunctionSource.of(function)
         update_wrapper(self, function)
-
-    @cached_property
-    def source(self) -> FunctionSource:
-        """The function's source."""
-        return FunctionSource.of(self.function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)

@@ -104,7 +104,7 @@ class KernelSource:
         str
             64 hexadecimal digits; different if anything that the kernel's meaning depends on is, but the compiler.
         """
-        collected = Fingerprint()
+        collected = Fingerprint(self.function.__module__)
         collected.lines.append(collected.function(self.source))
         for name, value in sorted((constexprs or {}).items()):
             collected.add(name, value)

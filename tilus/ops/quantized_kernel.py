@@ -14,6 +14,7 @@ def quantized_matmul_kernel(
     scale: Tensor["a_dtype", "groups n_padded"],
     zero: Tensor["a_dtype", "groups n_padded"],
     c: Tensor["a_dtype", "m n"],
+    alpha: float32,
     *,
     a_dtype: constexpr,
     b_dtype: constexpr,
@@ -25,7 +26,7 @@ def quantized_matmul_kernel(
     stages: constexpr = 3,
     warps: constexpr = 4,
 ):
-    """c = a @ ((b - zero) * scale), the weight's codes b decoded in registers."""
+    """c = alpha * a @ ((b - zero) * scale), the weight's codes b decoded in registers."""
     m, k = a.shape
     n = c.shape[1]
     tilus.grid(tilus.cdiv(m, block_m), tilus.cdiv(n, block_n), warps=warps)
@@ -50,7 +51,7 @@ def quantized_matmul_kernel(
             weight = weight - spread(tilus.load(sz), block_k, block_n)
         weight = weight * spread(tilus.load(ss), block_k, block_n)
         acc = tilus.dot(tilus.load(sa), weight, acc)
-    tilus.store(c, tilus.cast(acc, a_dtype), (row, column))
+    tilus.store(c, tilus.cast(acc * alpha, a_dtype), (row, column))
 
 
 @tilus.inline

@@ -44,13 +44,14 @@ def quantized_matmul(a: torch.Tensor, weight: QuantizedWeight) -> torch.Tensor:
     if a.ndim == 0 or a.shape[-1] != k:
         raise ShapeMismatch(f"activations of shape {tuple(a.shape)} do not fit a weight of {k} x {n}")
     return torch.ops.tilus.quantized_matmul(
-        a, weight.packed, weight.scale, weight.zero, weight.dtype.name, k, n, weight.group_size
-    )
+        a, weight.packed, weight.scale, weight.zero, weight.dtype.name, k, n, weight.group_size, weight.alpha,
+        weight.order,
+    )  # fmt: skip
 
 
 LIBRARY.define(
-    "quantized_matmul(Tensor a, Tensor packed, Tensor scale, Tensor? zero, str dtype, SymInt k, SymInt n, int group) "
-    "-> Tensor",
+    "quantized_matmul(Tensor a, Tensor packed, Tensor scale, Tensor? zero, str dtype, SymInt k, SymInt n, int group, "
+    "float alpha=1.0, Tensor? order=None) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -73,8 +74,12 @@ def _run(
     k: int,
     n: int,
     group: int,
+    alpha: float = 1.0,
+    order: torch.Tensor | None = None,
 ) -> torch.Tensor:
     rows = a.reshape(-1, k)
+    if order is not None:
+        rows = rows.index_select(1, order)
     if rows.stride(-1) != 1:
         rows = rows.contiguous()
     m = rows.shape[0]
@@ -86,6 +91,7 @@ def _run(
             scale,
             zero if zero is not None else scale,
             out,
+            alpha,
             a_dtype=ACTIVATIONS[a.dtype],
             b_dtype=dtypes.dtype(dtype),
             group=group,
@@ -104,6 +110,8 @@ def _fake(
     k: int,
     n: int,
     group: int,
+    alpha: float = 1.0,
+    order: torch.Tensor | None = None,
 ) -> torch.Tensor:
     return a.new_empty((*a.shape[:-1], n))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,10 @@ class QuantizedWeight:
         The value of a code c is ``(decode(c) - zero) * scale``.
     zero : Tensor or None
         Zero points, of the scale's shape and dtype.
+    alpha : float
+        A factor of all values, applied in float32 (a second-level scale).
+    order : Tensor of int64, shape (k,), or None
+        Which element along k each row holds, where rows were sorted by group ("act-order").
     """
 
     dtype: DType
@@ -42,6 +46,8 @@ class QuantizedWeight:
     packed: torch.Tensor
     scale: torch.Tensor
     zero: torch.Tensor | None
+    alpha: float = 1.0
+    order: torch.Tensor | None = None
 
     @property
     def bits_per_weight(self) -> float:
@@ -53,23 +59,29 @@ class QuantizedWeight:
 
     def codes(self) -> np.ndarray[Any, Any]:
         """Return the codes as uint8, shape (k, n)."""
-        return unpack_weight(self.packed.cpu().numpy(), self.dtype, *self.shape)
+        found = unpack_weight(self.packed.cpu().numpy(), self.dtype, *self.shape)
+        if self.order is None:
+            return found
+        sorted_back = np.empty_like(found)
+        sorted_back[self.order.cpu().numpy()] = found
+        return sorted_back
 
     def dequantize(self) -> torch.Tensor:
         """Return the float64 values, shape (k, n)."""
         k, n = self.shape
         values = decode(self.codes(), self.dtype).astype(np.float64)
         rows = np.arange(k) // self.group_size
+        if self.order is not None:
+            rows = rows[np.argsort(self.order.cpu().numpy())]
         scale = self.scale.to(torch.float64).cpu().numpy()[rows, :n]
         zero = 0.0 if self.zero is None else self.zero.to(torch.float64).cpu().numpy()[rows, :n]
-        return torch.from_numpy((values - zero) * scale)
+        return torch.from_numpy((values - zero) * scale * self.alpha)
 
     def to(self, device: torch.device | str) -> QuantizedWeight:
         """Return the weight on another device."""
         zero = None if self.zero is None else self.zero.to(device)
-        return QuantizedWeight(
-            self.dtype, self.shape, self.group_size, self.packed.to(device), self.scale.to(device), zero
-        )
+        order = None if self.order is None else self.order.to(device)
+        return replace(self, packed=self.packed.to(device), scale=self.scale.to(device), zero=zero, order=order)
 
 
 def quantize(
@@ -188,6 +200,9 @@ def from_codes(
     scale: torch.Tensor,
     zero: torch.Tensor | None,
     group_size: int,
+    *,
+    alpha: float = 1.0,
+    order: torch.Tensor | None = None,
 ) -> QuantizedWeight:
     """Make a weight of codes that exist already.
 
@@ -203,6 +218,10 @@ def from_codes(
         Of the scale's shape and dtype.
     group_size : int
         Elements along k that share a scale.
+    alpha : float
+        A factor of all values.
+    order : Tensor of int64, shape (k,), optional
+        Which element along k each row of codes holds.
     """
     k, n = codes.shape
     group = check_group(k, group_size)
@@ -220,6 +239,8 @@ def from_codes(
         torch.from_numpy(pack_weight(codes, dtype)),
         _fill(scale, rows, np_),
         None if zero is None else _fill(zero, rows, np_),
+        alpha,
+        order,
     )
 
 

@@ -208,7 +208,7 @@ class _Simplifier:
                 return
         skip = 1 if isinstance(operation, ops.For) else 0
         carried = operation.body.args[skip:]
-        hands = list(handed_on(operation.body))
+        hands = handed_on(operation.body)
         kept = []
         for place, (argument, init, result) in enumerate(
             zip(carried, operation.inits, operation.results, strict=True)
@@ -253,7 +253,8 @@ class _Simplifier:
     def once(self, operation: ops.For, index: int) -> bool:
         """Put the body of a loop that turns once in its place, unless it may leave early."""
         last = operation.body.terminator
-        if len(list(handed_on(operation.body))) != 1 or isinstance(last, ops.Return):
+        # The copies of a pipelined loop need waits elsewhere.
+        if operation.stages or len(handed_on(operation.body)) != 1 or isinstance(last, ops.Return):
             return False
         first, *carried = operation.body.args
         if any(a.type != b.type for a, b in zip(carried, operation.inits, strict=True)):

@@ -19,7 +19,7 @@ from tilus.ir import ops
 from tilus.ir.core import Operation, Region, Value
 from tilus.ir.kernel import Kernel
 from tilus.ir.rewrite import Rewriter
-from tilus.ir.types import GlobalType, RegisterType, SharedType
+from tilus.ir.types import Extent, GlobalType, RegisterType, SharedType, Symbol
 from tilus.layout import Digit, LayoutError, RegisterLayout, coalesced, local
 from tilus.passes.select import DotChoice, Selector
 
@@ -338,9 +338,11 @@ class Inference:
         """Return the layout in which a memory access is widest."""
         assert isinstance(value.type, RegisterType)
         order = None
+        vector = max(1, 128 // value.type.dtype.bits)
         if isinstance(op, (ops.LoadGlobal, ops.StoreGlobal)):
             order = memory_order(op.tensor, len(value.type.shape))
-        return coalesced(value.type.shape, self.threads[value], max(1, 128 // value.type.dtype.bits), order)
+            vector = gcd(vector, provable_vector(op))
+        return coalesced(value.type.shape, self.threads[value], vector, order)
 
     def accessed(self, op: Operation, value: Value) -> RegisterLayout:
         """Return the layout in which a tile is loaded from or stored to global memory."""
@@ -420,6 +422,29 @@ def memory_order(tensor: Value, rank: int) -> tuple[int, ...] | None:
         return None
     fastest = strides.index(1)
     return (fastest, *(d for d in reversed(range(rank)) if d != fastest))
+
+
+def provable_vector(op: ops.LoadGlobal | ops.StoreGlobal) -> int:
+    """Return a bound on the elements that one instruction may move, as far as the tensor's type tells.
+
+    Where vectors cannot be used, neighbouring threads had better take neighbouring elements.
+    """
+    type = op.tensor.type
+    assert isinstance(type, GlobalType)
+    if op.mask is not None:
+        return 1
+    bound = max(1, type.align * 8 // type.dtype.bits)
+    last = type.rank - 1
+    for axis in range(last):
+        bound = gcd(bound, divisor(type.strides[axis]))
+    if type.rank and op.checked[last]:
+        bound = gcd(bound, divisor(type.dims[last]))
+    return bound
+
+
+def divisor(extent: Extent) -> int:
+    """Return an integer that divides an extent for certain."""
+    return extent.divisor if isinstance(extent, Symbol) else extent
 
 
 def run_length(layout: RegisterLayout) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from math import gcd
 from typing import Literal
 
 from tilus.dtypes import DType, boolean
@@ -238,27 +239,43 @@ def scratch_bytes(op: Operation, threads: int) -> int:
         if not isinstance(plan, SharedConversion):
             return 0
         return -(-plan.layout.size * max(8, storage_bits(op.x.type.dtype)) // 8)
-    if isinstance(op, ops.Reduce):
-        assert isinstance(op.x.type, RegisterType) and op.x.type.layout is not None
-        layout = op.x.type.layout
-        weight, crosses = 1, False
-        for d in reversed(layout.spatial_digits):
-            if d.dim == op.axis and (
-                weight * d.size > WARP or d.size & (d.size - 1) or weight & (weight - 1)
-            ):
-                crosses = True
-            weight *= d.size
-        if not crosses:
+    if isinstance(op, (ops.Reduce, ops.Scan)):
+        type = op.x.type
+        assert isinstance(type, RegisterType) and type.layout is not None
+        if all(step.lanes for step in thread_steps(type.layout, op.axis)):
             return 0
-        kept = layout.reduce(op.axis, keepdim=True).elements
-        bytes = max(4, op.x.type.dtype.bits // 8) + (4 if op.kind in ("argmax", "argmin") else 0)
-        return kept * threads * bytes
-    if isinstance(op, ops.Scan):
-        assert isinstance(op.x.type, RegisterType)
-        return (
-            0 if threads <= WARP else threads * max(4, op.x.type.dtype.bits // 8) * op.x.type.layout.elements
-        )  # type: ignore[union-attr]
+        # Each thread leaves its part of each row: a word or two, and for argmax and argmin a place.
+        rows = type.layout.reduce(op.axis, keepdim=True).elements
+        return rows * threads * (max(4, type.dtype.bits // 8) + (4 if op.kind in ("argmax", "argmin") else 0))
     return 0
+
+
+@dataclass(frozen=True)
+class ThreadStep:
+    """Threads that differ in `thread // weight % size` alone hold parts of one row, `stride` apart along its axis.
+
+    `lanes` says that they are lanes of one warp, which shuffles reach.
+    """
+
+    weight: int
+    size: int
+    stride: int
+    lanes: bool
+
+
+def thread_steps(layout: RegisterLayout, axis: int) -> list[ThreadStep]:
+    """Return how the threads that share rows along an axis meet: those of a warp first, for each digit."""
+    steps = []
+    weight = 1
+    for d in reversed(layout.spatial_digits):
+        if d.dim == axis:
+            inside = gcd(d.size, WARP // weight) if weight & (weight - 1) == 0 and weight < WARP else 1
+            if inside > 1:
+                steps.append(ThreadStep(weight, inside, d.stride, True))
+            if d.size > inside:
+                steps.append(ThreadStep(weight * inside, d.size // inside, d.stride * inside, False))
+        weight *= d.size
+    return steps
 
 
 @dataclass

@@ -334,7 +334,9 @@ def check_scalar(declared: Declared, value: Any) -> int | float:
     if is_torch_tensor(value) or is_numpy_array(value):
         raise LaunchError(f"{name} takes a number, not a tensor", hint=f"{name}.item()")
     if dtype.is_boolean:
-        if not isinstance(value, (bool, int)) or value not in (0, 1):
+        numpy = sys.modules.get("numpy")
+        whole = isinstance(value, int) or (numpy is not None and isinstance(value, (numpy.bool_, numpy.integer)))
+        if not whole or value not in (0, 1):
             raise LaunchError(f"{name} is {value!r}, expected True or False")
         return int(value)
     if dtype.is_float:

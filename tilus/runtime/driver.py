@@ -74,7 +74,7 @@ def driver_version() -> str:
 def device_name(device: int) -> str:
     """Return the name of a device."""
     name: bytes = check(bindings().cuDeviceGetName(128, _handle(device)), "asking a device's name")
-    return name.rstrip(b"\0").decode()
+    return name.partition(b"\0")[0].decode()
 
 
 @lru_cache(maxsize=64)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tilus.simulator import Report
 
 RESERVED = ("target", "checks")
-"""Keywords of `compile`, `prepare` and `simulate`, which no parameter may be called."""
+"""Keywords of `compile`, `prepare` and `simulate`; a tensor that is called so is given to them by position."""
 _Key = tuple[Any, ...]
 
 
@@ -78,12 +78,12 @@ class Kernel:
         self.source = source
         self.bound: dict[str, object] = dict(bound or {})
         runtime = source.runtime_params
-        for param in source.params:
-            if param.name in RESERVED:
+        for name in source.constexprs:
+            if name in RESERVED:
                 raise TilusError(
-                    f"a parameter of a kernel cannot be called {param.name}, which is an option of its methods",
+                    f"a constexpr parameter cannot be called {name}, which is an option of a kernel's methods",
                     source.location,
-                    f"{param.name}_",
+                    f"{name}_",
                 )
         self._runtime = runtime
         self._positions = {param.name: i for i, param in enumerate(runtime)}

@@ -18,7 +18,7 @@ from tilus.runtime.launch import grid_function, size_values
 from tilus.runtime.signature import scalar_format
 
 if TYPE_CHECKING:
-    from tilus.simulator import Module, Report
+    from tilus.simulator import Hazard, Module, Report
 
 CHECKS_VARIABLE = "TILUS_SIMULATOR_CHECKS"
 TARGET_VARIABLE = "TILUS_SIMULATOR_TARGET"
@@ -122,5 +122,14 @@ def finish(report: Report) -> None:
     if report.hazards:
         first = report.hazards[0]
         location = Location(*first.source) if first.source is not None else None
-        more = f" ({len(report.hazards) - 1} more)" if len(report.hazards) > 1 else ""
-        raise HazardFound(f"{first}{more}", location)
+        raise HazardFound(_in_words(first, len(report.hazards) - 1), location)
+
+
+def _in_words(hazard: Hazard, more: int) -> str:
+    """Return a hazard without the place in the source, which the error has itself."""
+    who = [f"kernel {hazard.kernel}"]
+    who += [f"block {hazard.block}"] if hazard.block is not None else []
+    who += [f"thread {hazard.thread}"] if hazard.thread is not None else []
+    line = f" (PTX line {hazard.ptx_line}: {hazard.instruction})" if hazard.ptx_line is not None else ""
+    others = f"; {more} more hazards in the report of simulate(...)" if more else ""
+    return f"{hazard.kind}: {hazard.message}, in {', '.join(who)}{line}{others}"

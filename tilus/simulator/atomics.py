@@ -217,7 +217,7 @@ def _decode_atomic(d: Decoder) -> Operation:
     reduction = d.name == "red"
     count = int((d.take("v2", "v4", "v8") or "v1")[1:])
     if d.flag("async"):
-        from .async_copy import decode_red_async
+        from .cluster import decode_red_async
 
         return decode_red_async(d)
     type = d.type("b16", "b32", "b64", "b128", "u32", "u64", "s32", "s64", "f16", "f32", "f64", "bf16", "f16x2", "bf16x2")

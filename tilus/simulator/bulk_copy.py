@@ -105,7 +105,7 @@ def read_chunks(operation: Any, state: Any, lanes: Any, chunks: Chunks) -> Any:
         out[:] = allocation.view(np.dtype(np.uint8), CHUNK)[offset >> 4].reshape(out.shape)
     else:
         out[chunks.mask()] = allocation.data[offset]
-    engine.counters.bulk_global(operation.instruction, len(lanes), len(addresses) * width, addresses, False)
+    engine.counters.bulk_global(operation.instruction, copies, len(addresses) * width, addresses, False)
     return out
 
 
@@ -134,7 +134,7 @@ def write_chunks(operation: Any, state: Any, lanes: Any, chunks: Chunks, values:
     offset = addresses - allocation.base
     engine = state.engine
     engine.progress += 1
-    engine.counters.bulk_global(operation.instruction, len(lanes), len(addresses) * width, addresses, True)
+    engine.counters.bulk_global(operation.instruction, copies, len(addresses) * width, addresses, True)
     flat = values.reshape(-1, CHUNK) if chunks.whole else values[chunks.mask()]
     if reduction is None:
         if engine.races is not None:
@@ -168,11 +168,10 @@ class PendingLoad:
         """The data of some destinations arrives, and their barriers count it."""
         state, table = self.state, self.state.mbarriers
         index, values, slots = self.index[ready], self.values[ready], self.slots[ready]
-        view = state.memory.shared_view(np.dtype(np.uint8), CHUNK)
-        self.operation.apply(state, view, index.reshape(-1) >> 4, values.reshape(-1, CHUNK))
+        self.operation.arrive(state, index, values)
         self.left &= ~ready
         if state.races is not None:
-            state.races.async_arrived(self.operation, index, slots)
+            state.races.async_arrived(self.operation, index)
         np.subtract.at(table.transactions, table.at(slots), self.size[ready])
         if state.order is not None:
             state.order.channel_completed(table, slots)
@@ -189,10 +188,6 @@ class _Bulk(Lane):
     type = BITS_OF_WIDTH[64]
     count = 2
     touches = ("shared", "global")
-
-    def apply(self, state: Any, view: Any, rows: Any, values: Any) -> None:
-        """Put arrived bytes into shared memory."""
-        view[rows] = values
 
     def fail(self, state: Any, lane: int, kind: str, message: str) -> None:
         """Report and end the launch."""
@@ -270,9 +265,11 @@ class BulkLoad(_Bulk):
                       f"no mbarrier has been initialised at shared offset {int(index[position] % state.memory.stride):#x}")  # fmt: skip
         return slots
 
-    def apply(self, state: Any, view: Any, rows: Any, values: Any) -> None:
+    def arrive(self, state: Any, index: Any, values: Any) -> None:
+        """Put arrived bytes into shared memory."""
+        rows, values = index.reshape(-1) >> 4, values.reshape(-1, CHUNK)
         if self.reduction is None:
-            view[rows] = values
+            state.memory.shared_view(np.dtype(np.uint8), CHUNK)[rows] = values
             return
         function, dtype = self.reduction
         size = np.dtype(dtype).itemsize

@@ -151,7 +151,7 @@ def label_index(d: Decoder, operand: Any) -> int:
     """The instruction that a label names."""
     if not isinstance(operand, Name):
         raise d.fail("a label is expected")
-    index = d.labels.get(d.scope.label(operand.text))
+    index = d.scope.label(operand.text)
     if index is None:
         raise d.fail(f"unknown label {operand.text!r}")
     return index

@@ -97,12 +97,13 @@ class Counters:
         """Bytes that an asynchronous copy moved."""
         self.async_bytes += size
 
-    def bulk_global(self, instruction: Any, copies: int, size: int, addresses: Any, write: bool) -> None:
-        """A bulk copy's traffic with global memory."""
+    def bulk_global(self, instruction: Any, copies: Any, size: int, addresses: Any, write: bool) -> None:
+        """A bulk copy's traffic with global memory; ``copies`` says to which copy each address belongs."""
         entry = (self.global_stores if write else self.global_loads)[instruction.index]
-        entry[0] += copies
-        entry[1] += len(np.unique(addresses // SECTOR))
-        entry[2] += -(-size // SECTOR)
+        entry[0] += int(copies[-1]) + 1 if len(copies) else 0
+        sectors = len(np.unique((copies << 44) | (addresses // SECTOR)))
+        entry[1] += sectors
+        entry[2] += min(sectors, -(-size // SECTOR))
         entry[3] += size
 
     def _by_pattern(self, sel: Selection, address: Any, width: int, period: int, function: Any) -> tuple[int, int]:

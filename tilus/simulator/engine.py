@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from .counters import Counters
 from .hazards import Hazard, Stop
 from .selection import LANES, Selection
-from .spaces import GlobalMemory
+from .spaces import Allocation, GlobalMemory
 from .state import Group, State
 
 _MAX_LANES = 1 << 14
@@ -74,6 +75,7 @@ class Engine:
         self.steps = 0
         self.sm_count = 132
         self.addresses: Any = None
+        self._workspace: Allocation | None = None
         self.segments: dict[int, Segment] = {}
         self.states: list[State] = []
 
@@ -189,9 +191,6 @@ class Engine:
         """All lanes of a batch have ended."""
         state.barriers.check_end()
 
-    def finished(self, state: State, sel: Selection, instruction: Any) -> None:
-        """Lanes ended."""
-
     # -- execution ---------------------------------------------------------------------------------------------
 
     def segment(self, pc: int) -> Segment:
@@ -216,6 +215,8 @@ class Engine:
         thunks = []
         for operation in segment.operations:
             thunk = operation.bind(state, sel.lo, sel.hi)
+            if self.check_async and operation.instruction.index in self.kernel.tracked:
+                thunks.append(partial(state.wgmma.used, operation, Selection(sel.lo, sel.hi)))
             if self.check_registers and operation.instruction.index in self.kernel.maybe_uninitialized:
                 thunks.append(self._register_check(state, operation, Selection(sel.lo, sel.hi)))
             thunks.append(thunk)
@@ -279,6 +280,8 @@ class Engine:
             if self.check_registers:
                 if pc in self.kernel.maybe_uninitialized:
                     self._register_check(state, operation, sel)()
+            if self.check_async and pc in self.kernel.tracked:
+                state.wgmma.used(operation, sel)
             operation.run(state, sel)
             if self.check_registers:
                 mark = self._register_mark(state, operation)
@@ -338,6 +341,14 @@ class Engine:
             self.yield_progress = self.progress
             self.yields = 0
         self.yields += 1
+
+    def grid_workspace(self) -> int:
+        """The address of the memory that cooperative groups synchronise a grid through."""
+        if self._workspace is None:
+            base = self.addresses.reserve(256)
+            self._workspace = Allocation(base, np.zeros(256, np.uint8), "cooperative launch workspace")
+            self.globals.add(self._workspace)
+        return self._workspace.base
 
     def clock(self) -> int:
         """A cycle counter that always grows."""

@@ -11,6 +11,7 @@ from . import (
     mbarrier,
     atomics,
     barriers,
+    cluster,
     compare,
     control,
     convert,
@@ -19,6 +20,7 @@ from . import (
     logic,
     memory,
     warp,
+    wgmma,
 )
 from .decoder import Decoder
 from .operations import Operation
@@ -39,6 +41,8 @@ TABLE: dict[str, Callable[[Decoder], Operation]] = {
     **matrix.INSTRUCTIONS,
     **fences.INSTRUCTIONS,
     **mbarrier.INSTRUCTIONS,
+    **cluster.INSTRUCTIONS,
+    **wgmma.INSTRUCTIONS,
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .decoder import Decoder
-from .operands import Constant
+from .operands import Constant, Register
 from .operations import Map, Operation
 from .syntax import Vector
 from .types import BITS_OF_WIDTH, TYPES, ScalarType
@@ -369,7 +369,9 @@ def _decode_mov(d: Decoder) -> Operation:
         raise d.fail("mov of special vector registers is not supported; read the components")
     if isinstance(source, Vector) or isinstance(target, Vector):
         return _pack_or_unpack(d, type, target, source)
-    return Map(np.positive if type.kind == "s" else _same, [d.target(target, type)], [d.source(source, type)])
+    operation = Map(_same, [d.target(target, type)], [d.source(source, type)])
+    operation.copies = isinstance(operation.reads[0], Register) and d.statement.guard is None
+    return operation
 
 
 def _same(value: Any) -> Any:

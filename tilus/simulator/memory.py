@@ -202,6 +202,10 @@ def _decode_load(d: Decoder) -> Operation:
 
 
 def _decode_store(d: Decoder) -> Operation:
+    if "async" in d.mods or "bulk" in d.mods:
+        from .cluster import decode_store_async
+
+        return decode_store_async(d)
     count = int((d.take("v2", "v4", "v8") or "v1")[1:])
     type = _element_type(d)
     space = take_space(d)

@@ -21,6 +21,7 @@ class Operation:
 
     sync = False
     control = False
+    copies = False
     reads: tuple[Any, ...] = ()
     writes: tuple[Any, ...] = ()
 
@@ -66,7 +67,7 @@ class Map(Operation):
         target = self.writes[0].target_array(state)[lanes]
         function = self.function
         if isinstance(function, np.ufunc) and _writes_in_place(function, sources, target):
-            return partial(function, *sources, target)
+            return partial(function, *sources, out=target)
 
         def step() -> None:
             target[...] = function(*sources)

@@ -68,39 +68,62 @@ class Order:
         self.cluster_done: dict[int, Any] = {}
         self.version = 0
         self._thresholds: dict[Any, tuple[int, int]] = {}
-        self._floor = np.zeros(rows, np.int64)
-        self._floor_version = 0
-        self.channel_used = np.zeros(CHANNELS, bool)
+        self._floor = self._floor_reads = np.zeros(rows, np.int64)
+        self._floor_version = -1
+        self.active = np.zeros(self.agents, bool)
+        self.all_active = False
+        self._noted: set[tuple[int, int]] = set()
+        self.channel_last = np.zeros((int(self.cluster.max()) + 1, CHANNELS), np.int64)
 
     # -- time --------------------------------------------------------------------------------------------------
 
-    def threshold(self, sel: Selection) -> int:
-        """Accesses up to this time happen before the next step of every selected warp."""
+    def threshold(self, sel: Any, reads: bool = False) -> int:
+        """Accesses (or only reads) up to this time happen before the next step of every selected warp."""
         if sel.whole:
-            found = self._thresholds.get(sel.key)
+            found = self._thresholds.get((sel.key, reads))
             if found is not None and found[0] == self.version:
                 return found[1]
         if self._floor_version != self.version:
             self._refresh_floor()
-        part = sel.warp_slice
-        value = int(self._floor[part].min())
+        value = int((self._floor_reads if reads else self._floor)[sel.warp_slice].min())
         if sel.whole:
-            self._thresholds[sel.key] = (self.version, value)
+            self._thresholds[sel.key, reads] = (self.version, value)
         return value
 
     def _refresh_floor(self) -> None:
         layer = self.known[0][:, : self.agents]
-        if self.agents > 1:
-            own = layer[self.row_number, self.agent].copy()
+        never = np.iinfo(np.int64).max
+        if self.all_active:
+            mine = layer[self.row_number, self.agent].copy()
             layer[self.row_number, self.agent] = self.own
-            self._floor = layer.min(axis=1)
-            layer[self.row_number, self.agent] = own
+            floor = layer.min(axis=1)
+            layer[self.row_number, self.agent] = mine
         else:
-            self._floor = self.own.copy()
-        if self.channels and self.channel_used.any():
-            used = self.known[0][:, self.agents :][:, self.channel_used]
-            self._floor = np.minimum(self._floor, used.min(axis=1))
+            # Warps that never touched shared memory have nothing to be ordered with.
+            known = np.where(self.active, layer, never)
+            known[self.row_number, self.agent] = np.where(self.active[self.agent], self.own, never)
+            floor = np.minimum(known.min(axis=1), self.engine.now)
+        self._floor_reads = self._floor = floor
+        if self.channels:
+            # A channel whose last completion a warp has waited for holds nothing back.
+            known = self.known[0][:, self.agents :]
+            behind = known < self.channel_last[self.cluster]
+            self._floor = np.minimum(floor, np.where(behind, known, never).min(axis=1))
         self._floor_version = self.version
+
+    def note(self, sel: Any) -> None:
+        """Warps touch shared memory."""
+        if self.all_active:
+            return
+        if sel.whole:
+            if sel.key in self._noted:
+                return
+            self._noted.add(sel.key)
+        agents = self.agent[sel.warp_slice]
+        if not self.active[agents].all():
+            self.active[agents] = True
+            self.all_active = bool(self.active.all())
+            self.version += 1
 
     def knows(self, rows: Any, agents: Any) -> Any:
         """Known time of an agent for each row; for one's own warp the last time its lanes were synchronised."""
@@ -187,7 +210,7 @@ class Order:
             channel = self.channel_of(int(slot))
             vector = np.zeros((self.layers, self.agents + self.channels), np.int64)
             vector[0, self.agents + channel] = now
-            self.channel_used[channel] = True
+            self.channel_last[int(slot >> 16) // self.size, channel] = now
             table.collect(int(slot), vector)
         self.version += 1
 

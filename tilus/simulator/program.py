@@ -15,7 +15,7 @@ import numpy as np
 from .decoder import Decoder, render
 from .errors import PtxError
 from .operands import Not, Register
-from .operations import Control, Operation
+from .operations import Control, Operation, registers_of
 from .parser import flatten, parse
 from .spaces import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, AddressSpace, Allocation
 from .syntax import Float, Function, Group, Integer, Label, Location, Name, Registers, Scope, Statement, SyntaxTree, Targets, Variable
@@ -80,6 +80,8 @@ class Kernel:
     files: dict[int, str] = field(default_factory=dict)
     cache: dict[Any, Any] = field(default_factory=dict)
     watched: set[tuple[int, int]] = field(default_factory=set)
+    wgmma_registers: set[tuple[int, int]] = field(default_factory=set)
+    tracked: set[int] = field(default_factory=set)
     shared_grain: int = 16
     global_grain: int = 16
     uses_async_proxy: bool = False
@@ -194,6 +196,7 @@ class _Scope:
         self.registers: dict[str, tuple[int, int]] = {}
         self.symbols: dict[str, str] = {}
         self.targets: dict[str, Targets] = {}
+        self.labels: dict[str, int] = {}
 
     def register(self, name: str) -> tuple[int, int] | None:
         """Bank and row of a register."""
@@ -233,9 +236,14 @@ class _Scope:
         unique = self.symbol(name)
         return self.builder.symbols.get(unique) if unique is not None else None
 
-    def label(self, name: str) -> str:
-        """The unique name of a label."""
-        return f"{self.function_prefix()}{name}"
+    def label(self, name: str) -> int | None:
+        """The instruction that a label names; labels are local to their braces."""
+        scope: _Scope | None = self
+        while scope is not None:
+            if name in scope.labels:
+                return scope.labels[name]
+            scope = scope.parent
+        return None
 
     def function_prefix(self) -> str:
         """The prefix of labels of the function body this scope is in."""
@@ -256,6 +264,7 @@ class _Builder:
         self.dynamic: list[tuple[str, int]] = []
         self.items: list[tuple[Any, _Scope, tuple[int, int] | None, Any]] = []
         self.labels: dict[str, int] = {}
+        self.leaders: set[int] = {0}
         self.location: tuple[int, int] | None = None
         self.carry_row: int | None = None
         self.calls = 0
@@ -351,7 +360,8 @@ class _Builder:
             elif isinstance(item, Registers):
                 self.declare_registers(scope, item)
             elif isinstance(item, Label):
-                self.labels[scope.label(item.name)] = len(self.items)
+                scope.labels[item.name] = len(self.items)
+                self.leaders.add(len(self.items))
             elif isinstance(item, Variable):
                 self.declare_variable(scope, item)
             elif isinstance(item, Scope):
@@ -475,7 +485,7 @@ class _Builder:
         line = self.items[-1][0].line if self.items else self.function.line
         last.instruction = Instruction(end, "ret;", "ret", line, None, last)
         kernel.instructions.append(last.instruction)
-        leaders = {0}
+        leaders = self.leaders
         for target in self.labels.values():
             leaders.add(target)
         for instruction in kernel.instructions:
@@ -487,6 +497,16 @@ class _Builder:
         kernel.maybe_uninitialized = maybe_uninitialized(kernel)
         kernel.shared_grain = _grain(kernel, "shared")
         kernel.global_grain = _grain(kernel, "global")
+        from .wgmma import WarpgroupMultiply, wgmma_registers
+
+        kernel.wgmma_registers = wgmma_registers(kernel.instructions)
+        if kernel.wgmma_registers:
+            kernel.tracked = {
+                i.index for i in kernel.instructions
+                if not isinstance(i.operation, WarpgroupMultiply)
+                and any((r.bank, r.row) in kernel.wgmma_registers
+                        for r in registers_of((*i.operation.reads, *i.operation.writes)))
+            }  # fmt: skip
         kernel.uses_async_proxy = any(i.opcode.startswith(_ASYNC_PROXY) for i in kernel.instructions)
 
 

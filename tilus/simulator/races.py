@@ -34,12 +34,15 @@ class SharedRaces:
         self.writer = np.zeros(cells, np.uint32)
         self.last_read = np.zeros(cells, np.uint32)
         self.reader = np.zeros(cells, np.uint16)
-        self.read_by = np.zeros((cells, self.agents), np.uint32)
+        self.read_by = np.zeros((self.agents, cells), np.uint32)
+        self.total = cells
         self.read_flat = self.read_by.reshape(-1)
         self.open_reads: list[Any] = []
+        self.generic_writes = False
         rank = state.block_of_lane % state.engine.cluster_size
         self.thread = (rank * state.warps * 32 + state.thread_of_lane).astype(np.uint32)
         self.agent = self.thread >> 5
+        self.agent_base = self.agent.astype(np.int64) * cells
         self.row_of_lane = np.arange(state.lane_count) >> 5
 
     def cells(self, index: Any, width: int) -> Any:
@@ -66,9 +69,10 @@ class SharedRaces:
         if access.strong:
             self._strong(access, sel, index, True, False)
             return
+        self.order.note(sel)
         self.last_read[cells] = now
         self.reader[cells] = self._by_lane(self.thread[sel.lanes], cells)
-        self.read_flat[cells * self.agents + self._by_lane(self.agent[sel.lanes], cells)] = now
+        self.read_flat[cells + self._by_lane(self.agent_base[sel.lanes], cells)] = now
         for open_cells in self.open_reads:
             self.last_read[open_cells] = PENDING
 
@@ -84,7 +88,7 @@ class SharedRaces:
             if same.ndim > 1:
                 same = same.all(axis=1)
             self._check_against_write(access, sel, cells, written, "writes", same)
-        if int(read.max()) > threshold:
+        if int(read.max()) > self.order.threshold(sel, reads=True):
             self._check_against_reads(access, sel, cells, read, "writes")
         self._record_write(access, sel, cells, now)
         thread = self._by_lane(self.thread[sel.lanes], cells)
@@ -95,6 +99,8 @@ class SharedRaces:
             self._strong(access, sel, index, False, True)
 
     def _record_write(self, access: Any, sel: Selection, cells: Any, now: int) -> None:
+        self.generic_writes = True
+        self.order.note(sel)
         self.written[cells] = now
         mark = self.thread[sel.lanes]
         if access.strong:
@@ -112,7 +118,7 @@ class SharedRaces:
             self._check_against_write(access, sel, cells, written, "updates", None)
         if not written.all():
             self._uninitialized(access, sel, index, cells, written)
-        if int(read.max()) > threshold:
+        if int(read.max()) > self.order.threshold(sel, reads=True):
             self._check_against_reads(access, sel, cells, read, "updates")
         self._record_write(access, sel, cells, now)
         self._strong(access, sel, index, True, True)
@@ -135,9 +141,10 @@ class SharedRaces:
         written = self.written[cells]
         read = self.last_read[cells]
         self.engine.tick(copy.instruction)
+        self.order.note(sel)
         if int(written.max()) > threshold:
             self._check_against_write(copy, sel, cells, written, "copies to", None)
-        if int(read.max()) > threshold:
+        if int(read.max()) > self.order.threshold(sel, reads=True):
             self._check_against_reads(copy, sel, cells, read, "copies to")
         self.written[cells] = PENDING
         self.writer[cells] = self._by_lane(self.thread[sel.lanes], cells)
@@ -154,15 +161,32 @@ class SharedRaces:
         self._check_async(operation, sel, cells, "overwrites")
         read = self.last_read[cells]
         self.engine.tick(operation.instruction)
-        if int(read.max()) > int(self.order.threshold(sel)):
+        if int(read.max()) > self.order.threshold(sel, reads=True):
             self._check_against_reads(operation, sel, cells, read, "overwrites")
         self.written[cells] = PENDING
         channels = np.array([self.order.channel_of(int(s)) for s in slots], np.uint32)
         self.writer[cells] = ((np.uint32(self.agents) + channels) * np.uint32(32))[:, None]
 
-    def async_arrived(self, operation: Any, index: Any, slots: Any) -> None:
+    def async_words(self, operation: Any, lanes: Any, index: Any, slots: Any, width: int) -> None:
+        """``st.async``: generic-proxy writes of a few bytes that complete at an mbarrier."""
+        cells = self.cells(index, width)
+        cells = cells[:, None] if cells.ndim == 1 else cells
+        sel = _Copies(lanes)
+        threshold = int(self.order.threshold(sel))
+        written, read = self.written[cells], self.last_read[cells]
+        self.engine.tick(operation.instruction)
+        if operation.reduction is None and int(written.max()) > threshold:
+            self._check_against_write(operation, sel, cells, written, "overwrites", None)
+        if int(read.max()) > self.order.threshold(sel, reads=True):
+            self._check_against_reads(operation, sel, cells, read, "overwrites")
+        self.written[cells] = PENDING
+        channels = np.array([self.order.channel_of(int(s)) for s in slots], np.uint32)
+        self.writer[cells] = ((np.uint32(self.agents) + channels) * np.uint32(32))[:, None]
+
+    def async_arrived(self, operation: Any, index: Any) -> None:
         """The data of asynchronous writes is there."""
-        self.written[self._chunk_cells(index)] = self.engine.tick(operation.instruction)
+        cells = self._chunk_cells(index) if index.ndim > 1 else self.cells(index, operation.width)
+        self.written[cells] = self.engine.tick(operation.instruction)
 
     def async_read(self, operation: Any, lanes: Any, index: Any, holds: bool | None) -> None:
         """The asynchronous proxy reads cells; with ``holds`` until `async_read_done`."""
@@ -191,9 +215,10 @@ class SharedRaces:
             self.last_read[still] = PENDING
 
     def _record_read(self, lanes: Any, cells: Any, now: int) -> None:
+        self.order.note(_Copies(lanes))
         self.last_read[cells] = now
         self.reader[cells] = self.thread[lanes][:, None]
-        self.read_flat[cells * self.agents + self.agent[lanes].astype(np.int64)[:, None]] = now
+        self.read_flat[cells + self.agent_base[lanes][:, None]] = now
 
     def _chunk_cells(self, index: Any) -> Any:
         cells = self.cells(index.reshape(-1), 16)
@@ -202,9 +227,10 @@ class SharedRaces:
     def _check_async(self, operation: Any, sel: Any, cells: Any, verb: str) -> None:
         """Earlier writes must be ordered before, and those of threads made visible to the asynchronous proxy."""
         written = self.written[cells]
-        if not written.any():
+        if int(written.max()) > self.order.threshold(sel):
+            self._check_against_write(operation, sel, cells, written, verb, None)
+        if not self.generic_writes:
             return
-        self._check_against_write(operation, sel, cells, written, verb, None)
         thread = self.writer[cells] & np.uint32(_THREAD)
         agent = (thread >> np.uint32(5)).astype(np.int64)
         generic = (agent < self.agents) & (written > 0) & (written != PENDING)
@@ -242,24 +268,27 @@ class SharedRaces:
                 f"{verb} shared memory that an asynchronous copy{self._of_thread(cell, owner)} is still filling; "
                 "wait for the copy first",
             )  # fmt: skip
-        rows = self._by_lane(self.row_of_lane[sel.lanes], cells)
-        writer = self.writer[cells]
+        suspects = np.nonzero(~pending & (written > self.order.threshold(sel)))
+        if len(suspects[0]) == 0:
+            return
+        lanes = sel.index[suspects[0]]
+        writer = self.writer[cells[suspects]]
         thread = writer & np.uint32(_THREAD)
-        own = self._by_lane(self.thread[sel.lanes], cells)
-        bad = ~pending & (thread != own)
-        bad &= written.astype(np.int64) > self.order.knows(rows, (thread >> np.uint32(5)).astype(np.int64))
+        times = written[suspects].astype(np.int64)
+        bad = thread != self.thread[lanes]
+        bad &= times > self.order.knows(self.row_of_lane[lanes], (thread >> np.uint32(5)).astype(np.int64))
         if access.strong:
             bad &= (writer & np.uint32(_STRONG)) == 0
         if same is not None:
-            bad &= ~self._by_lane(same, cells)
+            bad &= ~same[suspects[0]]
         if bad.any():
-            position, cell = self._lane_of(sel, cells, bad)
-            other = int(self.writer[cell]) & _THREAD
-            earlier = self.engine.instruction_at(int(self.written[cell]))
+            at = int(np.flatnonzero(bad)[0])
+            cell = int(cells[suspects][at])
+            earlier = self.engine.instruction_at(int(times[at]))
             self._report(
-                "shared-race", access, sel, position, cell,
-                f"{verb} shared memory that {self._thread_name(cell, other)} wrote{_where(earlier)} with nothing ordering "
-                "the two",
+                "shared-race", access, sel, int(suspects[0][at]), cell,
+                f"{verb} shared memory that {self._thread_name(cell, int(thread[at]))} wrote{_where(earlier)} with nothing "
+                "ordering the two",
             )  # fmt: skip
 
     def _check_against_reads(self, access: Any, sel: Selection, cells: Any, read: Any, verb: str) -> None:
@@ -273,33 +302,35 @@ class SharedRaces:
                 "reading; wait for it first",
             )  # fmt: skip
             read = np.where(pending, 0, read)
-        rows = self._by_lane(self.row_of_lane[sel.lanes], cells)
-        by_agent = self.read_by[cells].astype(np.int64)
-        known = self.order.known[0][rows, : self.agents]
-        own_agent = self._by_lane(self.agent[sel.lanes], cells).astype(np.int64)
-        late = by_agent > known
-        mine = np.arange(self.agents) == own_agent[..., None]
-        bad_agents = late & ~mine
+        suspects = np.nonzero(read > self.order.threshold(sel, reads=True))
+        if len(suspects[0]) == 0:
+            return
+        lanes = sel.index[suspects[0]]
+        rows, cell_numbers, times = self.row_of_lane[lanes], cells[suspects], read[suspects].astype(np.int64)
+        by_agent = self.read_by[:, cell_numbers].astype(np.int64)
+        known = self.order.known[0][rows, : self.agents].T
+        own_agent = self.agent[lanes].astype(np.int64)
+        bad_agents = (by_agent > known) & (np.arange(self.agents)[:, None] != own_agent)
         # Within the warp: another lane read since the lanes last met.
-        reader = self.reader[cells].astype(np.int64)
-        own = self._by_lane(self.thread[sel.lanes], cells)
-        inside = (reader != own) & (reader >> 5 == own_agent) & (read.astype(np.int64) > self.order.own[rows])
-        bad = bad_agents.any(axis=-1) | inside
-        if bad.any():
-            position, cell = self._lane_of(sel, cells, bad)
-            at = tuple(np.argwhere(bad)[0])
-            if bad_agents[at].any():
-                agent = int(np.flatnonzero(bad_agents[at])[0])
-                time = int(by_agent[at][agent])
-                other = int(reader[at]) if int(reader[at]) >> 5 == agent else agent * 32
-            else:
-                time, other = int(read[at]), int(reader[at])
-            earlier = self.engine.instruction_at(time)
-            self._report(
-                "shared-race", access, sel, position, cell,
-                f"{verb} shared memory that {self._thread_name(cell, other)} read{_where(earlier)} with nothing ordering "
-                "the two",
-            )  # fmt: skip
+        reader = self.reader[cell_numbers].astype(np.int64)
+        inside = (reader != self.thread[lanes]) & (reader >> 5 == own_agent) & (times > self.order.own[rows])
+        bad = bad_agents.any(axis=0) | inside
+        if not bad.any():
+            return
+        at = int(np.flatnonzero(bad)[0])
+        if bad_agents[:, at].any():
+            agent = int(np.flatnonzero(bad_agents[:, at])[0])
+            time = int(by_agent[agent, at])
+            other = int(reader[at]) if int(reader[at]) >> 5 == agent else agent * 32
+        else:
+            time, other = int(times[at]), int(reader[at])
+        earlier = self.engine.instruction_at(time)
+        cell = int(cell_numbers[at])
+        self._report(
+            "shared-race", access, sel, int(suspects[0][at]), cell,
+            f"{verb} shared memory that {self._thread_name(cell, other)} read{_where(earlier)} with nothing ordering "
+            "the two",
+        )  # fmt: skip
 
     def _same_instruction(self, access: Any, sel: Selection, cells: Any, clash: Any, place: Any, values: Any) -> None:
         if np.ndim(values) == 0:

@@ -53,6 +53,10 @@ def special_register(state: Any, name: str) -> Any:
         return np.full(count, engine.sm_count, np.uint32)
     if stem == "%gridid":
         return np.full(count, 1, np.uint64)
+    if stem in ("%envreg1", "%envreg2"):
+        # The cooperative launch's workspace, whose address the two registers hold.
+        address = engine.grid_workspace()
+        return np.full(count, address >> 32 if stem == "%envreg1" else address & 0xFFFFFFFF, np.uint64).astype(np.uint32)
     if stem.startswith("%lanemask_"):
         return _lane_mask(lane.astype(np.uint64), stem[-2:])
     if stem == "%dynamic_smem_size":

@@ -18,6 +18,7 @@ from .bulk_copy import BulkGroups
 from .mbarrier import BarrierTable
 from .memory_unit import Memory
 from .selection import LANES, Selection
+from .wgmma import Tracking
 
 _BANK_DTYPES = {1: np.bool_, 8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 
@@ -91,6 +92,8 @@ class State:
         self.copies = CopyQueue(self)
         self.mbarriers = BarrierTable(self)
         self.bulk_groups = BulkGroups(self)
+        self.wgmma = Tracking(self)
+        self.register_limits = np.zeros(self.warp_count, np.int64)
         self.parked = 0
         self.races: Any = None
         self.order: Any = None
@@ -187,7 +190,8 @@ class State:
         self.live[sel.lanes] = False
         if self.bulk_groups.pending:
             self.bulk_groups.flush(sel.index)
-        self.engine.finished(self, sel, instruction)
+        if self.wgmma.outstanding:
+            self.wgmma.check_end(sel, instruction)
         self.barriers.lanes_exited(sel)
 
     # -- facts -------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import numpy as np
 from . import tensorcore
 from .decoder import Decoder
 from .matrix import raise_incomplete, stack
-from .operands import Constant, Register
+from .operands import Constant
 from .operations import Operation, Warp, registers_of
 from .selection import Selection
 from .syntax import Vector
@@ -35,7 +35,7 @@ class Tracking:
         self.dirty: dict[Key, Any] = {}
         self.retired = np.zeros(warps, np.int64)
         self.number = 0
-        # Per warp: committed groups, and the outstanding (number, group, shared cells) of each.
+        # Committed groups of each warp; outstanding (number, warps by warpgroup, their group, shared bytes).
         self.committed = np.zeros(warps, np.int64)
         self.outstanding: list[tuple[int, Any, Any, Any]] = []
 
@@ -84,7 +84,7 @@ class Tracking:
         for marks in self.dirty.values():
             marks[rows] = 0
 
-    def issue(self, operation: Any, sel: Selection, index: Any) -> None:
+    def issue(self, operation: Any, sel: Selection, grouped: Any, index: Any) -> None:
         """A wgmma starts."""
         rows = sel.warp_slice
         for key in [*_keys(operation.writes), *_keys(operation.a)]:
@@ -100,7 +100,7 @@ class Tracking:
             self.table(self.flying, key)[rows] = self.number
         for key in _keys(operation.a):
             self.table(self.reading, key)[rows] = self.number
-        self.outstanding.append((self.number, sel, self.committed[rows].copy(), index))
+        self.outstanding.append((self.number, grouped, self.committed[grouped], index))
 
     def wait(self, sel: Selection, keep: int, instruction: Any) -> None:
         """``wgmma.wait_group``: all groups but the newest ``keep`` are complete."""
@@ -108,31 +108,28 @@ class Tracking:
         limit = np.full(self.state.warp_count, -1, np.int64)
         limit[rows] = self.committed[rows] - keep
         kept = []
-        for number, issued, group, index in self.outstanding:
-            done = group < limit[issued.warps]
+        for number, warps, group, index in self.outstanding:
+            done = group < limit[warps]
             if not done.any():
-                kept.append((number, issued, group, index))
+                kept.append((number, warps, group, index))
                 continue
-            mine = issued.warps[done]
-            self.retired[mine] = np.maximum(self.retired[mine], number)
-            if self.state.races is not None and index is not None:
-                leaders = done.reshape(-1, 4)[:, 0]
-                self.state.races.async_read_done(instruction.operation, issued.warps.reshape(-1, 4)[:, 0] * 32, index, leaders)
-                if not leaders.all():
-                    index = index[~leaders]
-            if not done.all():
-                left = Selection.of((issued.warps[~done][:, None] * 32 + np.arange(32)).reshape(-1))
-                kept.append((number, left, group[~done], index))
+            self.retired[warps[done]] = np.maximum(self.retired[warps[done]], number)
+            leaders = done.reshape(-1, 4)[:, 0]
+            if self.state.races is not None:
+                self.state.races.async_read_done(instruction.operation, warps.reshape(-1, 4)[:, 0] * 32, index, leaders)
+            if not leaders.all():
+                left = ~np.repeat(leaders, 4)
+                kept.append((number, warps[left], group[left], index[~leaders]))
         self.outstanding = kept
 
     def check_end(self, sel: Selection, instruction: Any) -> None:
         """Threads end: no wgmma may be outstanding."""
         ended = set(sel.warps.tolist())
-        for _, issued, _, _ in self.outstanding:
-            hit = [w for w in issued.warps.tolist() if w in ended]
+        for _, warps, _, _ in self.outstanding:
+            hit = [w for w in warps.tolist() if w in ended]
             if hit:
                 self.state.hazard("async-pending", "the thread ends while a wgmma is outstanding", instruction, hit[0] * 32)
-                self.outstanding = [o for o in self.outstanding if not set(o[1].warps.tolist()) & ended]
+                self.outstanding = [o for o in self.outstanding if not set(o[1].tolist()) & ended]
                 return
 
 
@@ -159,10 +156,8 @@ class WarpgroupMultiply(Warp):
     def execute(self, state: Any, sel: Selection) -> None:
         sel = warpgroups(self, state, sel)
         warps = sel.warps
-        groups = warps.reshape(-1, 4)
+        # The semantics want the four warps of a warpgroup next to each other.
         order = np.argsort(_group_order(state, warps), kind="stable")
-        ordered = Selection.of((warps[order][:, None] * 32 + np.arange(32)).reshape(-1)) if not _sorted(order) else sel
-        del groups, ordered
         inverse = np.argsort(order, kind="stable")
         try:
             descriptor = self._descriptor(state, sel, self.b_descriptor, order)
@@ -190,7 +185,7 @@ class WarpgroupMultiply(Warp):
         if state.races is not None:
             leaders = warps[order].reshape(-1, 4)[:, 0] * 32
             state.races.async_read(self, leaders, index, True)
-            state.wgmma.issue(self, sel, index)
+            state.wgmma.issue(self, sel, warps[order], index)
         for position, target in enumerate(self.writes):
             target.put_warp(state, sel, result[:, position])
 
@@ -213,10 +208,6 @@ class WarpgroupMultiply(Warp):
             state.stop()
         blocks = state.block_of_warp[sel.warps[order]].reshape(-1, 4)[:, 0]
         return chunks + (blocks * state.memory.stride)[:, None]
-
-
-def _sorted(order: Any) -> bool:
-    return bool((order == np.arange(len(order))).all())
 
 
 def _group_order(state: Any, warps: Any) -> Any:
@@ -293,7 +284,6 @@ def _decode_wgmma(d: Decoder) -> Operation:
         # Without the old D its registers need no value.
         operation.reads = tuple(r for r in operation.reads if r not in targets)
     elif scale is not None:
-        operation.conditional_reads = targets
         operation.reads = tuple(r for r in operation.reads if r not in targets)
     if metadata is not None:
         operation.metadata, operation.selector = metadata, selector or 0
@@ -374,4 +364,4 @@ def wgmma_registers(instructions: list[Any]) -> set[Key]:
 
 INSTRUCTIONS: dict[str, Callable[[Decoder], Operation]] = {"wgmma": _decode_wgmma, "setmaxnreg": _decode_setmaxnreg}
 
-__all__ = ["INSTRUCTIONS", "Register", "Tracking", "wgmma_registers"]
+__all__ = ["INSTRUCTIONS", "Tracking", "wgmma_registers"]

@@ -52,7 +52,7 @@ BREAKS = [
     without("nvcc_bulk-bulk_scale", r"cp\.async\.bulk\.shared::cluster[^;]*;", "deadlock"),
     Break(
         "nvcc_bulk-bulk_scale", r"arrive\.expect_tx(\S* _, \[%r\d+\]), %r\d+;", r"arrive\1;",
-        frozenset({"mbarrier-misuse", "async-read"}),
+        frozenset({"mbarrier-misuse", "async-read", "shared-race"}),
     ),
     Break("nvcc_atomics-chain", r"\.(acquire|release)\.gpu", ".relaxed.gpu", frozenset({"global-race"})),
     without("triton_matmul_warp_specialized_sm90", r"mbarrier\.arrive\.shared::cta\.b64[^;]*;", "deadlock"),

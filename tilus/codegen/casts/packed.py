@@ -25,8 +25,18 @@ def both(mask: int) -> int:
 
 
 def choose_bits(w: Writer, mask: int, ones: V, zeros: V) -> V:
-    """Return bits of `ones` where the mask has ones and of `zeros` elsewhere: one lop3."""
-    return w.binary("or", w.binary("and", ones, integer(mask)), w.binary("and", zeros, integer(~mask)))
+    """Return bits of `ones` where the mask has ones and of `zeros` elsewhere, as one instruction."""
+    if ones.literal is not None or zeros.literal is not None:
+        return w.binary("or", w.binary("and", ones, integer(mask)), w.binary("and", zeros, integer(~mask)))
+    return lop3(w, 0xF0 & 0xAA | 0xCC & 0x55, ones, zeros, mask)
+
+
+def lop3(w: Writer, function: int, a: V, b: V, c: int) -> V:
+    """Return any function of the bits of a, b and a constant: `function` is it of 0xF0, 0xCC and 0xAA (PTX ISA, lop3).
+
+    The assembler finds such operations by itself, but not where the same constant stands in them twice.
+    """
+    return w.asm("i32", f"lop3.b32 $0, $1, $2, 0x{c & 0xFFFFFFFF:x}, 0x{function:x};", "=r,r,r", a, b)
 
 
 def mask_and_flip(w: Writer, x: V, mask: int, flip: int) -> V:
@@ -36,8 +46,7 @@ def mask_and_flip(w: Writer, x: V, mask: int, flip: int) -> V:
     """
     if x.literal is not None:
         return w.binary("xor", w.binary("and", x, integer(mask)), integer(flip))
-    table = 0xF0 & 0xCC ^ 0xAA  # of the operands a, b and c (PTX ISA, lop3)
-    return w.asm("i32", f"lop3.b32 $0, $1, 0x{mask:x}, $2, 0x{table:x};", "=r,r,r", x, integer(flip))
+    return lop3(w, 0xF0 & 0xAA ^ 0xCC, x, integer(flip), mask)
 
 
 def permute_bytes(w: Writer, a: V, b: V, selectors: tuple[int, int, int, int]) -> V:

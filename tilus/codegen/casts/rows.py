@@ -111,8 +111,10 @@ def _integer_rows(source: DType, dest: DType, needs: str) -> Iterator[FastCast]:
         return
     plan = integer_plan(source.bits, MANTISSA[dest])
     yield from _planned("magic number", plan, source, dest, needs, 2, fast.integers(plan, source, dest))
-    emit = fast.natural_integers(source, dest)
-    yield FastCast("magic number", source, dest, needs, plan.elements, plan.words, 1.75, None, emit)
+    if source.bits == 4 and dest == dtypes.bfloat16 or source.bits in (3, 5, 6, 7):
+        # Otherwise moving what comes out is as cheap.
+        emit = fast.natural_integers(source, dest)
+        yield FastCast("magic number", source, dest, needs, plan.elements, plan.words, 2.0, None, emit)
 
 
 def _float_rows(source: DType, dest: DType, needs: str) -> Iterator[FastCast]:
@@ -155,14 +157,14 @@ def _table_rows(source: DType, dest: DType) -> Iterator[FastCast]:
     planes = [{code >> 8 * byte & 255 for code in codes} != {0} for byte in range(dest.bits // 8)]
     if source.bits == 4:
         signs = all(codes[i] ^ codes[i + 8] == 1 << (dest.bits - 1) for i in range(8))
-        # For eight elements: indices and two shifts, then twice a lookup of each byte, the fourth bit, and interleaving.
-        each = [0 if not used else 1 if signs and byte < len(planes) - 1 else 3 for byte, used in enumerate(planes)]
-        mask = 0 if signs else 1
-        cost = (3 + 2 * (sum(each) + mask + (2 if len(planes) > 1 else 0))) / 8
+        # For eight elements: indices and two shifts; then twice a lookup of each byte, with a move of its table to
+        # a register, the fourth bit, and interleaving.
+        each = [0 if not used else 2 if signs else 5 for used in planes]
+        cost = (3 + 2 * (sum(each) + (2 if signs else 1) + (2 if len(planes) > 1 else 0))) / 8
         yield FastCast("byte table", source, dest, "", 8, 1, cost, None, fast.table(codes, dest))
     elif isinstance(source, TableType):
         order = element_order(2, tuple(p // 2 + 8 * (p % 2) for p in range(16)))
-        cost = (5 + 4 * sum(planes) + (8 if len(planes) > 1 else 0)) / 16
+        cost = (5 + 8 * sum(planes) + (8 if len(planes) > 1 else 0)) / 16
         yield FastCast("byte table", source, dest, "", 16, 1, cost, order, fast.pair_table(codes, dest))
 
 

@@ -14,7 +14,6 @@ from tilus.codegen.registers import Tile, elements_of, extract_bits, join_bits, 
 from tilus.dtypes import DType
 from tilus.errors import LayoutConflict
 from tilus.ir import ops
-from tilus.layout import Digit
 from tilus.layout.conversion import (
     Affine,
     NoConversion,
@@ -22,7 +21,7 @@ from tilus.layout.conversion import (
     SharedConversion,
     ShuffleConversion,
 )
-from tilus.passes.shared_memory import conversion_plan
+from tilus.passes.shared_memory import conversion_plan, thread_steps
 
 WARP = 32
 
@@ -155,16 +154,14 @@ def lower_reduce(ctx: Context, op: ops.Reduce) -> None:
             state.append(w.add(thread, integer(index[op.axis])))
         groups[key] = combine(groups[key], state) if key in groups else state
     states = list(groups.values())
-    for kind, weight, size in _lane_steps(tile.layout.spatial_digits, op.axis):
-        if kind == "lanes":
-            step = weight * size // 2
-            while step >= weight:
-                states = [
-                    combine(s, [shuffle(w, "bfly", v, integer(step)) for v in s]) for s in states
-                ]
-                step //= 2
+    for step in thread_steps(tile.layout, op.axis):
+        if step.lanes:
+            distance = step.weight * step.size // 2
+            while distance >= step.weight:
+                states = [combine(s, [shuffle(w, "bfly", v, integer(distance)) for v in s]) for s in states]
+                distance //= 2
         else:
-            states = _across_warps(ctx, op, states, combine, weight, size)
+            states = _across_warps(ctx, op, states, combine, step.weight, step.size)
     place = {key: i for i, key in enumerate(groups)}
     out = []
     for number in range(layout.elements):
@@ -184,8 +181,11 @@ def _combiner(ctx: Context, kind: str, dtype: DType) -> Callable[[State, State],
         if kind in ("argmax", "argmin"):
             less = "lt" if kind == "argmin" else "gt"
             if dtype.is_float:
-                better = w.value("i1", f"fcmp o{less} {b[0]}, {a[0].name}")
-                same = w.value("i1", f"fcmp oeq {b[0]}, {a[0].name}")
+                # The first NaN wins, as in NumPy and torch.
+                ordered = w.value("i1", f"fcmp ord {a[0]}, {a[0].name}")
+                better = w.binary("and", ordered, w.value("i1", f"fcmp u{less} {b[0]}, {a[0].name}"))
+                alike = w.binary("or", ordered, w.value("i1", f"fcmp uno {b[0]}, {b[0].name}"))
+                same = w.binary("and", alike, w.value("i1", f"fcmp ueq {b[0]}, {a[0].name}"))
             else:
                 better = w.icmp(("s" if dtype.is_signed else "u") + less, b[0], a[0])
                 same = w.icmp("eq", b[0], a[0])
@@ -198,23 +198,6 @@ def _combiner(ctx: Context, kind: str, dtype: DType) -> Callable[[State, State],
         return [binary(ctx, names[kind], dtype, a[0], b[0])]
 
     return combine
-
-
-def _lane_steps(digits: tuple[Digit, ...], axis: int) -> list[tuple[str, int, int]]:
-    """Split the thread digits of an axis into those within a warp and those across warps."""
-    steps = []
-    weight = 1
-    for d in reversed(digits):
-        if d.dim == axis:
-            inside = 1
-            while inside < d.size and d.size % (2 * inside) == 0 and WARP % (weight * 2 * inside) == 0 and weight & (weight - 1) == 0:
-                inside *= 2
-            if inside > 1:
-                steps.append(("lanes", weight, inside))
-            if d.size // inside > 1:
-                steps.append(("warps", weight * inside, d.size // inside))
-        weight *= d.size
-    return steps
 
 
 def _across_warps(

@@ -7,6 +7,7 @@ lanes of a warp follow one another, and then the warps, so that the order of the
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 
 from tilus import dtypes
 from tilus.codegen.llvm_text import V, integer
@@ -18,7 +19,7 @@ from tilus.codegen.registers import elements_of, llvm_type, tile_of
 from tilus.dtypes import DType
 from tilus.errors import LayoutConflict
 from tilus.ir import ops
-from tilus.layout import RegisterLayout
+from tilus.passes.shared_memory import ThreadStep, thread_steps
 
 WARP = 32
 NAMES = {"sum": "add", "prod": "mul", "max": "max", "min": "min", "and": "and", "or": "or", "xor": "xor"}
@@ -37,16 +38,6 @@ def identity(kind: str, dtype: DType) -> float | int:
     return int(dtype.min) if kind == "max" else int(dtype.max)
 
 
-def axis_threads(layout: RegisterLayout, axis: int) -> list[tuple[int, int, int]]:
-    """Return (weight in the thread number, size, stride along the axis) of the thread digits of an axis, lowest first."""
-    out, weight = [], 1
-    for d in reversed(layout.spatial_digits):
-        if d.dim == axis:
-            out.append((weight, d.size, d.stride))
-        weight *= d.size
-    return sorted(out, key=lambda entry: entry[2])
-
-
 @lowers(ops.Scan)
 def lower_scan(ctx: Context, op: ops.Scan) -> None:
     w = ctx.w
@@ -62,12 +53,11 @@ def lower_scan(ctx: Context, op: ops.Scan) -> None:
     def combine(a: V, b: V) -> V:
         return binary(ctx, NAMES[op.kind], wide, a, b)
 
-    digits = axis_threads(layout, op.axis)
-    run = layout.shape[op.axis]
-    for _, size, _ in digits:
-        run //= size
-    for _, _, stride in digits:
-        if stride < run:
+    # Along the axis, threads that are nearest come first.
+    steps = sorted(thread_steps(layout, op.axis), key=lambda step: step.stride)
+    run = layout.shape[op.axis] // prod(step.size for step in steps)
+    for step in steps:
+        if step.stride < run:
             raise LayoutConflict(
                 f"scan along axis {op.axis} of a tile in {layout}: each thread must hold a run of the axis",
                 hint="leave the layout to inference",
@@ -86,7 +76,7 @@ def lower_scan(ctx: Context, op: ops.Scan) -> None:
             out[number] = (neutral if before is None else before) if op.exclusive else total
         assert total is not None
         totals.append(total)
-    prefixes = _prefixes(ctx, op, digits, totals, combine, neutral)
+    prefixes = _prefixes(ctx, op, steps, totals, combine, neutral)
     for row, prefix in zip(rows.values(), prefixes, strict=True):
         if prefix is not None:
             for _, number in row:
@@ -99,7 +89,7 @@ def lower_scan(ctx: Context, op: ops.Scan) -> None:
 def _prefixes(
     ctx: Context,
     op: ops.Scan,
-    digits: list[tuple[int, int, int]],
+    steps: list[ThreadStep],
     totals: list[V],
     combine: Callable[[V, V], V],
     neutral: V,
@@ -108,9 +98,9 @@ def _prefixes(
     w = ctx.w
     prefixes: list[V | None] = [None] * len(totals)
     sums = list(totals)
-    for weight, size, _ in digits:
-        power = size & (size - 1) == 0 and weight & (weight - 1) == 0
-        if not (power and weight * size <= WARP):
+    for thread_step in steps:
+        weight, size = thread_step.weight, thread_step.size
+        if not thread_step.lanes:
             sums, prefixes = _across_warps(ctx, op, weight, size, sums, prefixes, combine, neutral)
             continue
         place = ctx.digit(weight, size)

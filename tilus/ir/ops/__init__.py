@@ -60,11 +60,13 @@ from tilus.ir.ops.tile import (
 )
 
 __all__ = [
-    "AllocShared", "AnnotateLayout", "Assert", "Assume", "Atomic", "BarrierAlloc", "BarrierArrive", "BarrierWait",
-    "Binary", "BlockId", "Break", "Broadcast", "BulkCommit", "BulkWait", "Cast", "ClusterRank", "Compare", "Concat", "Constant", "Continue",
-    "ConvertLayout", "CopyAsync", "CopyAsyncCommit", "CopyAsyncWait", "CopyBulk", "Dim", "Dot", "DotAsync", "DotWait", "ExpandDims",
-    "Extract", "Fence", "For", "Gather", "GlobalView", "GridDim", "If", "InlinePtx", "Iota", "LoadGlobal",
-    "LoadShared", "Loop", "PointerAdd", "PointerCast", "PointerOf", "Print", "Random", "Reduce", "Reshape", "Return",
-    "Scan", "Scatter", "Select", "SharedIndex", "SharedPermute", "SharedSlice", "SliceTile", "Splat", "Squeeze",
-    "StoreBulk", "StoreGlobal", "StoreShared", "Stride", "Sync", "Table", "Transpose", "Unary", "View", "WarpGroup", "Yield",
+    "AllocShared", "AnnotateLayout", "Assert", "Assume", "Atomic", "BarrierAlloc", "BarrierArrive",
+    "BarrierWait", "Binary", "BlockId", "Break", "Broadcast", "BulkCommit", "BulkWait", "Cast", "ClusterRank",
+    "Compare", "Concat", "Constant", "Continue", "ConvertLayout", "CopyAsync", "CopyAsyncCommit",
+    "CopyAsyncWait", "CopyBulk", "Dim", "Dot", "DotAsync", "DotWait", "ExpandDims", "Extract", "Fence", "For",
+    "Gather", "GlobalView", "GridDim", "If", "InlinePtx", "Iota", "LoadGlobal", "LoadShared", "Loop",
+    "PointerAdd", "PointerCast", "PointerOf", "Print", "Random", "Reduce", "Reshape", "Return", "Scan",
+    "Scatter", "Select", "SharedIndex", "SharedPermute", "SharedSlice", "SliceTile", "Splat", "Squeeze",
+    "StoreBulk", "StoreGlobal", "StoreShared", "Stride", "Sync", "Table", "Transpose", "Unary", "View",
+    "WarpGroup", "Yield",
 ]  # fmt: skip

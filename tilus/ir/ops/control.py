@@ -43,7 +43,8 @@ def carried(inits: tuple[Value, ...]) -> tuple[Type, ...]:
 class For(Operation):
     """Loop over `range(start, stop, step)`; the body's arguments are the index and the carried values.
 
-    `stages` > 0 asks for software pipelining; `unroll` is 0 (LLVM decides), a factor, or -1 (in full).
+    `stages` > 0 asks for software pipelining: what an iteration copies with `copy_async` is there for that iteration,
+    without commits and waits. `unroll` is 0 (LLVM decides), a factor, or -1 (in full).
     """
 
     start: Value = operand()

@@ -82,6 +82,7 @@ class Binary(Operation):
     """A function of two elements; `kind` is one of the BINARY names.
 
     Integer division and mod round to minus infinity. A shift by the width or more leaves 0, or the sign.
+    The minimum and the maximum with NaN are NaN.
     """
 
     kind: str = attribute()
@@ -138,7 +139,10 @@ class Select(Operation):
 
 @op("cast", pure=True)
 class Cast(Operation):
-    """Conversion by value: to nearest even, saturating for types without infinity; float to integer truncates."""
+    """Conversion by value: to nearest even, saturating for types without infinity; float to integer truncates.
+
+    Integer to integer keeps the low bits. A boolean is what is not zero.
+    """
 
     x: Value = operand()
     dtype: DType = attribute()

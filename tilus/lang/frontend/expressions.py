@@ -182,9 +182,18 @@ def comparison(t: Tracer, node: ast.Compare) -> Any:
     left = t.evaluate(node.left)
     if len(node.ops) == 1:
         return compare_pair(t, node.ops[0], left, t.evaluate(node.comparators[0]))
-    results = []
+    results: list[Any] = []
     for sign, right_node in zip(node.ops, node.comparators):
-        right = t.evaluate(right_node)
+        with t.region() as block:
+            right = t.evaluate(right_node)
+        if results and not all(harmless(made) for made in block):
+            with t.at(right_node):
+                raise SyntaxNotSupported(
+                    "Python evaluates this operand only if the comparison before it holds, and it has an effect",
+                    hint="a < b and b < c, with b in a variable",
+                )
+        for made in block:
+            t.builder.append(made)
         result = compare_pair(t, sign, left, right)
         if not isinstance(result, Value) and not result:
             return False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tilus.dtypes import DType, boolean, int64
+from tilus.dtypes import DType, boolean, int64, uint32
 from tilus.errors import ShapeMismatch, TypeMismatch
 from tilus.ir import BarrierType, GlobalType, PointerType, RegisterType, ScalarType, SharedType, Value, ops
 from tilus.lang import functions
@@ -83,7 +83,9 @@ def integers(t: Tracer, what: str, values: object) -> tuple[Value, ...]:
                 f"{what} takes integers, not {describe(value)}",
                 hint="ints, or scalars such as tilus.block_id(0) * 64",
             )
-        made.append(scalar)
+        # Places are compared and added as signed numbers.
+        assert isinstance(scalar.type, ScalarType)
+        made.append(convert(t, scalar, int64) if scalar.type.dtype == uint32 else scalar)
     return tuple(made)
 
 

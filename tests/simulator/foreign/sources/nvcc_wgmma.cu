@@ -22,6 +22,7 @@ __device__ int core(int row, int k) { return row / 8 * 128 + k / 8 * 64 + row % 
 extern "C" __global__ void wgmma_shared(float *c, const half *a, const half *b, int k) {
     __shared__ alignas(128) half left[64 * 16], right[16 * 16];
     float d[8] = {};
+    for (int i = 0; i < 8; i++) asm volatile("" : "+f"(d[i])::"memory");
     for (int depth = 0; depth < k; depth += 16) {
         for (int i = threadIdx.x; i < 64 * 16; i += 128) left[core(i / 16, i % 16)] = a[i / 16 * k + depth + i % 16];
         for (int i = threadIdx.x; i < 16 * 16; i += 128) right[core(i / 16, i % 16)] = b[i / 16 * k + depth + i % 16];
@@ -49,7 +50,11 @@ extern "C" __global__ void wgmma_registers(float *c, const half *a, const half *
     for (int i = 0; i < 4; i++)
         x[i] = *reinterpret_cast<const unsigned *>(a + (warp * 16 + lane / 4 + i % 2 * 8) * 16 + i / 2 * 8 + lane % 4 * 2);
     float d[8];
-    for (int i = 0; i < 8; i++) d[i] = 1.0f;
+    for (int i = 0; i < 8; i++) {
+        d[i] = 1.0f;
+        asm volatile("" : "+f"(d[i])::"memory");  // the value is in its register before the fence
+    }
+    for (int i = 0; i < 4; i++) asm volatile("" : "+r"(x[i])::"memory");
     __syncthreads();
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
     asm volatile("{ .reg .pred p; setp.eq.b32 p, 1, 1; wgmma.mma_async.sync.aligned.m64n16k16.f32.f16.f16 " ACCUMULATORS

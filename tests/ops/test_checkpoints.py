@@ -1,0 +1,193 @@
+"""Each checkpoint format is packed here by its own definition, element by element, and must come back exactly."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tilus import dtypes
+from tilus.dtypes import decode
+from tilus.errors import ShapeMismatch, TypeMismatch
+from tilus.ops import quantized_matmul
+from tilus.ops.checkpoints import (
+    from_awq,
+    from_bitnet,
+    from_compressed_tensors,
+    from_fp8,
+    from_gptq,
+    from_mxfp4,
+    from_nf4,
+    from_nvfp4,
+)
+
+
+def bit_string(values, bits: int) -> list[int]:
+    """Pack numbers into 32-bit words as one little-endian bit string."""
+    total = 0
+    for place, value in enumerate(values):
+        total |= int(value) << (place * bits)
+    return [(total >> (32 * w)) & 0xFFFFFFFF for w in range(len(values) * bits // 32)]
+
+
+def words(rows) -> torch.Tensor:
+    return torch.from_numpy(np.array(rows, np.uint32).view(np.int32))
+
+
+def made(k: int, n: int, groups: int, bits: int, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 1 << bits, (k, n))
+    zeros = rng.integers(1, 1 << bits, (groups, n))
+    scales = torch.from_numpy(rng.uniform(0.01, 0.1, (groups, n))).half()
+    return codes, zeros, scales
+
+
+def values_of(codes, zeros, scales, index) -> torch.Tensor:
+    return torch.from_numpy((codes - zeros[index]) * scales.double().numpy()[index])
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_gptq(bits, version):
+    k, n, groups = 128, 64, 4
+    codes, zeros, scales = made(k, n, groups, bits)
+    qweight = words(np.array([bit_string(codes[:, j], bits) for j in range(n)]).T)
+    stored = zeros - 1 if version == 1 else zeros
+    qzeros = words([bit_string(row, bits) for row in stored])
+    found = from_gptq(qweight, qzeros, scales, bits=bits, version=version)
+    index = np.arange(k) // (k // groups)
+    assert torch.equal(found.dequantize(), values_of(codes, zeros, scales, index))
+
+
+def test_gptq_with_act_order_multiplies_as_its_unsorted_weight():
+    k, n, groups = 256, 64, 4
+    codes, zeros, scales = made(k, n, groups, 4)
+    index = np.random.default_rng(5).permutation(np.arange(k) // (k // groups))
+    qweight = words(np.array([bit_string(codes[:, j], 4) for j in range(n)]).T)
+    qzeros = words([bit_string(row, 4) for row in zeros - 1])
+    found = from_gptq(qweight, qzeros, scales, torch.from_numpy(index.astype(np.int32)))
+    exact = values_of(codes, zeros, scales, index)
+    assert found.order is not None
+    assert torch.equal(found.dequantize(), exact)
+    a = torch.randn(5, k, generator=torch.Generator().manual_seed(0)).half()
+    reference = a.double() @ exact
+    # Weights are rounded to float16 once and the output once.
+    plain = (a.float() @ exact.half().float()).half().double()
+    bound = 2 * (plain - reference).abs().max()
+    assert (quantized_matmul(a, found).double() - reference).abs().max() <= bound
+
+
+def test_gptq_refuses_groups_of_different_sizes():
+    codes, zeros, scales = made(128, 32, 2, 4)
+    qweight = words(np.array([bit_string(codes[:, j], 4) for j in range(32)]).T)
+    qzeros = words([bit_string(row, 4) for row in zeros])
+    with pytest.raises(ShapeMismatch, match="g_idx does not put 64 of 128 rows into each of 2 groups"):
+        from_gptq(qweight, qzeros, scales, torch.zeros(128, dtype=torch.int32))
+
+
+def test_awq():
+    k, n, groups = 128, 64, 2
+    codes, zeros, scales = made(k, n, groups, 4)
+    order = (0, 2, 4, 6, 1, 3, 5, 7)
+
+    def pack(row):
+        return [sum(int(row[8 * w + order[p]]) << (4 * p) for p in range(8)) for w in range(n // 8)]
+
+    found = from_awq(words([pack(r) for r in codes]), words([pack(r) for r in zeros]), scales)
+    assert torch.equal(found.dequantize(), values_of(codes, zeros, scales, np.arange(k) // 64))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("asymmetric", [False, True])
+def test_compressed_tensors(bits, asymmetric):
+    k, n, groups = 64, 32, 2
+    codes, zeros, scales = made(k, n, groups, bits)
+    if not asymmetric:
+        zeros = np.full_like(zeros, 1 << (bits - 1))
+    packed = words([bit_string(codes[:, j], bits) for j in range(n)])
+    points = words(np.array([bit_string(row, bits) for row in zeros]).T) if asymmetric else None
+    found = from_compressed_tensors(packed, scales.t().contiguous(), points, bits=bits)
+    assert torch.equal(found.dequantize(), values_of(codes, zeros, scales, np.arange(k) // 32))
+
+
+def test_fp8_with_one_scale_is_exact():
+    weight = torch.randn(48, 128, generator=torch.Generator().manual_seed(0)).to(torch.float8_e4m3fn)
+    found = from_fp8(weight, torch.tensor(0.0371))
+    assert torch.equal(found.dequantize(), weight.double().t() * float(torch.tensor(0.0371)))
+
+
+def test_fp8_with_channel_scales_rounds_them_once():
+    weight = torch.randn(48, 128, generator=torch.Generator().manual_seed(0)).to(torch.float8_e5m2)
+    scale = torch.rand(48, 1, generator=torch.Generator().manual_seed(1)) * 1e-3
+    found = from_fp8(weight, scale, scale_dtype=torch.float16)
+    exact = weight.double().t() * scale.double().t()
+    assert torch.all((found.dequantize() - exact).abs() <= exact.abs() * 2.0**-11)
+
+
+def test_fp8_with_blocks_of_128():
+    weight = torch.randn(200, 256, generator=torch.Generator().manual_seed(0)).to(torch.float8_e4m3fn)
+    scale = torch.tensor([[0.5, 0.25], [2.0, 0.125]])
+    found = from_fp8(weight, scale)
+    assert found.group_size == 128
+    exact = weight.double() * scale.double().repeat_interleave(128, 0)[:200].repeat_interleave(128, 1)
+    assert torch.equal(found.dequantize(), exact.t())
+
+
+def test_mxfp4():
+    rng = np.random.default_rng(0)
+    n, k = 32, 128
+    codes = rng.integers(0, 16, (n, k))
+    scales = rng.integers(110, 130, (n, k // 32)).astype(np.uint8)
+    packed = torch.from_numpy((codes[:, ::2] | codes[:, 1::2] << 4).astype(np.uint8))
+    found = from_mxfp4(packed, torch.from_numpy(scales))
+    exact = decode(codes.astype(np.uint8), dtypes.float4_e2m1) * np.repeat(2.0 ** (scales.astype(float) - 127), 32, axis=1)
+    assert torch.equal(found.dequantize(), torch.from_numpy(exact.T))
+    assert torch.equal(from_mxfp4(packed.reshape(n, k // 32, 16), torch.from_numpy(scales)).packed, found.packed)
+
+
+def test_mxfp4_scales_that_float16_cannot_hold_are_refused():
+    packed = torch.zeros((32, 64), dtype=torch.uint8)
+    scales = torch.tensor([[0, 254, 127, 127]] * 32, dtype=torch.uint8)
+    with pytest.raises(TypeMismatch, match="do not fit torch.float16"):
+        from_mxfp4(packed, scales, scale_dtype=torch.float16)
+
+
+def test_nvfp4():
+    rng = np.random.default_rng(0)
+    n, k = 32, 128
+    codes = rng.integers(0, 16, (n, k))
+    scales = torch.from_numpy(rng.uniform(0.1, 400, (n, k // 16))).to(torch.float8_e4m3fn)
+    packed = torch.from_numpy((codes[:, ::2] | codes[:, 1::2] << 4).astype(np.uint8))
+    found = from_nvfp4(packed, scales, 0.0123)
+    block = np.repeat(scales.double().numpy(), 16, axis=1)
+    exact = decode(codes.astype(np.uint8), dtypes.float4_e2m1) * block * 0.0123
+    torch.testing.assert_close(found.dequantize(), torch.from_numpy(exact.T), rtol=1e-15, atol=0)
+
+
+def test_nf4_takes_the_first_element_from_the_high_nibble():
+    rng = np.random.default_rng(0)
+    n, k = 32, 128
+    codes = rng.integers(0, 16, (n, k))
+    absmax = torch.from_numpy(2.0 ** rng.integers(-6, 1, (n * k // 64,))).float()
+    packed = torch.from_numpy((codes[:, ::2] << 4 | codes[:, 1::2]).astype(np.uint8)).reshape(-1, 1)
+    found = from_nf4(packed, absmax, (n, k))
+    exact = decode(codes.astype(np.uint8), dtypes.nf4).reshape(-1, 64) * absmax.double().numpy()[:, None]
+    assert torch.equal(found.dequantize(), torch.from_numpy(exact.reshape(n, k).T))
+    a = torch.randn(3, k, generator=torch.Generator().manual_seed(0)).bfloat16()
+    reference = a.double() @ found.dequantize()
+    plain = (a.float() @ found.dequantize().bfloat16().float()).bfloat16().double()
+    bound = 2 * (plain - reference).abs().max()
+    assert (quantized_matmul(a, found).double() - reference).abs().max() <= bound
+
+
+def test_bitnet():
+    rng = np.random.default_rng(0)
+    n, k = 64, 128
+    values = rng.integers(-1, 2, (n, k))
+    packed = np.zeros((n // 4, k), np.uint8)
+    for channel in range(n):
+        packed[channel % (n // 4)] |= ((values[channel] + 1) << (2 * (channel // (n // 4)))).astype(np.uint8)
+    found = from_bitnet(torch.from_numpy(packed), 0.75)
+    assert torch.equal(found.dequantize(), torch.from_numpy(values.T * 0.75))
+    with pytest.raises(TypeMismatch, match="no value"):
+        from_bitnet(torch.from_numpy(packed | 3), 1.0)

@@ -1,0 +1,314 @@
+"""Quantised weights as checkpoints hold them, made into the prepacked form that the kernels read.
+
+Each function takes the tensors of one layer as they stand in a safetensors file. Sources of the formats: AutoGPTQ and
+GPTQModel (GPTQ), AutoAWQ (AWQ), compressed-tensors, the OCP microscaling specification (MXFP4), NVIDIA ModelOpt
+(NVFP4), bitsandbytes (NF4), and the BitNet b1.58 models of Hugging Face transformers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from tilus import dtypes
+from tilus.dtypes import DType, decode, table_type, unpack
+from tilus.errors import ShapeMismatch, TypeMismatch
+from tilus.ops.weights import QuantizedWeight, from_codes
+
+Array = np.ndarray[Any, Any]
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+GPTQ_BITS = {2: dtypes.uint2, 3: dtypes.uint3, 4: dtypes.uint4, 8: dtypes.uint8}
+FP8 = {torch.float8_e4m3fn: dtypes.float8_e4m3, torch.float8_e5m2: dtypes.float8_e5m2}
+
+
+def _bits(words: torch.Tensor, dtype: DType, count: int, axis: int) -> Array:
+    """Return codes that lie as one little-endian bit string along an axis of int32 words (or of bytes)."""
+    moved = np.ascontiguousarray(np.moveaxis(words.detach().cpu().numpy(), axis, -1))
+    found = unpack(moved.view(np.uint8)[..., : dtype.packed_nbytes(count)], dtype, count)
+    return np.moveaxis(found, -1, axis)
+
+
+def _scaled(values: Array, dtype: torch.dtype) -> tuple[torch.Tensor, float]:
+    """Split scales into a tensor and a power of two, so that the largest one is near 1 in a 16-bit float."""
+    top = float(np.abs(values).max()) if values.size else 1.0
+    alpha = 2.0 ** float(np.floor(np.log2(top))) if top > 0 and np.isfinite(top) else 1.0
+    return torch.from_numpy(values / alpha).to(dtype), alpha
+
+
+def from_gptq(
+    qweight: torch.Tensor,
+    qzeros: torch.Tensor,
+    scales: torch.Tensor,
+    g_idx: torch.Tensor | None = None,
+    *,
+    bits: int = 4,
+    version: int = 1,
+) -> QuantizedWeight:
+    """Import a GPTQ layer.
+
+    Parameters
+    ----------
+    qweight : Tensor of int32, shape (k * bits / 32, n)
+        Codes packed along k.
+    qzeros : Tensor of int32, shape (groups, n * bits / 32)
+        Zero points packed along n; version 1 stores one less than the zero point.
+    scales : Tensor of float16 or bfloat16, shape (groups, n)
+    g_idx : Tensor of int32, shape (k,), optional
+        The group of each row; with "act-order" rows of a group are not neighbours.
+    bits : int
+        2, 3, 4 or 8.
+    version : int
+        1 ("gptq") or 2 ("gptq_v2").
+
+    Returns
+    -------
+    QuantizedWeight
+        With `order` set where rows had to be sorted.
+    """
+    if bits not in GPTQ_BITS or version not in (1, 2):
+        raise TypeMismatch(f"GPTQ of {bits} bits, version {version}", hint="bits 2, 3, 4 or 8, and version 1 or 2")
+    dtype = GPTQ_BITS[bits]
+    groups, n = scales.shape
+    k = qweight.shape[0] * 32 // bits
+    if qweight.shape[1] != n or qzeros.shape != (groups, n * bits // 32) or k % groups:
+        raise ShapeMismatch(
+            f"GPTQ tensors of shapes {tuple(qweight.shape)}, {tuple(qzeros.shape)} and {tuple(scales.shape)} do not "
+            f"fit {bits} bits"
+        )
+    codes = _bits(qweight, dtype, k, 0)
+    zeros = _bits(qzeros, dtype, n, 1).astype(np.int64)
+    if version == 1:
+        zeros = zeros + 1
+    order = None
+    if g_idx is not None:
+        index = g_idx.detach().cpu().numpy().astype(np.int64)
+        if index.shape != (k,) or not np.array_equal(np.bincount(index, minlength=groups), np.full(groups, k // groups)):
+            raise ShapeMismatch(f"g_idx does not put {k // groups} of {k} rows into each of {groups} groups")
+        if not np.array_equal(index, np.arange(k) // (k // groups)):
+            sort = np.argsort(index, kind="stable")
+            codes, order = codes[sort], torch.from_numpy(sort)
+    zero = torch.from_numpy(zeros.astype(np.float64)).to(scales.dtype)
+    return from_codes(np.ascontiguousarray(codes), dtype, scales, zero, k // groups, order=order)
+
+
+def from_awq(qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor) -> QuantizedWeight:
+    """Import an AWQ layer of the "GEMM" version, 4 bits.
+
+    Parameters
+    ----------
+    qweight : Tensor of int32, shape (k, n / 8)
+        Nibble p of a word is column ``(0, 2, 4, 6, 1, 3, 5, 7)[p]`` of its eight.
+    qzeros : Tensor of int32, shape (groups, n / 8)
+        Zero points in the same order.
+    scales : Tensor of float16 or bfloat16, shape (groups, n)
+    """
+    k, n = qweight.shape[0], qweight.shape[1] * 8
+    groups = scales.shape[0]
+    if scales.shape != (groups, n) or qzeros.shape != (groups, n // 8) or k % groups:
+        raise ShapeMismatch(
+            f"AWQ tensors of shapes {tuple(qweight.shape)}, {tuple(qzeros.shape)} and {tuple(scales.shape)} do not fit"
+        )
+
+    def columns(words: torch.Tensor) -> Array:
+        stored = _bits(words, dtypes.uint4, n, 1).reshape(words.shape[0], n // 8, 8)
+        out = np.empty_like(stored)
+        out[..., list(AWQ_ORDER)] = stored
+        return out.reshape(words.shape[0], n)
+
+    zero = torch.from_numpy(columns(qzeros).astype(np.float64)).to(scales.dtype)
+    return from_codes(columns(qweight), dtypes.uint4, scales, zero, k // groups)
+
+
+def from_compressed_tensors(
+    weight_packed: torch.Tensor,
+    weight_scale: torch.Tensor,
+    weight_zero_point: torch.Tensor | None = None,
+    *,
+    bits: int = 4,
+    shape: tuple[int, int] | None = None,
+) -> QuantizedWeight:
+    """Import a layer of the compressed-tensors format "pack-quantized".
+
+    Parameters
+    ----------
+    weight_packed : Tensor of int32, shape (n, k * bits / 32)
+        Values plus ``2 ** (bits - 1)``, packed along k.
+    weight_scale : Tensor of float16 or bfloat16, shape (n, groups)
+    weight_zero_point : Tensor of int32, shape (n * bits / 32, groups), optional
+        Zero points plus ``2 ** (bits - 1)``, packed along n.
+    bits : int
+        4 or 8.
+    shape : tuple of int, optional
+        (n, k), the layer's ``weight_shape``, where k does not fill the last word.
+    """
+    if bits not in (4, 8):
+        raise TypeMismatch(f"compressed-tensors packs 4 and 8 bits, not {bits}")
+    dtype = GPTQ_BITS[bits]
+    n = weight_packed.shape[0]
+    k = weight_packed.shape[1] * 32 // bits if shape is None else shape[1]
+    groups = weight_scale.shape[1]
+    if weight_scale.shape[0] != n or k % groups:
+        raise ShapeMismatch(f"scales of shape {tuple(weight_scale.shape)} do not fit a weight of {n} x {k}")
+    codes = _bits(weight_packed, dtype, k, 1)
+    middle = float(1 << (bits - 1))
+    if weight_zero_point is None:
+        zeros = np.full((groups, n), middle)
+    else:
+        zeros = _bits(weight_zero_point, dtype, n, 0).T.astype(np.float64)
+    scale = weight_scale.t().contiguous()
+    return from_codes(
+        np.ascontiguousarray(codes.T), dtype, scale, torch.from_numpy(zeros).to(scale.dtype), k // groups
+    )
+
+
+def from_fp8(
+    weight: torch.Tensor, scale: torch.Tensor, *, scale_dtype: torch.dtype = torch.bfloat16
+) -> QuantizedWeight:
+    """Import an FP8 layer with scales for the tensor, each output channel, or blocks.
+
+    Parameters
+    ----------
+    weight : Tensor of float8_e4m3fn or float8_e5m2, shape (n, k)
+    scale : Tensor of float32, shape (), (1,), (n,), (n, 1) or (n / block, k / block) rounded up
+        What values are multiplied with ("weight_scale", or DeepSeek's "weight_scale_inv").
+    scale_dtype : torch.dtype
+        float16 or bfloat16, of the activations; scales that differ are rounded to it.
+    """
+    if weight.dtype not in FP8:
+        raise TypeMismatch(f"from_fp8 takes float8_e4m3fn or float8_e5m2, not {weight.dtype}")
+    n, k = weight.shape
+    codes = np.ascontiguousarray(weight.detach().cpu().view(torch.uint8).numpy().T)
+    values = scale.detach().to(torch.float64).cpu().numpy()
+    if values.size == 1:
+        ones = torch.ones((1, n), dtype=scale_dtype)
+        return from_codes(codes, FP8[weight.dtype], ones, None, k, alpha=float(values.reshape(())))
+    if values.size == n and values.ndim in (1, 2) and values.shape[0] == n:
+        tensor, alpha = _scaled(values.reshape(1, n), scale_dtype)
+        return from_codes(codes, FP8[weight.dtype], tensor, None, k, alpha=alpha)
+    if values.ndim == 2:
+        rows, columns = values.shape
+        block_n, block_k = -(-n // rows), -(-k // columns)
+        step_n = 1 << (block_n - 1).bit_length()
+        step_k = 1 << (block_k - 1).bit_length()
+        if -(-n // step_n) == rows and -(-k // step_k) == columns and k % step_k == 0:
+            tensor, alpha = _scaled(np.repeat(values.T, step_n, axis=1)[:, :n], scale_dtype)
+            return from_codes(codes, FP8[weight.dtype], tensor, None, step_k, alpha=alpha)
+    raise ShapeMismatch(f"scales of shape {tuple(scale.shape)} do not fit a weight of {n} x {k}")
+
+
+def from_mxfp4(
+    blocks: torch.Tensor, scales: torch.Tensor, *, scale_dtype: torch.dtype = torch.bfloat16
+) -> QuantizedWeight:
+    """Import an MXFP4 layer.
+
+    Parameters
+    ----------
+    blocks : Tensor of uint8, shape (n, k / 2) or (n, k / 32, 16)
+        float4_e2m1, even k in the low nibble.
+    scales : Tensor of uint8, shape (n, k / 32)
+        float8_e8m0.
+    scale_dtype : torch.dtype
+        bfloat16, which holds all scales, or float16, which must hold their range.
+    """
+    return _fp4(blocks, decode(scales.detach().cpu().view(torch.uint8).numpy(), dtypes.float8_e8m0), 1.0, 32, scale_dtype)
+
+
+def from_nvfp4(
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    global_scale: float | torch.Tensor,
+    *,
+    scale_dtype: torch.dtype = torch.float16,
+) -> QuantizedWeight:
+    """Import an NVFP4 layer.
+
+    Parameters
+    ----------
+    weight : Tensor of uint8, shape (n, k / 2)
+        float4_e2m1, even k in the low nibble.
+    weight_scale : Tensor of float8_e4m3fn, shape (n, k / 16)
+    global_scale : float or Tensor
+        What all values are multiplied with (ModelOpt's "weight_scale_2"; compressed-tensors stores its inverse).
+    scale_dtype : torch.dtype
+        float16 or bfloat16; both hold the block scales exactly.
+    """
+    values = decode(weight_scale.detach().cpu().view(torch.uint8).numpy(), dtypes.float8_e4m3)
+    return _fp4(weight, values, float(global_scale), 16, scale_dtype)
+
+
+def _fp4(blocks: torch.Tensor, scales: Array, factor: float, group: int, scale_dtype: torch.dtype) -> QuantizedWeight:
+    stored = blocks.detach().cpu().numpy().reshape(blocks.shape[0], -1)
+    n, k = stored.shape[0], stored.shape[1] * 2
+    if scales.shape != (n, k // group) or k % group:
+        raise ShapeMismatch(f"scales of shape {scales.shape} do not fit a weight of {n} x {k} in blocks of {group}")
+    if not np.isfinite(scales).all():
+        raise TypeMismatch("a block scale is NaN")
+    tensor, alpha = _scaled(scales.T.astype(np.float64), scale_dtype)
+    if not torch.equal(tensor.to(torch.float64) * alpha, torch.from_numpy(scales.T.astype(np.float64))):
+        raise TypeMismatch(f"the block scales do not fit {scale_dtype}", hint="scale_dtype=torch.bfloat16")
+    codes = unpack(stored, dtypes.float4_e2m1, k).T
+    return from_codes(np.ascontiguousarray(codes), dtypes.float4_e2m1, tensor, None, group, alpha=alpha * factor)
+
+
+def from_nf4(
+    weight: torch.Tensor,
+    absmax: torch.Tensor,
+    shape: tuple[int, int],
+    *,
+    block_size: int = 64,
+    table: torch.Tensor | None = None,
+    scale_dtype: torch.dtype = torch.bfloat16,
+) -> QuantizedWeight:
+    """Import a bitsandbytes layer of 4 bits.
+
+    Parameters
+    ----------
+    weight : Tensor of uint8, n * k / 2 elements
+        The first of two elements in the high nibble, rows of (n, k) one after the other.
+    absmax : Tensor of float32, n * k / block_size elements
+        Scales (of nested quantisation, after decoding them).
+    shape : tuple of int
+        (n, k).
+    block_size : int
+        Elements that share a scale; it divides k.
+    table : Tensor of 16 values, optional
+        The code's values ("quant_map"); NF4 unless given.
+    scale_dtype : torch.dtype
+        float16 or bfloat16, to which scales are rounded.
+    """
+    n, k = shape
+    if k % block_size or weight.numel() != n * k // 2 or absmax.numel() != n * k // block_size:
+        raise ShapeMismatch(
+            f"{weight.numel()} bytes and {absmax.numel()} scales do not fit {n} x {k} in blocks of {block_size}",
+            hint="a block size that divides k",
+        )
+    dtype = dtypes.nf4 if table is None else table_type([float(v) for v in table])
+    stored = weight.detach().cpu().reshape(-1).numpy()
+    codes = np.stack([stored >> 4, stored & 15], axis=-1).reshape(n, k)
+    scale, alpha = _scaled(absmax.detach().cpu().double().numpy().reshape(n, k // block_size).T, scale_dtype)
+    return from_codes(np.ascontiguousarray(codes.T), dtype, scale, None, block_size, alpha=alpha)
+
+
+def from_bitnet(
+    weight: torch.Tensor, scale: float | torch.Tensor, *, scale_dtype: torch.dtype = torch.bfloat16
+) -> QuantizedWeight:
+    """Import a ternary BitNet layer as transformers stores it.
+
+    Parameters
+    ----------
+    weight : Tensor of uint8, shape (n / 4, k)
+        Bits 2i and 2i + 1 of row r hold value + 1 of output channel ``i * n / 4 + r``.
+    scale : float or Tensor
+        What values are multiplied with.
+    scale_dtype : torch.dtype
+        float16 or bfloat16, of the activations.
+    """
+    stored = weight.detach().cpu().numpy()
+    codes = np.concatenate([(stored >> (2 * i)) & 3 for i in range(4)], axis=0)
+    if (codes == 3).any():
+        raise TypeMismatch("a ternary weight holds a code that stands for no value")
+    n, k = codes.shape
+    ones = torch.ones((1, n), dtype=scale_dtype)
+    return from_codes(np.ascontiguousarray(codes.T), dtypes.ternary, ones, None, k, alpha=float(scale))
