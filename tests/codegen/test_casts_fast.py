@@ -16,7 +16,7 @@ from tilus.dtypes import DType
 CODEBOOK = dtypes.table_type([0.1 * i * i - 7.5 for i in range(16)])
 SOURCES = tuple(t for t in (*dtypes.NAMED, CODEBOOK) if t.bits <= 8 and not t.is_boolean)
 DESTS = (dtypes.float16, dtypes.bfloat16, dtypes.int8, dtypes.float8_e4m3, dtypes.float32)
-EACH_TARGET = ("sm_75", "sm_80", "sm_89", "sm_90a", "sm_100a")
+RUN_TARGETS = ("sm_75", "sm_90a")
 
 
 def casting(source: DType, dest: DType, count: int, order: Arrangement | None = None):  # type: ignore[no-untyped-def]
@@ -35,7 +35,7 @@ def some_codes(source: DType, count: int, threads: int = 128) -> np.ndarray:
     return np.concatenate([rotated, random]).astype(source.code_numpy)
 
 
-@pytest.mark.parametrize("target", EACH_TARGET)
+@pytest.mark.parametrize("target", RUN_TARGETS)
 @pytest.mark.parametrize("source", SOURCES, ids=str)
 def test_a_cast_in_natural_order_is_exact(source: DType, target: str) -> None:
     for dest in DESTS:
@@ -49,7 +49,7 @@ def test_a_cast_in_natural_order_is_exact(source: DType, target: str) -> None:
 
 @pytest.mark.parametrize("source", SOURCES, ids=str)
 def test_a_cast_in_its_preferred_arrangement_is_exact(source: DType) -> None:
-    for target in ("sm_80", "sm_90a"):
+    for target in ("sm_80",):
         for dest in DESTS:
             arrangements = {row.arrangement for row in fast_casts(source, dest) if row.arrangement is not None}
             for arrangement in arrangements:

@@ -149,6 +149,14 @@ def test_nan_spreads_through_extremes_and_compares_with_nothing():
     assert numerics.unary("isinf", np.array([np.inf], np.float32), dtypes.float32).tolist() == [True]
 
 
+@pytest.mark.parametrize(("kind", "negative"), [("min", True), ("max", False)])
+def test_minus_zero_is_less_than_zero(kind: str, negative: bool):
+    x, y = np.array([0.0, -0.0, -1.0], np.float32), np.array([-0.0, 0.0, -1.0], np.float32)
+    assert np.signbit(numerics.binary(kind, x, y, dtypes.float32)).tolist() == [negative, negative, True]
+    for zeros in (x[:2], y[:2]):
+        assert np.signbit(numerics.reduce(kind, zeros, 0, dtypes.float32)).tolist() == [negative]
+
+
 def test_mod_of_floats_has_the_sign_of_the_divisor():
     x, y = np.array([-7.5, 7.5], np.float32), np.array([2.0, -2.0], np.float32)
     assert numerics.binary("mod", x, y, dtypes.float32).tolist() == [0.5, -0.5]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from tests.ir.strategies import DTYPES, SHAPE, kernels
@@ -20,7 +20,6 @@ quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCh
 
 
 def outputs(kernel: Kernel, scalars: tuple[int, float, bool]) -> list[bytes]:
-    print(print_kernel(kernel)); print(scalars)
     made = [np.zeros((64, *SHAPE), storage(d)) for d in DTYPES]
     run(kernel, [*scalars, *made])
     for array in made:
@@ -41,6 +40,8 @@ def test_canonicalisation_keeps_what_a_kernel_computes(kernel: Kernel, scalars: 
     verify(kernel)
     simpler = canonicalise(kernel)
     verify(simpler)
+    note(print_kernel(kernel))
+    note(print_kernel(simpler))
     assert outputs(simpler, scalars) == outputs(kernel, scalars)
     assert canonicalise(simpler) is simpler
 

@@ -152,6 +152,17 @@ def _high_product(a: Array, b: Array, dtype: DType) -> Array:
     return exact.astype(np.int64 if dtype.is_signed else np.uint64)
 
 
+def _minimum(a: Array, b: Array) -> Array:
+    """The smaller value; -0 is smaller than 0, as IEEE 754-2019's minimum and PTX's min have it."""
+    return np.where(a == b, np.where(np.signbit(a), a, b), np.minimum(a, b))
+
+
+def _maximum(a: Array, b: Array) -> Array:
+    return np.where(a == b, np.where(np.signbit(a), b, a), np.maximum(a, b))
+
+
+_FLOAT_EXTREMES: dict[str, Any] = {"min": _minimum, "max": _maximum}
+
 _BINARY: dict[str, Any] = {
     "add": np.add, "sub": np.subtract, "mul": np.multiply, "min": np.minimum, "max": np.maximum,
     "pow": np.power, "div": np.divide, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
@@ -172,6 +183,8 @@ def binary(kind: str, a: Array, b: Array, dtype: DType) -> Array:
             return from_values(_high_product(x, y, dtype), dtype)
         if kind == "pow":
             return from_values(_integer_power(x, y, dtype), dtype)
+    if dtype.is_float and kind in _FLOAT_EXTREMES:
+        return from_values(_FLOAT_EXTREMES[kind](x, y), dtype)
     function = np.mod if kind == "mod" else _BINARY[kind]
     return from_values(function(x, y), dtype)
 
@@ -206,7 +219,13 @@ _REDUCE: dict[str, Any] = {
 
 def reduce(kind: str, array: Array, axis: int, dtype: DType) -> Array:
     """Return a reduction that keeps its axis, with size 1. A sum is rounded once, at its end."""
-    made = np.expand_dims(_REDUCE[kind](to_values(array, dtype), axis=axis), axis)
+    values = to_values(array, dtype)
+    if dtype.is_float and kind in _FLOAT_EXTREMES:
+        made = values.take([0], axis=axis)
+        for place in range(1, values.shape[axis]):
+            made = _FLOAT_EXTREMES[kind](made, values.take([place], axis=axis))
+        return from_values(made, dtype)
+    made = np.expand_dims(_REDUCE[kind](values, axis=axis), axis)
     return made.astype(np.int32) if kind in ("argmax", "argmin") else from_values(made, dtype)
 
 

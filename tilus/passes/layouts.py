@@ -21,6 +21,7 @@ from tilus.ir.kernel import Kernel
 from tilus.ir.rewrite import Rewriter
 from tilus.ir.types import Extent, GlobalType, RegisterType, SharedType, Symbol
 from tilus.layout import Digit, LayoutError, RegisterLayout, coalesced, local
+from tilus.passes.reshaping import Mapped, attempt, mapped, narrow, plain_result, plain_source
 from tilus.passes.select import DotChoice, Selector
 
 # Operations whose register operands and results all share one layout.
@@ -33,22 +34,6 @@ WARP = 32
 
 # A conversion pays where it makes accesses to global memory at least this many times wider.
 WORTHWHILE = 4
-
-
-@dataclass(frozen=True)
-class Mapped:
-    """An operation that changes a tile's shape: layouts follow it forwards and, where possible, backwards.
-
-    Forwards through one that repeats elements a layout follows last, where nothing else decides: a thread that holds
-    a row's one value would otherwise hold the whole row.
-    """
-
-    operation: Operation
-    source: Value
-    result: Value
-    forward: Callable[[RegisterLayout], RegisterLayout]
-    backward: Callable[[RegisterLayout], RegisterLayout] | None
-    repeats: bool = False
 
 
 def infer_layouts(kernel: Kernel, selector: Selector) -> Kernel:
@@ -183,57 +168,9 @@ class Inference:
                     outer = next(f for f in reversed(frames) if isinstance(f, (ops.For, ops.Loop)))
                 for value, result in zip(op.values, outer.results, strict=True):
                     self.unite((value, result))
-            mapped = self._mapped(op)
-            if mapped is not None:
-                self.mapped += mapped
+            self.mapped += mapped(op)
             for nested in op.regions():
                 self._edges(nested, [*frames, op])
-
-    def _mapped(self, op: Operation) -> list[Mapped] | None:
-        if isinstance(op, ops.ExpandDims):
-            axis = op.axis
-            return [Mapped(op, op.x, op.result, lambda l: l.unsqueeze(axis), lambda l: l.squeeze(axis))]
-        if isinstance(op, ops.Squeeze):
-            axis = op.axis
-            return [Mapped(op, op.x, op.result, lambda l: l.squeeze(axis), lambda l: l.unsqueeze(axis))]
-        if isinstance(op, ops.Transpose):
-            perm = op.perm
-            inverse = tuple(perm.index(i) for i in range(len(perm)))
-            return [Mapped(op, op.x, op.result, lambda l: l.transpose(perm), lambda l: l.transpose(inverse))]
-        if isinstance(op, ops.Reshape):
-            assert isinstance(op.x.type, RegisterType)
-            old, new = op.x.type.shape, op.shape
-            return [Mapped(op, op.x, op.result, lambda l: l.reshape(new), lambda l: l.reshape(old))]
-        if isinstance(op, ops.Broadcast):
-            assert isinstance(op.x.type, RegisterType)
-            old, new = op.x.type.shape, op.shape
-            return [Mapped(op, op.x, op.result, lambda l: expand(l, new), lambda l: narrow(l, old), True)]
-        if isinstance(op, ops.Reduce):
-            axis = op.axis
-            return [Mapped(op, op.x, op.result, lambda l: l.reduce(axis, keepdim=True), None)]
-        if isinstance(op, ops.SliceTile):
-            assert isinstance(op.x.type, RegisterType)
-            chunk = slice_chunk(op)
-            whole = local(*(n // c for n, c in zip(op.x.type.shape, chunk, strict=True)))
-            part = local(*(n // c for n, c in zip(op.shape, chunk, strict=True)))
-            return [
-                Mapped(
-                    op,
-                    op.x,
-                    op.result,
-                    lambda l: part * l.left_divide(whole),
-                    lambda l: whole * l.left_divide(part),
-                )
-            ]
-        if isinstance(op, ops.Concat):
-            count, axis = len(op.parts), op.axis
-            rank = len(op.result.type.shape)  # type: ignore[attr-defined]
-            outer = local(*(count if d == axis else 1 for d in range(rank)))
-            return [
-                Mapped(op, p, op.result, lambda l: outer * l, lambda l: l.left_divide(outer))
-                for p in op.parts
-            ]
-        return None
 
     def _annotations(self) -> None:
         for op in self.operations:
@@ -356,38 +293,6 @@ class Inference:
         if own.rank and order is None and run_length(best) >= WORTHWHILE * run_length(own):
             return best
         return own
-
-
-def attempt(
-    function: Callable[[RegisterLayout], RegisterLayout], layout: RegisterLayout
-) -> RegisterLayout | None:
-    """Return the layout that a function makes, or None where it makes none."""
-    try:
-        return function(layout)
-    except LayoutError:
-        return None
-
-
-def expand(layout: RegisterLayout, shape: tuple[int, ...]) -> RegisterLayout:
-    """Return the layout with its dimensions of size 1 repeated in each thread."""
-    for dim, extent in enumerate(shape):
-        if layout.shape[dim] != extent:
-            layout = layout.expand(dim, extent)
-    return layout
-
-
-def narrow(layout: RegisterLayout, shape: tuple[int, ...]) -> RegisterLayout:
-    """Return the layout of a tile whose broadcast to `layout` costs nothing."""
-    for dim, extent in enumerate(shape):
-        if layout.shape[dim] != extent:
-            layout = layout.reduce(dim, keepdim=True)
-    return layout
-
-
-def slice_chunk(op: ops.SliceTile) -> tuple[int, ...]:
-    """Return the largest blocks of which a tile and its slice are both made."""
-    assert isinstance(op.x.type, RegisterType)
-    return tuple(gcd(o, n, d) for o, n, d in zip(op.offsets, op.shape, op.x.type.shape, strict=True))
 
 
 def scan_layout(shape: tuple[int, ...], threads: int, axis: int) -> RegisterLayout:
@@ -603,39 +508,30 @@ class Assign(Rewriter):
             self.emit(new)
             self.mapping[op.result] = self.convert(new.result, wanted, op.loc)
             return
+        layout = wanted
+        places = [self._place(op, edge, wanted) for edge in edges]
+        if any(place is None for place in places):
+            # No operand can be brought where the result is wanted: take a way that always works, and convert.
+            places = [plain_source(op, self.found.threads[edge.source]) for edge in edges]
+            layout = plain_result(op, self.found.threads[op.result])
         sources: dict[Value, Value] = {}
-        for edge in edges:
-            here = self.value(edge.source)
-            assert isinstance(here.type, RegisterType) and here.type.layout is not None
-            if isinstance(op, ops.Broadcast):
-                fits = narrow(wanted, here.type.shape).spatial_digits == here.type.layout.spatial_digits
-            else:
-                followed = attempt(edge.forward, here.type.layout)
-                fits = followed is not None and followed.spatial_digits == wanted.spatial_digits
-            if not fits:
-                assert edge.backward is not None
-                back = attempt(edge.backward, wanted)
-                if back is None:
-                    back = coalesced(here.type.shape, self.found.threads[edge.source])
-                    forward = attempt(edge.forward, back)
-                    if forward is None:
-                        raise LayoutConflict(
-                            f"{op.opcode} cannot give {wanted}",
-                            op.loc,
-                            hint="annotate the operand with a layout",
-                        )
-                    here = self.convert(here, back, op.loc)
-                    new = op.with_operands(lambda v, h=here: h, None, (self.typed(op.result, forward),))  # type: ignore[misc]
-                    self._emit_with_layout(new, forward)
-                    self.mapping[op.result] = self.convert(new.result, wanted, op.loc)
-                    return
-                here = self.convert(here, back, op.loc)
-            sources[edge.source] = here
-        new = op.with_operands(
-            lambda v: sources.get(v) or self.value(v), None, (self.typed(op.result, wanted),)
-        )
-        self._emit_with_layout(new, wanted)
-        self.mapping[op.result] = new.result
+        for edge, place in zip(edges, places, strict=True):
+            assert place is not None
+            sources[edge.source] = self.operand(edge.source, place, op.loc)
+        new = op.with_operands(lambda v: sources.get(v) or self.value(v), None, (self.typed(op.result, layout),))
+        self._emit_with_layout(new, layout)
+        self.mapping[op.result] = self.convert(new.result, wanted, op.loc)
+
+    def _place(self, op: Operation, edge: Mapped, wanted: RegisterLayout) -> RegisterLayout | None:
+        """Return the layout in which an operand gives the result's layout at no cost, its own if that does."""
+        here = self.value(edge.source).type
+        assert isinstance(here, RegisterType) and here.layout is not None and edge.backward is not None
+        if isinstance(op, ops.Broadcast):
+            fits = narrow(wanted, here.shape).spatial_digits == here.layout.spatial_digits
+        else:
+            followed = attempt(edge.forward, here.layout)
+            fits = followed is not None and followed.spatial_digits == wanted.spatial_digits
+        return here.layout if fits else attempt(edge.backward, wanted)
 
     def _emit_with_layout(self, op: Operation, layout: RegisterLayout) -> None:
         if any(f.name == "layout" for f in dataclasses.fields(op)):

@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import tempfile
+import threading
 import warnings
 from dataclasses import asdict
 from functools import lru_cache
@@ -140,14 +141,20 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 @lru_cache(maxsize=64)
+def _first_failure(folder: str) -> threading.Lock:
+    """Return a lock that only the first failure for a folder gets."""
+    return threading.Lock()
+
+
 def warn_once(folder: str, error: str) -> None:
     """Warn that kernels are not kept."""
-    warnings.warn(
-        f"compiled kernels are not kept, because {folder} cannot be written to ({error}); "
-        f"set {DIRECTORY_VARIABLE} to another folder, or {SWITCH_VARIABLE}=0",
-        RuntimeWarning,
-        stacklevel=2,
-    )
+    if _first_failure(folder).acquire(blocking=False):
+        warnings.warn(
+            f"compiled kernels are not kept, because {folder} cannot be written to ({error}); "
+            f"set {DIRECTORY_VARIABLE} to another folder, or {SWITCH_VARIABLE}=0",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def binary_to_json(binary: Binary) -> dict[str, Any]:

@@ -111,7 +111,7 @@ class PlanTable:
             # 1 == True == 1.0.
             tuple(map(type, values)),
             values,
-            tuple([(t.dtype, t.get_device(), t.shape, t.stride(), t.is_conj(), t.is_neg()) for t in tensors]),
+            tuple([(t.dtype, t.device, t.shape, t.stride(), t.is_conj(), t.is_neg()) for t in tensors]),
             alignments(pointers),
         )
         return key, pointers

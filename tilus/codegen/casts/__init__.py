@@ -15,6 +15,9 @@ from tilus.codegen.target import Target
 from tilus.dtypes import DType
 from tilus.errors import TypeMismatch
 
+# Instructions per element that move 16-bit elements to another order.
+_REORDERING = 0.5
+
 
 def cast_elements(
     w: Writer,
@@ -56,6 +59,10 @@ def cast_elements(
             hint="keep a multiple of the order's elements in each thread",
         )
     row = best_cast(target, source, dest, order)
+    if order is None:
+        reordered = _cheapest_order(target, source, dest)
+        if reordered is not None and (row is None or reordered.cost + _REORDERING < row.cost):
+            return _reordered(w, reordered, regs, count)
     if row is not None:
         return _by_groups(w, row, regs, count)
     if dest in (dtypes.float32, dtypes.tfloat32) and exact_in_float16(source):
@@ -64,9 +71,6 @@ def cast_elements(
             halves = unpack(w, dtypes.float16, _by_groups(w, row, regs, count), count)
             return tuple(w.convert("fpext", half, "float") for half in halves)
     if order is None:
-        reordered = _cheapest_order(target, source, dest)
-        if reordered is not None and count >= reordered.elements:
-            return _reordered(w, reordered, regs, count)
         elements = unpack(w, source, regs, count)
         return pack(w, dest, [cast_element(w, target, source, dest, e) for e in elements])
     return cast_elements(w, target, source, dest, _natural(w, order, source, regs, count), count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 
 from tilus.codegen.casts import lookup
 from tilus.codegen.llvm_text import V, integer
@@ -103,14 +104,40 @@ def lower_broadcast(ctx: Context, op: ops.Broadcast) -> None:
 
 @lowers(ops.Reshape)
 def lower_reshape(ctx: Context, op: ops.Reshape) -> None:
+    """Threads must hold the same elements, counted in row-major order, before and after."""
     tile = ctx.tile(op.x)
-    seen = tile.layout.reshape(op.shape)
     layout = ctx.layout(op.result)
-    place = {seen.element_index(e): e for e in range(seen.elements)}
-    if seen.spatial_digits != layout.spatial_digits:
-        raise LayoutConflict(f"reshape makes {seen} of its operand, where {layout} is wanted")
-    order = [place[layout.element_index(e)] for e in range(layout.elements)]
-    ctx.values[op.result] = permute(ctx.w, Tile(tile.dtype, seen, tile.regs), layout, order)
+    if row_major_threads(tile.layout) != row_major_threads(layout):
+        raise LayoutConflict(f"reshape of a tile in {tile.layout} does not give {layout}")
+    old, new = row_strides(tile.layout.shape), row_strides(layout.shape)
+
+    def number(layout: RegisterLayout, strides: Index, element: int) -> int:
+        return sum(i * s for i, s in zip(layout.element_index(element), strides, strict=True))
+
+    place = {number(tile.layout, old, e): e for e in range(tile.count)}
+    order = [place[number(layout, new, e)] for e in range(layout.elements)]
+    ctx.values[op.result] = permute(ctx.w, tile, layout, order)
+
+
+def row_major_threads(layout: RegisterLayout) -> list[tuple[int, int]]:
+    """Return the prime digits of the thread number as (size, stride in row-major order), 0 for copies."""
+    strides = row_strides(layout.shape)
+    out: list[tuple[int, int]] = []
+    for d in reversed(layout.spatial_digits):
+        step = 0 if d.dim is None else d.stride * strides[d.dim]
+        size, factor = d.size, 2
+        while size > 1:
+            if size % factor:
+                factor += 1
+                continue
+            out.append((factor, step))
+            step, size = step * factor, size // factor
+    return out
+
+
+def row_strides(shape: Index) -> Index:
+    """Return the strides of a shape in row-major order."""
+    return tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
 @lowers(ops.SliceTile)

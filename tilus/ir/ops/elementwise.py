@@ -82,7 +82,7 @@ class Binary(Operation):
     """A function of two elements; `kind` is one of the BINARY names.
 
     Integer division and mod round to minus infinity. A shift by the width or more leaves 0, or the sign.
-    The minimum and the maximum with NaN are NaN.
+    The minimum and the maximum with NaN are NaN, and -0 is less than 0.
     """
 
     kind: str = attribute()

@@ -1,0 +1,66 @@
+"""Matrix multiplication, step 1: tensor cores fed from global memory.
+
+    python examples/matmul/naive.py
+
+`dot` multiplies tiles on tensor cores. Each takes its operands in a layout of its own (which thread holds which element,
+see `docs/layouts.md`), and layout inference brings the loaded tiles into it. The kernel is right, and slow for two
+reasons that the counters show: a thread's elements do not lie together in memory, so it loads them in small pieces, and
+every warp loads again what its neighbours load as well.
+"""
+
+from __future__ import annotations
+
+import torch
+
+import tilus
+from tilus import Tensor, constexpr, float16, float32
+
+
+@tilus.kernel
+def matmul_naive(
+    a: Tensor[float16, "m k"],
+    b: Tensor[float16, "k n"],
+    c: Tensor[float16, "m n"],
+    *,
+    block_m: constexpr = 64,
+    block_n: constexpr = 64,
+    block_k: constexpr = 32,
+):
+    m, k = a.shape
+    n = b.shape[1]
+    tilus.grid(tilus.cdiv(m, block_m), tilus.cdiv(n, block_n), warps=4)
+    block_row, block_column = tilus.block_id()
+    row, column = block_row * block_m, block_column * block_n
+    # The accumulator stays in registers; its layout is that of the tensor cores' result.
+    acc = tilus.zeros((block_m, block_n), float32)
+    for k0 in range(0, k, block_k):
+        # Elements outside of a matrix are 0, so m, n and k may be anything.
+        at = tilus.load(a, (row, k0), (block_m, block_k))
+        bt = tilus.load(b, (k0, column), (block_k, block_n))
+        acc = tilus.dot(at, bt, acc)
+    tilus.store(c, tilus.cast(acc, float16), (row, column))
+
+
+def main(m: int = 100, n: int = 136, k: int = 96) -> None:
+    """Multiply, check, and print what the simulator counts."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(0)
+    a = torch.randn(m, k, device=device).half()
+    b = torch.randn(k, n, device=device).half()
+    c = torch.empty(m, n, device=device).half()
+    matmul_naive(a, b, c)
+
+    exact = a.double() @ b.double()
+    # Sums are kept in float32 and rounded once, so the error is that of the last rounding: what torch has too.
+    error, allowed = (c.double() - exact).abs().max().item(), 2 * ((a @ b).double() - exact).abs().max().item()
+    assert error <= allowed, f"off by {error:.1e}, allowed {allowed:.1e}"
+    print(f"matmul_naive: {m} x {k} x {n} on {device}, error {error:.1e} (allowed {allowed:.1e})")
+
+    counters = matmul_naive.simulate(a.cpu(), b.cpu(), c.cpu()).counters
+    print(f"  load requests  {counters['global_load_requests']}")
+    print(f"  bytes asked    {counters['global_bytes_read']}; the matrices have {2 * (m * k + k * n)}")
+    print(f"  tensor cores   {counters['tensor_core_instructions']}")
+
+
+if __name__ == "__main__":
+    main()
