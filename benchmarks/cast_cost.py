@@ -79,7 +79,8 @@ def kernel(target: Target, loads: int, stores: int, make: Callable[[Writer, list
         w.run(f"store {w.vector(made[first : first + 4])}, {place}, align 16")
     w.leave()
     attributes = '"denormal-fp-math"="ieee,ieee"'
-    signature = f"define ptx_kernel void @cast({GLOBAL} noalias align 16 %in, {GLOBAL} noalias align 16 %out) {attributes}"
+    pointer = f"{GLOBAL} noalias align 16"
+    signature = f"define ptx_kernel void @cast({pointer} %in, {pointer} %out) {attributes}"
     return to_ptx(w.module("", signature), target)
 
 
@@ -144,12 +145,17 @@ def main() -> None:
                 best, parts = instructions_per_element(nvdisasm, target, source, dest, arrangement)
             method = cast_cost(target, source, dest, arrangement)
             shown = f"{method:.3f}" if method is not None else "general path"
-            print(f"{source!s:>16} {dest!s:>9} {best:9.3f} {natural:9.3f}  {shown}" + (f"  {parts}" if options.parts else ""))
+            line = f"{source!s:>16} {dest!s:>9} {best:9.3f} {natural:9.3f}  {shown}"
+            print(line + (f"  {parts}" if options.parts else ""), flush=True)
             rows.append(
                 {
-                    "source": str(source), "dest": str(dest), "arranged": round(best, 4), "natural": round(natural, 4),
-                    "method": method, "instructions": parts,
-                }  # fmt: skip
+                    "source": str(source),
+                    "dest": str(dest),
+                    "arranged": round(best, 4),
+                    "natural": round(natural, 4),
+                    "method": method,
+                    "instructions": parts,
+                }
             )
     if options.write:
         results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}

@@ -4,58 +4,204 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.codegen.harness import assert_same_codes, compile_module, expected_codes, run_codes, run_words, unpack_words, words_of
-from tests.codegen.harness import pack_words as natural_words
 
+from tests.codegen.harness import (
+    assert_same_codes,
+    compile_module,
+    expected_codes,
+    pack_words,
+    run_codes,
+    run_words,
+    unpack_words,
+    words_of,
+)
 from tilus import dtypes
-from tilus.codegen.casts import Arrangement, cast_elements, element_order, fast_casts, preferred_arrangement, preferred_order
+from tilus.codegen.assemble import available
+from tilus.codegen.casts import (
+    Arrangement,
+    cast_elements,
+    cast_scaled,
+    element_order,
+    fast_casts,
+    preferred_arrangement,
+    preferred_order,
+)
 from tilus.codegen.llvm_text import V, Writer
 from tilus.codegen.target import TARGETS, Target
+from tilus.codegen.target import target as find_target
 from tilus.dtypes import DType
+from tilus.errors import TypeMismatch
 
 CODEBOOK = dtypes.table_type([0.1 * i * i - 7.5 for i in range(16)])
 SOURCES = tuple(t for t in (*dtypes.NAMED, CODEBOOK) if t.bits <= 8 and not t.is_boolean)
-DESTS = (dtypes.float16, dtypes.bfloat16, dtypes.int8, dtypes.float8_e4m3, dtypes.float32)
-RUN_TARGETS = ("sm_75", "sm_90a")
+SIXTEEN = (dtypes.float16, dtypes.bfloat16)
+DESTS = (*SIXTEEN, dtypes.int8, dtypes.float8_e4m3, dtypes.float32)
 
 
-def casting(source: DType, dest: DType, count: int, order: Arrangement | None = None):  # type: ignore[no-untyped-def]
+def casting(source: DType, dest: DType, count: int, order=None):  # type: ignore[no-untyped-def]
     def emit(w: Writer, target: Target, regs: tuple[V, ...]) -> tuple[V, ...]:
         return cast_elements(w, target, source, dest, regs, count, order)
 
     return emit
 
 
-def some_codes(source: DType, count: int, threads: int = 128) -> np.ndarray:
+def some_codes(source: DType, count: int) -> np.ndarray:
     """Every code at every position of a thread's elements, and random ones."""
     rng = np.random.default_rng(source.bits)
-    all_codes = np.arange(1 << source.bits)
-    rotated = (all_codes[:, None] + np.arange(count)) & source.code_mask
-    random = rng.integers(0, 1 << source.bits, (threads, count))
+    rotated = (np.arange(1 << source.bits)[:, None] + np.arange(count)) & source.code_mask
+    random = rng.integers(0, 1 << source.bits, (64, count))
     return np.concatenate([rotated, random]).astype(source.code_numpy)
 
 
-@pytest.mark.parametrize("target", RUN_TARGETS)
+def run_stored(target: str, source: DType, dest: DType, codes: np.ndarray, arrangement: Arrangement, emit) -> np.ndarray:  # type: ignore[no-untyped-def]
+    """Run on codes that lie in memory in an arrangement."""
+    count = codes.shape[1]
+    stored = arrangement.store(pack_words(codes, source))
+    ptx = compile_module(target, source, dest, count, emit, check=False)
+    return unpack_words(run_words(ptx, stored, words_of(dest, count)), dest, count).reshape(-1)
+
+
+@pytest.mark.parametrize("target", ["sm_75", "sm_90a"])
 @pytest.mark.parametrize("source", SOURCES, ids=str)
 def test_a_cast_in_natural_order_is_exact(source: DType, target: str) -> None:
     for dest in DESTS:
-        if source == dest:
-            continue
-        count = 32
-        codes = some_codes(source, count)
-        made = run_codes(target, source, dest, codes, casting(source, dest, count), count)
-        assert_same_codes(made, expected_codes(source, dest, codes.reshape(-1)), dest, codes)
+        if source != dest:
+            codes = some_codes(source, 32)
+            made = run_codes(target, source, dest, codes, casting(source, dest, 32), 32)
+            assert_same_codes(made, expected_codes(source, dest, codes.reshape(-1)), dest, codes)
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=str)
-def test_a_cast_in_its_preferred_arrangement_is_exact(source: DType) -> None:
-    for target in ("sm_80",):
-        for dest in DESTS:
-            arrangements = {row.arrangement for row in fast_casts(source, dest) if row.arrangement is not None}
-            for arrangement in arrangements:
-                count = 2 * arrangement.elements
-                codes = some_codes(source, count)
-                stored = arrangement.store(natural_words(codes, source))
-                ptx = compile_module(target, source, dest, count, casting(source, dest, count, arrangement), check=False)
-                made = unpack_words(run_words(ptx, stored, words_of(dest, count)), dest, count).reshape(-1)
+def test_a_cast_in_each_arrangement_is_exact(source: DType) -> None:
+    for dest in DESTS:
+        for arrangement in dict.fromkeys(row.arrangement for row in fast_casts(source, dest)):
+            if arrangement is not None:
+                codes = some_codes(source, arrangement.elements)
+                emit = casting(source, dest, arrangement.elements, arrangement)
+                made = run_stored("sm_80", source, dest, codes, arrangement, emit)
                 assert_same_codes(made, expected_codes(source, dest, codes.reshape(-1)), dest, codes)
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=str)
+def test_a_scaled_cast_is_off_by_the_power_of_two_that_it_says(source: DType) -> None:
+    target = find_target("sm_80")
+    for dest in SIXTEEN:
+        for row in fast_casts(source, dest):
+            if not row.exponent or not target.has(row.feature):
+                continue
+            codes = some_codes(source, row.elements)
+            exponents = []
+
+            def emit(w: Writer, target: Target, regs: tuple[V, ...], row=row, exponents=exponents):  # type: ignore[no-untyped-def]
+                made, exponent = cast_scaled(w, target, source, row.dest, regs, row.elements, row.arrangement)
+                exponents.append(exponent)
+                return made
+
+            arrangement = row.arrangement or element_order(source.bits, tuple(range(32 * row.words // source.bits)))
+            made = run_stored("sm_80", source, dest, codes, arrangement, emit)
+            values = np.ldexp(dtypes.decode(made, dest), exponents[0])
+            np.testing.assert_array_equal(values, dtypes.decode(codes.reshape(-1), source).astype(np.float64))
+            assert exponents[0] == row.exponent
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 7, 33])
+def test_a_cast_takes_any_number_of_elements(count: int) -> None:
+    for source in (dtypes.uint4, dtypes.int3, dtypes.float6_e3m2, dtypes.int8, dtypes.ternary, dtypes.float4_e2m1, dtypes.uint1):
+        codes = some_codes(source, count)
+        made = run_codes("sm_90a", source, dtypes.float16, codes, casting(source, dtypes.float16, count), count)
+        assert_same_codes(made, expected_codes(source, dtypes.float16, codes.reshape(-1)), dtypes.float16, codes)
+
+
+@pytest.mark.parametrize("order", [(3, 1, 0, 2, 7, 6, 5, 4), tuple(range(8))[::-1]])
+def test_any_order_of_elements_is_taken(order: tuple[int, ...]) -> None:
+    for source, dest in ((dtypes.int4, dtypes.float16), (dtypes.float4_e2m1, dtypes.float32), (dtypes.uint4, dtypes.int32)):
+        codes = some_codes(source, 16)
+        made = run_stored("sm_90a", source, dest, codes, element_order(4, order), casting(source, dest, 16, order))
+        assert_same_codes(made, expected_codes(source, dest, codes.reshape(-1)), dest, codes)
+
+
+def test_an_arrangement_made_for_another_type_is_undone() -> None:
+    arrangement = preferred_arrangement(find_target("sm_80"), dtypes.float6_e3m2, dtypes.float16)
+    assert arrangement is not None
+    codes = some_codes(dtypes.uint6, arrangement.elements)
+    emit = casting(dtypes.uint6, dtypes.int32, arrangement.elements, arrangement)
+    made = run_stored("sm_80", dtypes.uint6, dtypes.int32, codes, arrangement, emit)
+    np.testing.assert_array_equal(made, codes.reshape(-1))
+
+
+def test_an_order_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(TypeMismatch, match=r"an order of 8 elements of 4 bits does not fit 12 elements of uint4"):
+        compile_module("sm_80", dtypes.uint4, dtypes.float16, 12, casting(dtypes.uint4, dtypes.float16, 12, tuple(range(8))))
+    with pytest.raises(ValueError, match="is no order of elements of 4 bits"):
+        element_order(4, (0, 0, 1, 2, 3, 4, 5, 6))
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=str)
+def test_storing_in_an_arrangement_and_loading_gives_the_words_back(source: DType) -> None:
+    for dest in SIXTEEN:
+        for row in fast_casts(source, dest):
+            if row.arrangement is not None:
+                words = np.random.default_rng(0).integers(0, 1 << 32, (5, 3 * row.words), np.uint32)
+                stored = row.arrangement.store(words)
+                np.testing.assert_array_equal(row.arrangement.load(stored), words)
+                assert not np.array_equal(stored, words)
+
+
+def test_an_element_order_says_which_element_lies_where() -> None:
+    assert preferred_order(dtypes.uint4, dtypes.float16) == (0, 2, 4, 6, 1, 3, 5, 7)
+    assert preferred_order(dtypes.int2, dtypes.bfloat16) == (0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15)
+    assert preferred_order(dtypes.uint8, dtypes.float16) is None
+    stored = element_order(4, (0, 2, 4, 6, 1, 3, 5, 7)).store(np.array([0x76543210], np.uint32))
+    assert stored.tolist() == [0x75316420]
+
+
+def _limit(source: DType, dest: DType) -> float:
+    """Instructions per element that a cast may take on every target with 16-bit floats of that kind."""
+    if source.bits == 8 and source.is_integer:
+        return 1.0 if dest == dtypes.float16 else 1.5
+    if source.is_integer:
+        return {1: 1.15, 2: 1.15, 4: 1.15 if dest == dtypes.float16 else 1.4}.get(source.bits, 2.0)
+    return 2.0 if source.name.endswith(("e2m1", "e3m2", "e5m2")) else 2.2
+
+
+@pytest.mark.parametrize("source", [t for t in SOURCES if not t.is_table and t.kind != "scale"], ids=str)
+def test_no_narrow_type_costs_more_than_its_limit(source: DType) -> None:
+    for dest in SIXTEEN:
+        rows = [r for r in fast_casts(source, dest) if not r.exponent and r.feature in ("", "bf16_arithmetic")]
+        if source == dtypes.float8_e4m3:
+            assert min(row.cost for row in rows) <= 3.0
+            assert min(row.cost for row in fast_casts(source, dtypes.float16) if row.feature == "cvt_fp8") <= 0.75
+        elif not source.has_nan or source == dtypes.float8_e5m2:
+            wide = source.exponent_bits >= 5 and dest == dtypes.float16 and source.name not in ("float8_e5m2", "float6_e5m0")
+            if not wide:
+                assert min(row.cost for row in rows) <= _limit(source, dest)
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_signed_integers_cost_what_unsigned_ones_cost(bits: int) -> None:
+    for dest in SIXTEEN:
+        signed, unsigned = (
+            min(row.cost for row in fast_casts(dtypes.dtype(f"{kind}{bits}"), dest)) for kind in ("int", "uint")
+        )
+        assert signed == unsigned
+
+
+@pytest.mark.skipif(available() is not None, reason="no assembler: pip install nvidia-nvjitlink cuda-bindings")
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_assembler_takes_every_packed_cast(target: str) -> None:
+    machine = find_target(target)
+    sources = [t for t in SOURCES if t.bits in (1, 3, 4, 8) and not (t.is_float and t.bits == 3)]
+
+    def emit(w: Writer, _: Target, regs: tuple[V, ...]) -> tuple[V, ...]:
+        total = []
+        for source in sources:
+            for dest in (*SIXTEEN, dtypes.int8):
+                for row in fast_casts(source, dest):
+                    if machine.has(row.feature):
+                        total += row.emit(w, list(regs[: row.words]))
+        mixed = total[0]
+        for word in total[1:]:
+            mixed = w.binary("xor", mixed, word)
+        return (mixed,) * 8
+
+    compile_module(target, dtypes.uint32, dtypes.uint32, 8, emit, check=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.codegen.harness import assert_same_codes, expected_codes, run_codes
 
+from tests.codegen.harness import assert_same_codes, expected_codes, run_codes
 from tilus import dtypes
 from tilus.codegen.casts.general import cast_element
 from tilus.codegen.llvm_text import V, Writer
@@ -39,12 +39,14 @@ def interesting(source: DType, seed: int = 0) -> np.ndarray:
         powers = np.uint64(1) << np.arange(source.bits, dtype=np.uint64)
         near = np.concatenate([powers + np.uint64(d) for d in (0, 1, 2, 3)] + [powers - np.uint64(1)])
         # Halves of the last place of float32, float16 and bfloat16, and what lies beside them.
-        halves = np.concatenate([(powers | powers >> np.uint64(s)) + np.uint64(d) for s in (8, 9, 11, 24, 53) for d in (0, 1)])
+        tails = [powers >> np.uint64(s) for s in (8, 9, 11, 24, 53)]
+        halves = np.concatenate([(powers | tail) + np.uint64(d) for tail in tails for d in (0, 1)])
         codes += [near, -near.astype(np.int64).view(np.uint64), halves, ~halves]
     else:
         for narrow in (*NARROW, dtypes.float16, dtypes.bfloat16, dtypes.int16, dtypes.int32, dtypes.int64):
             codes.append(_around(narrow, source))
-    return (np.concatenate([np.asarray(c, np.uint64) for c in codes]) & np.uint64(source.code_mask)).astype(source.code_numpy)
+    every = np.concatenate([np.asarray(c, np.uint64) for c in codes]) & np.uint64(source.code_mask)
+    return every.astype(source.code_numpy)
 
 
 def _around(narrow: DType, source: DType) -> np.ndarray:
@@ -58,7 +60,8 @@ def _around(narrow: DType, source: DType) -> np.ndarray:
         values = np.concatenate([values[:12], values[values.size // 2 - 20 : values.size // 2 + 20], values[-12:]])
     middles = (values[1:] + values[:-1]) / 2
     # Beyond the largest value lies the midpoint to what would come next.
-    beyond = np.array([values[-1] + (values[-1] - values[-2]) / 2, values[0] - (values[1] - values[0]) / 2, 1e38, -1e38])
+    above, below = values[-1] + (values[-1] - values[-2]) / 2, values[0] - (values[1] - values[0]) / 2
+    beyond = np.array([above, below, 1e38, -1e38])
     points = np.concatenate([values, middles, beyond])
     codes = dtypes.encode(points, source).astype(np.uint64)
     special = dtypes.encode(np.array([np.inf, -np.inf, np.nan, 0.0, -0.0]), source).astype(np.uint64)

@@ -1,107 +1,231 @@
-"""`matmul`: float16 and bfloat16 matrix products, as a function and as a torch op."""
+"""`matmul`: matrix products with epilogues, as a function and as a torch op."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
-import tilus
-from tilus import Tensor, constexpr, dtypes, float32
+from tilus import dtypes
+from tilus.codegen import Target
+from tilus.dtypes import DType
 from tilus.errors import ShapeMismatch, TypeMismatch
+from tilus.ops.device import target_of
 from tilus.ops.library import LIBRARY
+from tilus.ops.matmul_kernel import matmul_kernel
 
 DTYPES = {torch.float16: dtypes.float16, torch.bfloat16: dtypes.bfloat16}
+OPERANDS = {
+    **DTYPES,
+    torch.float32: dtypes.tfloat32,
+    torch.int8: dtypes.int8,
+    torch.float8_e4m3fn: dtypes.float8_e4m3,
+    torch.float8_e5m2: dtypes.float8_e5m2,
+}
+OUTPUTS = {**DTYPES, torch.float32: dtypes.float32}
+ACTIVATIONS = ("", "relu", "gelu", "silu")
 
 
-@tilus.kernel
-def matmul_kernel(
-    a: Tensor["dtype", "m k"],
-    b: Tensor["dtype", "k n"],
-    c: Tensor["dtype", "m n"],
+def matmul(
+    a: torch.Tensor,
+    b: torch.Tensor,
     *,
-    dtype: constexpr,
-    block_m: constexpr = 128,
-    block_n: constexpr = 128,
-    block_k: constexpr = 32,
-    stages: constexpr = 3,
-    warps: constexpr = 4,
-    group: constexpr = 8,
-):
-    """c = a @ b, tile by tile, the operands pipelined through shared memory."""
-    m, k = a.shape
-    n = b.shape[1]
-    tilus.grid(tilus.cdiv(m, block_m) * tilus.cdiv(n, block_n), warps=warps)
-    # Blocks that run together work on `group` rows of tiles, so that they share operands in the cache.
-    rows, columns = tilus.cdiv(m, block_m), tilus.cdiv(n, block_n)
-    number = tilus.block_id(0)
-    first = number // (group * columns) * group
-    height = tilus.min(rows - first, group)
-    within = number % (group * columns)
-    row = (first + within % height) * block_m
-    column = within // height * block_n
-    acc = tilus.zeros((block_m, block_n), float32)
-    for k0 in tilus.pipeline(range(0, k, block_k), stages=stages):
-        sa = tilus.shared(dtype, (block_m, block_k))
-        sb = tilus.shared(dtype, (block_k, block_n))
-        tilus.copy_async(sa, a, (row, k0))
-        tilus.copy_async(sb, b, (k0, column))
-        acc = tilus.dot(tilus.load(sa), tilus.load(sb), acc)
-    tilus.store(c, tilus.cast(acc, dtype), (row, column))
-
-
-def matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Multiply two matrices of float16 or bfloat16, accumulating in float32.
+    bias: torch.Tensor | None = None,
+    residual: torch.Tensor | None = None,
+    a_scale: torch.Tensor | None = None,
+    b_scale: torch.Tensor | None = None,
+    activation: str = "",
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """Return ``activation(alpha * a @ b * a_scale[:, None] * b_scale + bias) + beta * residual``.
 
     Parameters
     ----------
-    a : Tensor, shape (..., k)
-        On the GPU or, for the simulator, on the CPU.
-    b : Tensor, shape (k, n)
-        Of a's dtype, on the same device; row-major, or the transpose of a row-major matrix.
+    a : Tensor, shape (..., m, k)
+        float16, bfloat16, float32 (multiplied as tf32), int8 or float8; on the GPU or, for the simulator, on the CPU.
+    b : Tensor, shape (k, n), or (..., k, n) with a's batch dimensions
+        Of a's dtype (both float8 types go together), row-major or the transpose of a row-major matrix. 8-bit types
+        want a row-major a and the transpose of a row-major b, and are copied where they are not.
+    bias : Tensor, shape (n,), optional
+        Of the output's dtype.
+    residual : Tensor, shape (..., m, n), optional
+        Of the output's dtype.
+    a_scale, b_scale : Tensor of float32, shape (m,) and (n,), optional
+        Both or none; for a without batch dimensions.
+    activation : str
+        "", "relu", "gelu" (with erf) or "silu".
+    alpha, beta : float
+        Factors of the product and of the residual.
+    out_dtype : torch.dtype, optional
+        float16, bfloat16 or float32; a's own dtype unless given, bfloat16 for 8-bit types.
 
     Returns
     -------
-    Tensor of a's dtype, shape (..., n)
+    Tensor, shape (..., m, n)
+        Accumulated in float32 (int8 in int32).
 
     Raises
     ------
     ShapeMismatch, TypeMismatch
-        Where a and b do not fit.
+        Where the arguments do not fit.
     """
-    if a.dtype not in DTYPES or a.dtype != b.dtype:
-        raise TypeMismatch(f"matmul takes two tensors of float16 or of bfloat16, not {a.dtype} and {b.dtype}")
-    if a.ndim == 0 or b.ndim != 2 or a.shape[-1] != b.shape[0]:
+    _check(a, b, bias, residual, a_scale, b_scale, activation, out_dtype)
+    return torch.ops.tilus.matmul(a, b, bias, residual, a_scale, b_scale, activation, alpha, beta, out_dtype)
+
+
+def _check(
+    a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None,
+    a_scale: torch.Tensor | None, b_scale: torch.Tensor | None, activation: str, out_dtype: torch.dtype | None,
+) -> None:  # fmt: skip
+    fp8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+    if a.dtype not in OPERANDS or (a.dtype != b.dtype and not (a.dtype in fp8 and b.dtype in fp8)):
+        raise TypeMismatch(
+            f"matmul takes two tensors of float16, bfloat16, float32, int8 or float8, not {a.dtype} and {b.dtype}"
+        )
+    if a.ndim < 1 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
         raise ShapeMismatch(f"matmul of shapes {tuple(a.shape)} and {tuple(b.shape)}")
-    return torch.ops.tilus.matmul(a, b)
+    if b.ndim > 2 and (a.ndim != b.ndim or a.shape[:-2] != b.shape[:-2]):
+        raise ShapeMismatch(
+            f"matmul of batches {tuple(a.shape[:-2])} and {tuple(b.shape[:-2])}", hint="b without batch dimensions, or a's"
+        )
+    if activation not in ACTIVATIONS:
+        raise TypeMismatch(f"no activation named {activation!r}", hint="one of " + ", ".join(map(repr, ACTIVATIONS)))
+    out = out_dtype or result_dtype(a)
+    if out not in OUTPUTS:
+        raise TypeMismatch(f"matmul gives float16, bfloat16 or float32, not {out}")
+    n = b.shape[-1]
+    if bias is not None and (bias.dtype != out or tuple(bias.shape) != (n,)):
+        raise ShapeMismatch(f"bias is {bias.dtype} of shape {tuple(bias.shape)}, expected {out} of shape {(n,)}")
+    expected = (*a.shape[:-1], n)
+    if residual is not None and (residual.dtype != out or tuple(residual.shape) != expected):
+        raise ShapeMismatch(
+            f"residual is {residual.dtype} of shape {tuple(residual.shape)}, expected {out} of shape {expected}"
+        )
+    if (a_scale is None) != (b_scale is None):
+        raise TypeMismatch("matmul takes a_scale and b_scale together", hint="ones for the one that is not needed")
+    if a_scale is not None and b_scale is not None:
+        rows = a.shape[-2] if a.ndim > 1 else 1
+        if a.ndim > 2 or tuple(a_scale.shape) != (rows,) or tuple(b_scale.shape) != (n,):
+            raise ShapeMismatch(
+                f"scales of shapes {tuple(a_scale.shape)} and {tuple(b_scale.shape)}, expected {(rows,)} and {(n,)}"
+            )
 
 
-LIBRARY.define("matmul(Tensor a, Tensor b) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
+def result_dtype(a: torch.Tensor) -> torch.dtype:
+    """Return the output's dtype where none is asked for."""
+    return a.dtype if a.dtype in OUTPUTS else torch.bfloat16
 
 
-def schedule(m: int, n: int) -> dict[str, int]:
-    """Return the tile sizes for a problem."""
+LIBRARY.define(
+    "matmul(Tensor a, Tensor b, Tensor? bias=None, Tensor? residual=None, Tensor? a_scale=None, "
+    "Tensor? b_scale=None, str activation='', float alpha=1.0, float beta=1.0, ScalarType? out_dtype=None) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Tile sizes of one launch."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    stages: int
+    warps: int
+
+
+def schedule(m: int, n: int, bits: int, target: Target) -> Schedule:
+    """Return the tile sizes for a problem on a target; tiles are 128 bytes deep where wgmma reads them."""
+    depth = 1024 // bits
+    if target.has("wgmma") and m > 16:
+        if m <= 64 or n <= 64:
+            return Schedule(64, 64 if n <= 64 else 128, depth, 4, 4)
+        return Schedule(128, 64 if n <= 64 else 128, depth, 4, 8)
     if m <= 16:
-        return {"block_m": 16, "block_n": 64, "block_k": 64, "stages": 4}
+        return Schedule(16, 64, depth, 4, 4)
     if m <= 64 or n <= 64:
-        return {"block_m": 64, "block_n": 64, "block_k": 64, "stages": 3}
-    return {"block_m": 128, "block_n": 128, "block_k": 32, "stages": 4}
+        return Schedule(64, 64, depth, 3, 4)
+    stages = 3 if target.shared_bytes < 160_000 else 4
+    return Schedule(128, 128, depth // 2, stages, 4)
 
 
-def _run(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    k, n = b.shape
-    rows = a.reshape(-1, k)
-    if rows.stride(-1) != 1:
-        rows = rows.contiguous()
-    if 1 not in b.stride():
-        b = b.contiguous()
-    m = rows.shape[0]
-    out = torch.empty((m, n), dtype=a.dtype, device=a.device)
-    if m and n:
-        matmul_kernel(rows, b, out, dtype=DTYPES[a.dtype], **schedule(m, n))
-    return out.reshape(*a.shape[:-1], n)
+def _run(
+    a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None, residual: torch.Tensor | None = None,
+    a_scale: torch.Tensor | None = None, b_scale: torch.Tensor | None = None, activation: str = "",
+    alpha: float = 1.0, beta: float = 1.0, out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:  # fmt: skip
+    target = target_of(a)
+    out = out_dtype or result_dtype(a)
+    k, n = b.shape[-2:]
+    c = torch.empty((*a.shape[:-1], n), dtype=out, device=a.device)
+    if not c.numel():
+        return c
+    flat = b.ndim == 2
+    left = a.reshape(1, -1, k) if flat else a.reshape(-1, *a.shape[-2:])
+    right = b.unsqueeze(0) if flat else b.reshape(-1, k, n)
+    result = c.view(1, -1, n) if flat else c.view(-1, *c.shape[-2:])
+    bits = OPERANDS[a.dtype].bits
+    left, a_turned = _oriented(left, allow_turned=bits == 16, wanted=False)
+    right, b_turned = _oriented(right, allow_turned=True, wanted=bits != 16)
+    none = torch.empty((1,), dtype=torch.float32, device=a.device)
+    chosen = schedule(result.shape[1], n, bits, target)
+    matmul_kernel(
+        left,
+        right,
+        result,
+        bias if bias is not None else result[0, 0],
+        residual.reshape(result.shape) if residual is not None else result,
+        a_scale if a_scale is not None else none,
+        b_scale if b_scale is not None else none,
+        alpha,
+        beta,
+        dtype=OPERANDS[a.dtype],
+        b_dtype=OPERANDS[b.dtype],
+        out_dtype=OUTPUTS[out],
+        acc_dtype=_accumulator(OPERANDS[a.dtype]),
+        a_turned=a_turned,
+        b_turned=b_turned,
+        batched_b=not flat,
+        has_bias=bias is not None,
+        has_residual=residual is not None,
+        has_scales=a_scale is not None,
+        activation=activation,
+        block_m=chosen.block_m,
+        block_n=chosen.block_n,
+        block_k=chosen.block_k,
+        stages=chosen.stages,
+        warps=chosen.warps,
+    )
+    return c
 
 
-def _fake(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return a.new_empty((*a.shape[:-1], b.shape[1]))
+def _accumulator(dtype: DType) -> DType:
+    return dtypes.int32 if dtype.is_integer else dtypes.float32
+
+
+def _oriented(x: torch.Tensor, allow_turned: bool, wanted: bool) -> tuple[torch.Tensor, bool]:
+    """Return a batch of matrices with rows that are contiguous, and whether it is given as its transpose.
+
+    `wanted` is the orientation that 8-bit and 32-bit instructions need; others take either.
+    """
+    plain, turned = x.stride(2) == 1, x.stride(1) == 1
+    if wanted:
+        return (x.transpose(1, 2), True) if turned else (x.transpose(1, 2).contiguous(), True)
+    if plain:
+        return x, False
+    if turned and allow_turned:
+        return x.transpose(1, 2), True
+    return x.contiguous(), False
+
+
+def _fake(
+    a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None = None, residual: torch.Tensor | None = None,
+    a_scale: torch.Tensor | None = None, b_scale: torch.Tensor | None = None, activation: str = "",
+    alpha: float = 1.0, beta: float = 1.0, out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:  # fmt: skip
+    return a.new_empty((*a.shape[:-1], b.shape[-1]), dtype=out_dtype or result_dtype(a))
 
 
 LIBRARY.impl("matmul", _run, "CPU")

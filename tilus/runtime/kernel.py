@@ -398,7 +398,8 @@ class Kernel:
 
     def _read(self, param: ParamSpec, value: Any, meta: bool) -> Array:
         if not (is_torch_tensor(value) or is_numpy_array(value)):
-            kind = "None" if value is None else f"a {type(value).__name__}"
+            word = type(value).__name__
+            kind = "None" if value is None else f"an {word}" if word[0] in "aeiou" else f"a {word}"
             raise LaunchError(
                 f"{param.name} is {kind}, expected a tensor or an array for {_annotation(param)}"
             )

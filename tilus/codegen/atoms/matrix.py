@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from math import gcd
 
-from tilus.layout import Digit, RegisterLayout, SharedLayout, contiguity, tile_by
+from tilus.layout import Digit, RegisterLayout, SharedLayout, Tiling, contiguity, tile_by
 
 ROW_BITS = 128
 
@@ -36,11 +36,14 @@ class MatrixLoad:
     elements: tuple[tuple[tuple[int, ...], ...], ...]
 
 
-def matrix_atom(bits: int, transposed: bool) -> RegisterLayout:
-    """Return the layout in which one matrix arrives: thread t holds 32 bits of row t // 4."""
+def matrix_atom(bits: int, along: int) -> RegisterLayout:
+    """Return the layout in which one matrix arrives: a thread's 32 bits lie along a dimension, and 4 threads in a row.
+
+    Thread t holds part t % 4 of row t // 4 of the matrix, or with ``.trans`` of column t // 4.
+    """
     per = 32 // bits
-    plain = RegisterLayout((8, 4 * per), (Digit(8, 0, 1), Digit(4, 1, per)), (Digit(per, 1, 1),))
-    return plain.transpose((1, 0)) if transposed else plain
+    last = RegisterLayout((8, 4 * per), (Digit(8, 0, 1), Digit(4, 1, per)), (Digit(per, 1, 1),))
+    return last if along == 1 else last.transpose((1, 0))
 
 
 @lru_cache(maxsize=512)
@@ -48,22 +51,29 @@ def plan_ldmatrix(layout: RegisterLayout, shared: SharedLayout, bits: int, align
     """Return how to load a tile with ldmatrix, or None if its layout or its place in memory does not allow it."""
     if layout.rank != 2 or bits not in (8, 16, 32) or align % 16:
         return None
-    for transposed in (False, True):
-        if transposed and bits != 16:
-            continue
-        plan = _plan(layout, shared, bits, transposed)
-        if plan is not None:
-            return plan
+    for along in (1, 0):
+        atom = matrix_atom(bits, along)
+        tiling = tile_by(layout, atom)
+        for transposed in (False, True) if bits == 16 else (False,):
+            plan = None if tiling is None else _plan(layout, shared, bits, along, transposed, atom, tiling)
+            if plan is not None:
+                return plan
     return None
 
 
-def _plan(layout: RegisterLayout, shared: SharedLayout, bits: int, transposed: bool) -> MatrixLoad | None:
-    atom = matrix_atom(bits, transposed)
-    tiling = tile_by(layout, atom)
-    if tiling is None:
-        return None
+def _plan(
+    layout: RegisterLayout,
+    shared: SharedLayout,
+    bits: int,
+    along: int,
+    transposed: bool,
+    atom: RegisterLayout,
+    tiling: Tiling,
+) -> MatrixLoad | None:
+    """Plan for a tile whose threads hold 32 bits along a dimension; transposed, memory runs along the other one."""
     quotient = tiling.quotient
-    row_dim, column_dim = (1, 0) if transposed else (0, 1)
+    column_dim = 1 - along if transposed else along
+    row_dim = 1 - column_dim
     length = ROW_BITS // bits
     scale = atom.shape
     # Split the instances of one warp into those of one instruction and the instructions.

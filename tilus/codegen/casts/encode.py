@@ -28,7 +28,7 @@ def encode(w: Writer, dtype: DType, x: V, random: V | None = None) -> V:
     """
     if isinstance(dtype, TableType):
         if random is not None:
-            raise TypeMismatch(f"{dtype} is a table, which has no stochastic rounding", hint="leave out the random bits")
+            raise TypeMismatch(f"{dtype} has no stochastic rounding here", hint="leave out the random bits")
         return _encode_table(w, dtype, x)
     if x.type == "double":
         x = round_to_odd(w, x)
@@ -80,7 +80,8 @@ def _round_at_random(w: Writer, dtype: DType, magnitude: V, random: V) -> V:
     # 32 random bits as the upper bits of a number below 2**drop, inverted so that a carry means "greater".
     shift = w.binary("sub", drop, integer(32, 64))
     number = w.binary("shl", w.convert("zext", random, "i64"), shift)
-    addend = w.binary("sub", ones, w.binary("or", number, w.binary("sub", w.binary("shl", integer(1, 64), shift), integer(1, 64))))
+    tail = w.binary("sub", w.binary("shl", integer(1, 64), shift), integer(1, 64))
+    addend = w.binary("sub", ones, w.binary("or", number, tail))
     carried = w.binary("lshr", w.add(wide, addend), drop)
     kept = w.convert("trunc", carried, "i32")
     # The implicit one of a normal value adds itself to the exponent field.

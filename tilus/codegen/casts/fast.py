@@ -11,6 +11,7 @@ from tilus.codegen.casts.packed import (
     MANTISSA,
     both,
     choose_bits,
+    code_of,
     lookup_bytes,
     mask_and_flip,
     multiply,
@@ -69,13 +70,49 @@ def integers(plan: Plan, source: DType, dest: DType) -> Emit:
     return emit
 
 
-def floats(plan: Plan, source: DType, dest: DType) -> Emit:
+def single_bits(plan: Plan, source: DType, dest: DType) -> Emit:
+    """Integers of one bit: the bit times the code of 1 or -1, for which its own place counts as a factor."""
+    code = code_of(dest, -1.0 if source.is_signed else 1.0)
+
+    def emit(w: Writer, words: Sequence[V]) -> list[V]:
+        views = _Views(w, plan, words)
+        made = []
+        for slot in plan.slots:
+            bits = w.binary("and", views.get(slot.word, slot.shift), integer(both(slot.mask)))
+            made.append(w.mul(bits, integer(code >> slot.places[0])))
+        return made
+
+    return emit
+
+
+def scaled_integers(plan: Plan, source: DType) -> Emit:
+    """Integers as bfloat16 divided by 2**6: the low eight bits count in units of the smallest subnormal number.
+
+    (The first two binades have the same spacing.) The largest power of two falls short of that number's inverse by
+    2**6.
+    """
+    offset = (1 << (source.bits - 1)) / 64 if source.is_signed else -0.0
+
+    def emit(w: Writer, words: Sequence[V]) -> list[V]:
+        views = _Views(w, plan, words)
+        made = []
+        for slot in plan.slots:
+            low = slot.places[0]
+            flip = 1 << slot.places[-1] if source.is_signed else 0
+            view, factor = views.get(slot.word, slot.shift), 2.0 ** (127 - low)
+            number = mask_and_flip(w, view, both(slot.mask), both(flip))
+            made.append(multiply_add(w, dtypes.bfloat16, number, (factor, factor), (-offset, -offset)))
+        return made
+
+    return emit
+
+
+def floats(plan: Plan, dest: DType, factor: float) -> Emit:
     """Floats whose bits already stand where the destination has them, but for a power of two.
 
     The exponent's upper bits are zero and its bias is another: multiplying by a power of two mends that, for
     subnormal numbers too.
     """
-    factor = 2.0 ** (BIAS[dest] - source.bias)
 
     def emit(w: Writer, words: Sequence[V]) -> list[V]:
         views = _Views(w, plan, words)
@@ -111,10 +148,11 @@ def bytes_to_float16(source: DType, flipped: bool) -> Emit:
     return emit
 
 
-def bytes_to_bfloat16(source: DType, flipped: bool) -> Emit:
+def bytes_to_bfloat16(source: DType, flipped: bool, scaled: bool = False) -> Emit:
     """Bytes as a bfloat16's mantissa and lowest exponent bit: the value in units of the smallest subnormal number.
 
-    Its first two binades have the same spacing. The factor of 2**133 takes two multiplications.
+    Its first two binades have the same spacing. The factor of 2**133 takes two multiplications; `scaled` leaves
+    out the one by 2**6.
     """
     offset = 128.0 if source.is_signed else 0.0
 
@@ -125,18 +163,21 @@ def bytes_to_bfloat16(source: DType, flipped: bool) -> Emit:
         made = []
         for low in (0, 2):
             number = permute_bytes(w, word, integer(0), (low, 4, low + 1, 4))
-            number = multiply(w, dtypes.bfloat16, number, 2.0**127)
-            made.append(multiply_add(w, dtypes.bfloat16, number, (64.0, 64.0), (-offset, -offset)))
+            if scaled:
+                addends = (-offset / 64, -offset / 64)
+                made.append(multiply_add(w, dtypes.bfloat16, number, (2.0**127, 2.0**127), addends))
+            else:
+                number = multiply(w, dtypes.bfloat16, number, 2.0**127)
+                made.append(multiply_add(w, dtypes.bfloat16, number, (64.0, 64.0), (-offset, -offset)))
         return made
 
     return emit
 
 
-def float_bytes(source: DType, dest: DType) -> Emit:
+def float_bytes(source: DType, dest: DType, factor: float) -> Emit:
     """Floats of a byte: the byte beside eight copies of its sign, shifted to where the exponent begins."""
     low = MANTISSA[dest] - source.mantissa_bits
     mask = both(0x8000 | 0x7F << low)
-    factor = 2.0 ** (BIAS[dest] - source.bias)
 
     def emit(w: Writer, words: Sequence[V]) -> list[V]:
         (word,) = words
@@ -149,31 +190,39 @@ def float_bytes(source: DType, dest: DType) -> Emit:
     return emit
 
 
-def e4m3_to_float16(w: Writer, words: Sequence[V]) -> list[V]:
-    """`float_bytes`, with NaN: only its seven bits carry when one is added, and the carry becomes the exponent's top."""
-    (word,) = words
-    carried = w.add(w.binary("and", word, integer(0x7F7F7F7F)), integer(0x01010101))
-    marked = choose_bits(w, 0x80808080, carried, word)
-    made = []
-    for pair in (0, 2):
-        lanes = permute_bytes(w, marked, word, (pair, pair + 12, pair + 1, pair + 13))
-        # Bits 7 to 13 are the code, 14 the mark: with it the exponent is 31 and the mantissa is not zero.
-        bits = w.binary("and", shift_right(w, lanes, -7), integer(both(0xFF80)))
-        made.append(multiply(w, dtypes.float16, bits, 256.0))
-    return made
+def e4m3_to_float16(factor: float) -> Emit:
+    """`float_bytes`, with NaN: only its bits carry when one is added, and the carry becomes the exponent's top."""
+
+    def emit(w: Writer, words: Sequence[V]) -> list[V]:
+        (word,) = words
+        carried = w.add(w.binary("and", word, integer(0x7F7F7F7F)), integer(0x01010101))
+        marked = choose_bits(w, 0x80808080, carried, word)
+        made = []
+        for pair in (0, 2):
+            lanes = permute_bytes(w, marked, word, (pair, pair + 12, pair + 1, pair + 13))
+            # Bits 7 to 13 are the code, 14 the mark: with it the exponent is 31 and the mantissa is not zero.
+            bits = w.binary("and", shift_right(w, lanes, -7), integer(both(0xFF80)))
+            made.append(multiply(w, dtypes.float16, bits, factor))
+        return made
+
+    return emit
 
 
-def e4m3_to_bfloat16(w: Writer, words: Sequence[V]) -> list[V]:
+def e4m3_to_bfloat16(factor: float) -> Emit:
     """`float_bytes`, with NaN: the carry of adding one to its seven bits sets all bits of the lane."""
-    (word,) = words
-    carried = w.add(w.binary("and", word, integer(0x7F7F7F7F)), integer(0x01010101))
-    made = []
-    for pair in (0, 2):
-        lanes = permute_bytes(w, word, word, (pair, pair + 8, pair + 1, pair + 9))
-        nan = permute_bytes(w, carried, carried, (pair + 8, pair + 8, pair + 9, pair + 9))
-        bits = w.binary("or", w.binary("and", shift_right(w, lanes, -4), integer(both(0x87F0))), nan)
-        made.append(multiply(w, dtypes.bfloat16, bits, 2.0**120))
-    return made
+
+    def emit(w: Writer, words: Sequence[V]) -> list[V]:
+        (word,) = words
+        carried = w.add(w.binary("and", word, integer(0x7F7F7F7F)), integer(0x01010101))
+        made = []
+        for pair in (0, 2):
+            lanes = permute_bytes(w, word, word, (pair, pair + 8, pair + 1, pair + 9))
+            nan = permute_bytes(w, carried, carried, (pair + 8, pair + 8, pair + 9, pair + 9))
+            bits = w.binary("or", w.binary("and", shift_right(w, lanes, -4), integer(both(0x87F0))), nan)
+            made.append(multiply(w, dtypes.bfloat16, bits, factor))
+        return made
+
+    return emit
 
 
 def e5m2_to_float16(w: Writer, words: Sequence[V]) -> list[V]:
@@ -271,7 +320,8 @@ def table(codes: Sequence[int], dest: DType) -> Emit:
 
 def pair_table(codes: Sequence[int], dest: DType) -> Emit:
     """Two-bit codes through tables of bytes: first the even elements, then the odd ones."""
-    planes = [int.from_bytes(bytes(code >> 8 * byte & 255 for code in codes), "little") for byte in range(dest.bits // 8)]
+    each = [bytes(code >> 8 * byte & 255 for code in codes) for byte in range(dest.bits // 8)]
+    planes = [int.from_bytes(entries, "little") for entries in each]
 
     def emit(w: Writer, words: Sequence[V]) -> list[V]:
         (word,) = words
@@ -334,9 +384,10 @@ def natural_integers(source: DType, dest: DType) -> Emit:
             """Return a word, the byte in it and the bit in that byte at which an element begins within the window."""
             word, bit = divmod(start, 32)
             for shift in (0, *(s for number, s in shifted if number == word and s), bit):
-                inside = (bit - shift) % 8
-                if 0 <= bit - shift <= 32 - bits and inside + bits <= mantissa and (inside + bits <= 8 or bit - shift < 24):
-                    return view(word, shift), (bit - shift) // 8, inside
+                byte, inside = divmod(bit - shift, 8)
+                whole = inside + bits <= 8 or byte < 3
+                if 0 <= bit - shift <= 32 - bits and inside + bits <= mantissa and whole:
+                    return view(word, shift), byte, inside
             raise AssertionError("the element's own bit is a shift that fits")
 
         made = []
@@ -357,5 +408,5 @@ def natural_integers(source: DType, dest: DType) -> Emit:
 __all__ = [
     "EXPONENT", "Emit", "bytes_to_bfloat16", "bytes_to_float16", "convert_nibbles", "convert_pairs", "e4m3_to_bfloat16",
     "e4m3_to_float16", "e5m2_to_float16", "float_bytes", "float_pattern", "floats", "integers", "narrow_to_int8",
-    "natural_integers", "pair_table", "table", "through_float16",
+    "natural_integers", "pair_table", "scaled_integers", "single_bits", "table", "through_float16",
 ]  # fmt: skip

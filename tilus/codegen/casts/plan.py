@@ -147,13 +147,12 @@ def _gather(wanted: set[int], free: set[tuple[int, int]]) -> tuple[Part, ...]:
     """Take free bits for all wanted positions, each time those of one shifted word that serve most."""
     parts = []
     while wanted:
-
-        def served(word: int, shift: int, wanted: set[int] = wanted) -> list[int]:
-            return [place for place in wanted if (word, place + shift) in free]
-
-        choices = {(word, bit - place) for word, bit in free for place in wanted}
-        word, shift = max(choices, key=lambda c: (len(served(*c)), c[1] == 0, -abs(c[1]), -c[0]))
-        places = served(word, shift)
+        served: dict[tuple[int, int], list[int]] = {}
+        for word, bit in sorted(free):
+            for place in sorted(wanted):
+                served.setdefault((word, bit - place), []).append(place)
+        word, shift = max(served, key=lambda c: (len(served[c]), c[1] == 0, -abs(c[1]), -c[0]))
+        places = served[word, shift]
         parts.append(Part(word, shift, sum(1 << place for place in places)))
         free -= {(word, place + shift) for place in places}
         wanted = wanted - set(places)

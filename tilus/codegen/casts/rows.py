@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from tilus import dtypes
 from tilus.codegen.casts import fast
 from tilus.codegen.casts.arrangement import Arrangement, element_order
 from tilus.codegen.casts.fast import Emit
-from tilus.codegen.casts.packed import EXPONENT, MANTISSA
+from tilus.codegen.casts.packed import BIAS, EXPONENT, MANTISSA
 from tilus.codegen.casts.plan import Plan, float_plan, integer_plan
 from tilus.codegen.target import Target
 from tilus.dtypes import DType, TableType
@@ -37,6 +37,8 @@ class FastCast:
         How the group must be stored; None is natural order.
     emit : callable
         From a writer and the words of a group to the destination's words, in natural order.
+    exponent : int
+        The results are the values divided by ``2**exponent``, for a caller that multiplies by a scale anyway.
     """
 
     name: str
@@ -48,6 +50,7 @@ class FastCast:
     cost: float
     arrangement: Arrangement | None
     emit: Emit
+    exponent: int = 0
 
 
 @lru_cache(maxsize=1024)
@@ -57,10 +60,15 @@ def fast_casts(source: DType, dest: DType) -> tuple[FastCast, ...]:
     return tuple(sorted(rows, key=lambda row: (row.cost, row.arrangement is not None, bool(row.feature) is False)))
 
 
-def best_cast(target: Target, source: DType, dest: DType, arrangement: Arrangement | None) -> FastCast | None:
-    """Return the cheapest packed cast for elements in natural order or in an arrangement."""
+def best_cast(
+    target: Target, source: DType, dest: DType, arrangement: Arrangement | None, scaled: bool = False
+) -> FastCast | None:
+    """Return the cheapest packed cast for elements in natural order or in an arrangement.
+
+    With `scaled` the results may be off by a power of two.
+    """
     for row in fast_casts(source, dest):
-        if row.arrangement == arrangement and target.has(row.feature):
+        if row.arrangement == arrangement and target.has(row.feature) and (scaled or not row.exponent):
             return row
     return None
 
@@ -92,29 +100,40 @@ def _rows(source: DType, dest: DType) -> Iterator[FastCast]:
         yield from _byte_rows(source, dest)
 
 
-def _planned(name: str, plan: Plan, source: DType, dest: DType, needs: str, work: float, emit: Emit) -> Iterator[FastCast]:
-    """The cast of a plan, and, where it moves whole elements, the one that reorders what comes out."""
-    arrangement = plan.arrangement()
+def _planned(name: str, plan: Plan, source: DType, dest: DType, needs: str, work: int, emit: Emit) -> FastCast:
+    """Return the cast of a plan whose slots take so many instructions each."""
     cost = work / 2 + plan.moves / plan.elements
-    yield FastCast(name, source, dest, needs, plan.elements, plan.words, cost, arrangement, emit)
+    return FastCast(name, source, dest, needs, plan.elements, plan.words, cost, plan.arrangement(), emit)
 
 
 def _integer_rows(source: DType, dest: DType, needs: str) -> Iterator[FastCast]:
+    brain = dest == dtypes.bfloat16
     if source.bits == 8:
-        make = fast.bytes_to_float16 if dest == dtypes.float16 else fast.bytes_to_bfloat16
-        cost = 1.0 if dest == dtypes.float16 else 1.5
-        flip = 0.25 if source.is_signed else 0.0
-        yield FastCast("magic number", source, dest, needs, 4, 1, cost + flip, None, make(source, False))
-        if source.is_signed:
-            inverted = Arrangement(8, tuple(range(32)), (0x80808080,))
-            yield FastCast("magic number", source, dest, needs, 4, 1, cost, inverted, make(source, True))
+        inverted = Arrangement(8, tuple(range(32)), (0x80808080,))
+        for flipped in (False, True) if source.is_signed else (False,):
+            cost = (1.5 if brain else 1.0) + (0.25 if source.is_signed and not flipped else 0.0)
+            stored = inverted if flipped else None
+            if not brain:
+                yield FastCast("magic number", source, dest, "", 4, 1, cost, stored, fast.bytes_to_float16(source, flipped))
+            for exponent in (0, 6) if brain else ():
+                emit = fast.bytes_to_bfloat16(source, flipped, exponent != 0)
+                cost -= 0.5 if exponent else 0.0
+                yield FastCast("subnormal number", source, dest, needs, 4, 1, cost, stored, emit, exponent)
+        return
+    if source.bits == 1:
+        plan = integer_plan(1, MANTISSA[dest] + 1)
+        yield _planned("bit times one", plan, source, dest, "", 2, fast.single_bits(plan, source, dest))
         return
     plan = integer_plan(source.bits, MANTISSA[dest])
-    yield from _planned("magic number", plan, source, dest, needs, 2, fast.integers(plan, source, dest))
-    if source.bits == 4 and dest == dtypes.bfloat16 or source.bits in (3, 5, 6, 7):
+    yield _planned("magic number", plan, source, dest, needs, 2, fast.integers(plan, source, dest))
+    if brain and source.bits == 4:
+        wider = integer_plan(source.bits, MANTISSA[dest] + 1)
+        emit = fast.scaled_integers(wider, source)
+        yield replace(_planned("subnormal number", wider, source, dest, needs, 2, emit), exponent=6)
+    if source.bits in (3, 5, 6, 7) or (brain and source.bits == 4):
         # Otherwise moving what comes out is as cheap.
         emit = fast.natural_integers(source, dest)
-        yield FastCast("magic number", source, dest, needs, plan.elements, plan.words, 2.0, None, emit)
+        yield FastCast("magic number", source, dest, needs, plan.elements, plan.words, 1.75, None, emit)
 
 
 def _float_rows(source: DType, dest: DType, needs: str) -> Iterator[FastCast]:
@@ -130,24 +149,31 @@ def _float_rows(source: DType, dest: DType, needs: str) -> Iterator[FastCast]:
             emit = fast.through_float16(fast.e5m2_to_float16)
             yield FastCast("upper byte, float32", source, dest, needs, 4, 1, 2.0, None, emit)
         return
+    exponent = BIAS[dest] - source.bias
     if source == dtypes.float8_e4m3:
         hardware = fast.convert_pairs("e4m3")
+        make = fast.e4m3_to_bfloat16
+        cost = 3.0
         if dest == dtypes.float16:
+            make, cost = fast.e4m3_to_float16, 2.75
             yield FastCast("cvt", source, dest, "cvt_fp8", 4, 1, 0.5, None, hardware)
-            yield FastCast("rescale", source, dest, "", 4, 1, 2.75, None, fast.e4m3_to_float16)
         else:
             yield FastCast("cvt, float32", source, dest, "cvt_fp8", 4, 1, 2.0, None, fast.through_float16(hardware))
-            yield FastCast("rescale", source, dest, needs, 4, 1, 3.0, None, fast.e4m3_to_bfloat16)
+        yield FastCast("rescale", source, dest, needs, 4, 1, cost, None, make(2.0**exponent))
+        yield FastCast("rescale", source, dest, "", 4, 1, cost - 0.5, None, make(1.0), exponent)
         return
     if source.has_nan or (same and source.mantissa_bits):
         return
     if source == dtypes.float4_e2m1 and dest == dtypes.float16:
         yield FastCast("cvt", source, dest, "cvt_fp4", 8, 1, 0.75, None, fast.convert_nibbles)
-    if source.bits == 8:
-        yield FastCast("rescale", source, dest, needs, 4, 1, 2.0, None, fast.float_bytes(source, dest))
     plan = float_plan(source.bits, fast.float_pattern(source, dest))
-    emit = fast.floats(plan, source, dest)
-    yield from _planned("rescale", plan, source, dest, needs, 1 if same else 2, emit)
+    for factor, left in ((2.0**exponent, 0), (1.0, exponent)) if exponent else ((1.0, 0),):
+        work, needed = (1, "") if factor == 1.0 else (2, needs)
+        if source.bits == 8:
+            emit = fast.float_bytes(source, dest, factor)
+            yield FastCast("rescale", source, dest, needed, 4, 1, 1 + work / 2, None, emit, left)
+        row = _planned("rescale", plan, source, dest, needed, work, fast.floats(plan, dest, factor))
+        yield replace(row, exponent=left)
 
 
 def _table_rows(source: DType, dest: DType) -> Iterator[FastCast]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import prod
 
 from tilus.codegen.casts import lookup
 from tilus.codegen.llvm_text import V, integer
@@ -12,7 +11,7 @@ from tilus.codegen.lower.scalar import constant
 from tilus.codegen.registers import Tile, elements_of, permute, tile_of
 from tilus.errors import LayoutConflict
 from tilus.ir import ops
-from tilus.layout import RegisterLayout
+from tilus.layout import LayoutError, RegisterLayout
 
 Index = tuple[int, ...]
 
@@ -107,37 +106,34 @@ def lower_reshape(ctx: Context, op: ops.Reshape) -> None:
     """Threads must hold the same elements, counted in row-major order, before and after."""
     tile = ctx.tile(op.x)
     layout = ctx.layout(op.result)
-    if row_major_threads(tile.layout) != row_major_threads(layout):
+    if not same_reshaped(tile.layout, layout):
         raise LayoutConflict(f"reshape of a tile in {tile.layout} does not give {layout}")
-    old, new = row_strides(tile.layout.shape), row_strides(layout.shape)
-
-    def number(layout: RegisterLayout, strides: Index, element: int) -> int:
-        return sum(i * s for i, s in zip(layout.element_index(element), strides, strict=True))
-
-    place = {number(tile.layout, old, e): e for e in range(tile.count)}
-    order = [place[number(layout, new, e)] for e in range(layout.elements)]
+    place = {row_major_number(tile.layout, tile.layout.element_index(e)): e for e in range(tile.count)}
+    order = [place[row_major_number(layout, layout.element_index(e))] for e in range(layout.elements)]
     ctx.values[op.result] = permute(ctx.w, tile, layout, order)
 
 
-def row_major_threads(layout: RegisterLayout) -> list[tuple[int, int]]:
-    """Return the prime digits of the thread number as (size, stride in row-major order), 0 for copies."""
-    strides = row_strides(layout.shape)
-    out: list[tuple[int, int]] = []
-    for d in reversed(layout.spatial_digits):
-        step = 0 if d.dim is None else d.stride * strides[d.dim]
-        size, factor = d.size, 2
-        while size > 1:
-            if size % factor:
-                factor += 1
-                continue
-            out.append((factor, step))
-            step, size = step * factor, size // factor
-    return out
+def same_reshaped(old: RegisterLayout, new: RegisterLayout) -> bool:
+    """Tell whether each thread holds the same elements of two shapes in row-major order."""
+    if old.threads != new.threads or old.elements != new.elements:
+        return False
+    try:
+        if old.reshape(new.shape).spatial_digits == new.spatial_digits:
+            return True
+    except LayoutError:
+        pass
+    return all(
+        row_major_number(old, old.thread_index(t)) == row_major_number(new, new.thread_index(t))
+        for t in range(old.threads)
+    )
 
 
-def row_strides(shape: Index) -> Index:
-    """Return the strides of a shape in row-major order."""
-    return tuple(prod(shape[i + 1 :]) for i in range(len(shape)))
+def row_major_number(layout: RegisterLayout, index: Index) -> int:
+    """Return the number of an index in row-major order."""
+    number = 0
+    for position, extent in zip(index, layout.shape, strict=True):
+        number = number * extent + position
+    return number
 
 
 @lowers(ops.SliceTile)

@@ -1,0 +1,22 @@
+"""Which target an op runs on."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+from tilus.codegen import Target, target, target_of_capability
+from tilus.runtime.simulate import default_target
+
+
+@lru_cache(maxsize=64)
+def _of_device(index: int) -> Target:
+    return target_of_capability(*torch.cuda.get_device_capability(index))
+
+
+def target_of(x: torch.Tensor) -> Target:
+    """Return the target of a tensor's device; for the CPU, the one that the simulator runs."""
+    if x.device.type == "cuda":
+        return _of_device(x.device.index if x.device.index is not None else torch.cuda.current_device())
+    return target(default_target())

@@ -1,0 +1,95 @@
+"""The kernel behind `matmul`: one source for all dtypes, operand orders and epilogues, and for every target.
+
+On sm_90a the compiler splits its pipelined loop into a TMA producer and wgmma consumers; elsewhere it becomes a
+multi-stage pipeline of asynchronous copies with ldmatrix and mma.
+"""
+
+from __future__ import annotations
+
+import tilus
+from tilus import Tensor, constexpr, float32
+
+
+@tilus.kernel
+def matmul_kernel(
+    a: Tensor["dtype", "a_batch a_rows a_columns"],
+    b: Tensor["b_dtype", "b_batch b_rows b_columns"],
+    c: Tensor["out_dtype", "batch m n"],
+    bias: Tensor["out_dtype", "bias_n"],
+    residual: Tensor["out_dtype", "residual_batch residual_m residual_n"],
+    a_scale: Tensor[float32, "scale_m"],
+    b_scale: Tensor[float32, "scale_n"],
+    alpha: float32,
+    beta: float32,
+    *,
+    dtype: constexpr,
+    b_dtype: constexpr,
+    out_dtype: constexpr,
+    acc_dtype: constexpr = float32,
+    a_turned: constexpr = False,
+    b_turned: constexpr = False,
+    batched_b: constexpr = False,
+    has_bias: constexpr = False,
+    has_residual: constexpr = False,
+    has_scales: constexpr = False,
+    activation: constexpr = "",
+    block_m: constexpr = 128,
+    block_n: constexpr = 128,
+    block_k: constexpr = 32,
+    stages: constexpr = 3,
+    warps: constexpr = 4,
+    group: constexpr = 8,
+):
+    """c = activation(alpha * a @ b + bias) + beta * residual; a turned operand is given as its transpose."""
+    m, n = c.shape[1], c.shape[2]
+    k = a.shape[1] if a_turned else a.shape[2]
+    tilus.grid(tilus.cdiv(m, block_m) * tilus.cdiv(n, block_n), c.shape[0], warps=warps)
+    # Blocks that run together work on `group` rows of tiles, so that they share operands in the cache.
+    rows, columns = tilus.cdiv(m, block_m), tilus.cdiv(n, block_n)
+    number, batch = tilus.block_id()[:2]
+    first = number // (group * columns) * group
+    height = tilus.min(rows - first, group)
+    within = number % (group * columns)
+    row = (first + within % height) * block_m
+    column = within // height * block_n
+    b_index = batch if batched_b else 0
+    acc = tilus.zeros((block_m, block_n), acc_dtype)
+    for k0 in tilus.pipeline(range(0, k, block_k), stages=stages):
+        if a_turned:
+            sa = tilus.shared(dtype, (block_k, block_m))
+            tilus.copy_async(sa, a, (batch, k0, row))
+            left = tilus.load(sa.transpose())
+        else:
+            sa = tilus.shared(dtype, (block_m, block_k))
+            tilus.copy_async(sa, a, (batch, row, k0))
+            left = tilus.load(sa)
+        if b_turned:
+            sb = tilus.shared(b_dtype, (block_n, block_k))
+            tilus.copy_async(sb, b, (b_index, column, k0))
+            right = tilus.load(sb.transpose())
+        else:
+            sb = tilus.shared(b_dtype, (block_k, block_n))
+            tilus.copy_async(sb, b, (b_index, k0, column))
+            right = tilus.load(sb)
+        acc = tilus.dot(left, right, acc)
+    out = tilus.cast(acc, float32) * alpha
+    if has_scales:
+        out = out * tilus.load(a_scale, row, block_m)[:, None] * tilus.load(b_scale, column, block_n)[None, :]
+    if has_bias:
+        out = out + tilus.cast(tilus.load(bias, column, block_n), float32)[None, :]
+    out = activate(out, activation)
+    if has_residual:
+        out = out + tilus.cast(tilus.load(residual, (batch, row, column), (block_m, block_n)), float32) * beta
+    tilus.store(c, tilus.cast(out, out_dtype), (batch, row, column))
+
+
+@tilus.inline
+def activate(x, activation):
+    """Apply an activation by name."""
+    if activation == "relu":
+        return tilus.maximum(x, 0.0)
+    if activation == "gelu":
+        return 0.5 * x * (1.0 + tilus.erf(x * 0.7071067811865476))
+    if activation == "silu":
+        return x / (1.0 + tilus.exp(-x))
+    return x
