@@ -61,9 +61,10 @@ def main(m: int = 100, n: int = 136, k: int = 96) -> None:
     print(f"matmul_shared: {m} x {k} x {n} on {device}, error {error:.1e} (allowed {allowed:.1e})")
 
     counters = matmul_shared.simulate(a.cpu(), b.cpu(), c.cpu()).counters
-    print(f"  ldmatrix           {counters['instructions_by_kind']['ldmatrix']}")
-    print(f"  shared wavefronts  {counters['shared_wavefronts']} (fewest {counters['shared_wavefronts_ideal']})")
-    print(f"  barrier waits      {counters['barrier_waits']}, by one warp each")
+    kinds = counters["instructions_by_kind"]
+    print(f"  shared memory  {counters['shared_requests']} requests (ldmatrix: {kinds['ldmatrix']})")
+    print(f"  wavefronts     {counters['shared_wavefronts']} (fewest {counters['shared_wavefronts_ideal']})")
+    print(f"  barrier waits  {counters['barrier_waits']}, of one warp each")
 
 
 if __name__ == "__main__":

@@ -188,7 +188,7 @@ BODIES = {
     "warps_break": "for j in range(i):\n    with tilus.warps(0, 2):\n        break",
     "warps_value": "x = 0\nwith tilus.warps(0, 2):\n    x = 1\ny = x + 1",
     "warps_too_many": "with tilus.warps(2, 4):\n    pass",
-    "warps_nested": "with tilus.warps(0, 2):\n    with tilus.warps(0, 1):\n        pass",
+    "warps_nested": "with tilus.warps(0, 2):\n    with tilus.warps(1, 2):\n        pass",
     "carried_type": "x = 0\nfor j in range(i):\n    x = x + 0.5\ny = x",
     "carried_dtype": "x = tile\nfor j in range(i):\n    x = x * f\ny = x",
     "carried_shape": "x = wide\nwhile i > 0:\n    x = x[0:8]\ny = x",

@@ -19,7 +19,7 @@ def pipeline_passes(selector: Selector) -> list[Pass]:
         Pass("specialise-warps", lambda kernel: specialise_warps(kernel, selector)),
         Pass("pipeline-loops", pipeline_loops),
         Pass("canonicalise-again", canonicalise),
-        Pass("infer-layouts", lambda kernel: infer_layouts(kernel, selector)),
+        Pass("infer-layouts", lambda kernel: infer_layouts(kernel, selector), layouts=True),
         Pass("plan-shared-memory", lambda kernel: plan_shared_memory(kernel, selector)),
         Pass("place-barriers", place_barriers),
     ]

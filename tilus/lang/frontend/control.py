@@ -369,9 +369,13 @@ def leave_loop(t: Tracer, word: str) -> Flow:
 def warp_group(t: Tracer, node: ast.With, group: WarpsContext) -> Flow:
     """Trace `with tilus.warps(first, count):`."""
     if t.warp_groups:
-        raise SyntaxNotSupported(
-            "groups of warps do not nest", hint="one `with tilus.warps(...)` after the other"
-        )
+        first, count = t.warp_groups[-1]
+        if not first <= group.first <= group.first + group.count <= first + count:
+            raise TypeMismatch(
+                f"warps {group.first} to {group.first + group.count - 1} are not among warps {first} to "
+                f"{first + count - 1}, which the code around is for",
+                hint="warps of the group around, or one `with tilus.warps(...)` after the other",
+            )
     if group.first + group.count > t.warps:
         raise TypeMismatch(
             f"warps {group.first} to {group.first + group.count - 1} of a thread block of {t.warps} warps",
