@@ -1,8 +1,8 @@
 """Layer normalisation of the rows of a matrix, with weight and bias.
 
-Each block normalises a few rows that it holds in registers: the mean, then the variance of what is left after the mean
-was taken away. (The mean of the squares minus the square of the mean needs one pass less over the tile, which costs
-nothing in registers, and loses all digits where the mean is large.)
+Each block normalises a few rows that it holds in registers: the mean, then the variance of what is left after
+the mean was taken away. (The mean of the squares minus the square of the mean needs one pass less over the
+tile, which costs nothing in registers, and loses all digits where the mean is large.)
 
 Run it with ``python examples/layer_norm.py``. Without a GPU the same PTX runs on the simulator.
 """
@@ -38,8 +38,8 @@ def layer_norm(
     centred = tilus.where(inside, tile - mean, 0.0)
     variance = tilus.sum(centred * centred, axis=1, keepdims=True) / columns
     normal = centred * tilus.rsqrt(variance + epsilon)
-    # A tile of one dimension is broadcast over the rows, as in NumPy. Its layout follows from the large tile's, so each
-    # thread loads just the weights of its own columns.
+    # A tile of one dimension is broadcast over the rows, as in NumPy. Its layout follows from the large
+    # tile's, so each thread loads just the weights of its own columns.
     w = tilus.cast(tilus.load(weight, 0, width), float32)
     b = tilus.cast(tilus.load(bias, 0, width), float32)
     tilus.store(out, tilus.cast(normal * w + b, dtype), (row, 0))
@@ -60,7 +60,9 @@ def main(shapes: tuple[tuple[int, int], ...] = ((9, 768), (5, 333))) -> None:
             torch_error = torch.nn.functional.layer_norm(x, (columns,), weight, bias).double() - exact
             error, allowed = (out.double() - exact).abs().max().item(), 2 * torch_error.abs().max().item()
             assert error <= allowed, f"off by {error:.1e}, allowed {allowed:.1e}"
-            print(f"layer_norm: {rows} x {columns} {dtype} on {device}, error {error:.1e} (allowed {allowed:.1e})")
+            print(
+                f"layer_norm: {rows} x {columns} {dtype} on {device}, error {error:.1e} (allowed {allowed:.1e})"
+            )
 
     x, weight, bias, out = torch.randn(8, 1024), torch.randn(1024), torch.randn(1024), torch.empty(8, 1024)
     counters = layer_norm.simulate(x, weight, bias, out).counters

@@ -1,8 +1,8 @@
 """Softmax of the rows of a matrix, in two ways: a row that fits into a block's registers, and a row of any length.
 
-Softmax is bound by memory: what counts is how often a row is read. With the row in registers it is read once. A long
-row is read twice by the *online* form, which carries the maximum and the sum of what it has seen, and rescales the sum
-whenever the maximum grows (Milakov and Gimelshein, 2018).
+Softmax is bound by memory: what counts is how often a row is read. With the row in registers it is read once.
+A long row is read twice by the *online* form, which carries the maximum and the sum of what it has seen, and
+rescales the sum whenever the maximum grows (Milakov and Gimelshein, 2018).
 
 Run it with ``python examples/softmax.py``. Without a GPU the same PTX runs on the simulator.
 """
@@ -26,15 +26,16 @@ def softmax(
     block_rows: constexpr = 4,
     width: constexpr = 1024,
 ):
-    """One tile holds `block_rows` whole rows: `columns` is at most `width`."""
-    rows, columns = x.shape
+    """One tile holds `block_rows` whole rows, so a row has at most `width` columns."""
+    rows = x.shape[0]
     tilus.grid(tilus.cdiv(rows, block_rows), warps=4)
     row = tilus.block_id() * block_rows
-    # What lies outside of the tensor is `other`: minus infinity adds nothing to a maximum, and its exponential is 0. So
-    # a ragged last column needs no mask, and the last rows, which are outside altogether, are never stored.
+    # What lies outside of the tensor is `other`: minus infinity adds nothing to a maximum, and its
+    # exponential is 0. So a ragged last column needs no mask, and the last rows, which are outside
+    # altogether, are never stored.
     tile = tilus.cast(tilus.load(x, (row, 0), (block_rows, width), other=float("-inf")), float32)
-    # Reductions run within a thread first, then by shuffles in a warp, and across warps through shared memory; which of
-    # these are needed follows from the tile's layout.
+    # Reductions run within a thread first, then by shuffles in a warp, and across warps through shared
+    # memory; which of these are needed follows from the tile's layout.
     largest = tilus.max(tile, axis=1, keepdims=True)
     # exp(x - max) is at most 1, so nothing overflows. The hardware has powers of two only.
     numerator = tilus.exp2((tile - largest) * LOG2_E)

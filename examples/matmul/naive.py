@@ -1,11 +1,12 @@
 """Matrix multiplication, step 1: tensor cores fed from global memory.
 
-    python examples/matmul/naive.py
+python examples/matmul/naive.py
 
-`dot` multiplies tiles on tensor cores, which take their operands in a layout of their own (which thread holds which
-element; see `docs/layouts.md`). In that layout a thread's elements do not lie together in memory. So the compiler loads
-each tile with 16 bytes for each thread, and then exchanges it among the threads through shared memory: you wrote neither,
-and the counters show both. The exchange costs two barriers for each tile, and the tensor cores wait while it lasts.
+`dot` multiplies tiles on tensor cores, which take their operands in a layout of their own (which thread holds
+which element; see `docs/layouts.md`). In that layout a thread's elements do not lie together in memory. So
+the compiler loads each tile with 16 bytes for each thread, and then exchanges it among the threads through
+shared memory: you wrote neither, and the counters show both. The exchange costs two barriers for each tile,
+and the tensor cores wait while it lasts.
 """
 
 from __future__ import annotations
@@ -51,15 +52,21 @@ def main(m: int = 100, n: int = 136, k: int = 96) -> None:
     matmul_naive(a, b, c)
 
     exact = a.double() @ b.double()
-    # Sums are kept in float32 and rounded once, so the error is that of the last rounding: what torch has too.
-    error, allowed = (c.double() - exact).abs().max().item(), 2 * ((a @ b).double() - exact).abs().max().item()
+    # Sums are kept in float32 and rounded once, so the error is that of the last rounding: what torch has
+    # too.
+    error, allowed = (
+        (c.double() - exact).abs().max().item(),
+        2 * ((a @ b).double() - exact).abs().max().item(),
+    )
     assert error <= allowed, f"off by {error:.1e}, allowed {allowed:.1e}"
     print(f"matmul_naive: {m} x {k} x {n} on {device}, error {error:.1e} (allowed {allowed:.1e})")
 
     counters = matmul_naive.simulate(a.cpu(), b.cpu(), c.cpu()).counters
     print(f"  load requests  {counters['global_load_requests']}")
     print(f"  bytes asked    {counters['global_bytes_read']}; the matrices have {2 * (m * k + k * n)}")
-    print(f"  shared memory  {counters['shared_requests']} requests, {counters['barrier_waits']} barrier waits")
+    print(
+        f"  shared memory  {counters['shared_requests']} requests, {counters['barrier_waits']} barrier waits"
+    )
     print(f"  tensor cores   {counters['tensor_core_instructions']}")
 
 

@@ -1,15 +1,16 @@
 """Matrix multiplication, step 3: asynchronous copies that run ahead.
 
-    python examples/matmul/pipelined.py
+python examples/matmul/pipelined.py
 
-In step 2 the tensor cores wait for memory, then memory waits for the tensor cores. `copy_async` (cp.async in PTX) copies
-from global to shared memory without passing through registers, and without waiting: while tile i is multiplied, tiles
-i + 1 and i + 2 are on their way. `tilus.pipeline` turns a loop that copies and computes into that; below it stands the
-same kernel with all its parts written by hand.
+In step 2 the tensor cores wait for memory, then memory waits for the tensor cores. `copy_async` (cp.async in
+PTX) copies from global to shared memory without passing through registers, and without waiting: while tile i
+is multiplied, tiles i + 1 and i + 2 are on their way. `tilus.pipeline` turns a loop that copies and computes
+into that; below it stands the same kernel with all its parts written by hand.
 
-Asynchronous copies that are read too early work on most days. Here the compiler follows which copies may be unfinished at
-each read and refuses the kernel: `main` shows what it says. (What it cannot see, such as copies in PTX of your own, the
-simulator finds, because it delivers copies as late as the waits in the program allow.)
+Asynchronous copies that are read too early work on most days. Here the compiler follows which copies may be
+unfinished at each read and refuses the kernel: `main` shows what it says. (What it cannot see, such as copies
+in PTX of your own, the simulator finds, because it delivers copies as late as the waits in the program
+allow.)
 """
 
 from __future__ import annotations
@@ -76,8 +77,8 @@ def matmul_by_hand(
         # At most `stages - 2` groups of copies may be unfinished: the oldest, which is read now, is complete.
         tilus.copy_async_wait(stages - 2 if pending is None else pending)
         tilus.sync()
-        # Start the copy into the stage that was read in the last iteration, then compute. Past the end of k there is
-        # nothing inside of the matrices, so zeros arrive that nobody reads.
+        # Start the copy into the stage that was read in the last iteration, then compute. Past the end of k
+        # there is nothing inside of the matrices, so zeros arrive that nobody reads.
         ahead = i + stages - 1
         tilus.copy_async(shared_a[ahead % stages], a, (row, ahead * block_k))
         tilus.copy_async(shared_b[ahead % stages], b, (ahead * block_k, column))

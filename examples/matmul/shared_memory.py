@@ -1,14 +1,15 @@
 """Matrix multiplication, step 2: tiles in shared memory.
 
-    python examples/matmul/shared_memory.py
+python examples/matmul/shared_memory.py
 
-In step 1 the compiler had to bring each tile from the layout in which global memory is read well into the layout of the
-tensor cores, and did it through shared memory. Here the kernel says so itself: `shared` makes a tensor in shared memory,
-`store` and `load` move tiles in and out. Now each tile is written once, and read by each warp as often as it needs it,
-with `ldmatrix`, which hands a row of 16 bytes to the four threads that want it.
+In step 1 the compiler had to bring each tile from the layout in which global memory is read well into the
+layout of the tensor cores, and did it through shared memory. Here the kernel says so itself: `shared` makes a
+tensor in shared memory, `store` and `load` move tiles in and out. Now each tile is written once, and read by
+each warp as often as it needs it, with `ldmatrix`, which hands a row of 16 bytes to the four threads that
+want it.
 
-There is no `sync` in this kernel, although there could be: the compiler knows who reads and writes what, and places the
-barriers that are missing (`TILUS_DUMP=folder` shows where and why).
+There is no `sync` in this kernel, although there could be: the compiler knows who reads and writes what, and
+places the barriers that are missing (`TILUS_DUMP=folder` shows where and why).
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ def matmul_shared(
     for k0 in range(0, k, block_k):
         tilus.store(shared_a, tilus.load(a, (row, k0), (block_m, block_k)))
         tilus.store(shared_b, tilus.load(b, (k0, column), (block_k, block_n)))
-        # Between these lines: a barrier, so that all has been written, and one after the dot, so that all has been read
-        # before the next tiles come.
+        # Between these lines: a barrier, so that all has been written, and one after the dot, so that all has
+        # been read before the next tiles come.
         acc = tilus.dot(tilus.load(shared_a), tilus.load(shared_b), acc)
     tilus.store(c, tilus.cast(acc, float16), (row, column))
 
@@ -56,7 +57,10 @@ def main(m: int = 100, n: int = 136, k: int = 96) -> None:
     matmul_shared(a, b, c)
 
     exact = a.double() @ b.double()
-    error, allowed = (c.double() - exact).abs().max().item(), 2 * ((a @ b).double() - exact).abs().max().item()
+    error, allowed = (
+        (c.double() - exact).abs().max().item(),
+        2 * ((a @ b).double() - exact).abs().max().item(),
+    )
     assert error <= allowed, f"off by {error:.1e}, allowed {allowed:.1e}"
     print(f"matmul_shared: {m} x {k} x {n} on {device}, error {error:.1e} (allowed {allowed:.1e})")
 

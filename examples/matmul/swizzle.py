@@ -1,24 +1,26 @@
 """Matrix multiplication, step 4: layouts said out loud, and bank conflicts counted.
 
-    python examples/matmul/swizzle.py
+python examples/matmul/swizzle.py
 
-Until here the compiler chose all layouts. This kernel takes them as parameters, so that you can see what they do.
+Until here the compiler chose all layouts. This kernel takes them as parameters, so that you can see what they
+do.
 
-**Registers.** `mma.m16n8k16` wants its operands spread over the 32 lanes of a warp as the PTX ISA says. In the layout
-algebra (`a * b` puts a tile of `b` in the place of each element of `a`; `x.spatial(...)` is `x * spatial(...)`):
+**Registers.** `mma.m16n8k16` wants its operands spread over the 32 lanes of a warp as the PTX ISA says. In
+the layout algebra (`a * b` puts a tile of `b` in the place of each element of `a`; `x.spatial(...)` is `x *
+spatial(...)`):
 
-- its result, 16 x 8: `local(2, 1).spatial(8, 4).local(1, 2)`: 8 rows of 4 threads with 2 neighbouring elements each, and
-  that twice, one below the other;
+- its result, 16 x 8: `local(2, 1).spatial(8, 4).local(1, 2)`: 8 rows of 4 threads with 2 neighbouring
+  elements each, and that twice, one below the other;
 - its first operand, 16 x 16: `column_local(2, 2).spatial(8, 4).local(1, 2)`;
 - its second operand, 16 x 8: `local(2, 1).column_spatial(4, 8).local(2, 1)`.
 
-Around these stand the repetitions in each warp, and around those the warps: 2 x 2, where the warps of a row hold the same
-part of the first operand (`replicated`).
+Around these stand the repetitions in each warp, and around those the warps: 2 x 2, where the warps of a row
+hold the same part of the first operand (`replicated`).
 
-**Shared memory.** A warp reads rows of 16 bytes with `ldmatrix`, 8 rows at once. Shared memory has 32 banks of 4 bytes,
-so 8 rows go at once only if they start in 8 different groups of 4 banks. In a plain row-major tile whose rows are 128
-bytes, all rows start in the same bank, and each read takes 8 turns. Padding the rows helps, and takes memory. A swizzle
-helps for nothing: it permutes the 16-byte pieces of row r by XOR with r.
+**Shared memory.** A warp reads rows of 16 bytes with `ldmatrix`, 8 rows at once. Shared memory has 32 banks
+of 4 bytes, so 8 rows go at once only if they start in 8 different groups of 4 banks. In a plain row-major
+tile whose rows are 128 bytes, all rows start in the same bank, and each read takes 8 turns. Padding the rows
+helps, and takes memory. A swizzle helps for nothing: it permutes the 16-byte pieces of row r by XOR with r.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def trace(function: Callable[..., Any], *args: Any, **constexprs: Any) -> Kernel
     """Trace a kernel for arguments."""
     source = KernelSource(function)
     kernel = source.trace(constexprs, specialise(source, args, constexprs))
-    verify(kernel)
+    verify(kernel, wishes=True)
     return kernel
 
 

@@ -121,6 +121,30 @@ def test_the_first_operand_from_registers(dtype):
     torch.testing.assert_close(c.double(), a.double() @ b.double().t(), rtol=0, atol=64 * 2.0**-20)
 
 
+@tilus.kernel
+def without_barriers(a: Tensor[float16, "m k"], b: Tensor[float16, "n k"], c: Tensor[float32, "m n"]):
+    """The same with no word of fences and barriers."""
+    tilus.grid(1, warps=4)
+    sa, sb = tilus.shared(float16, (64, 64)), tilus.shared(float16, (32, 64))
+    sc = tilus.shared(float32, (64, 32))
+    tilus.store(sa, tilus.load(a, (0, 0), (64, 64)))
+    tilus.store(sb, tilus.load(b, (0, 0), (32, 64)))
+    acc = tilus.dot_wait(tilus.dot_async(sa, sb.transpose()))
+    tilus.store(sc, acc)
+    tilus.store_bulk(c, sc, (0, 0))
+    tilus.bulk_commit()
+    tilus.bulk_wait(0, read=False)
+
+
+def test_fences_and_barriers_are_placed_before_what_reads_through_the_async_proxy():
+    a, b = operands(64, 32, 64)
+    c = torch.zeros(64, 32)
+    without_barriers.simulate(a, b, c, target=TARGET).raise_if_hazards()
+    torch.testing.assert_close(c.double(), a.double() @ b.double().t(), rtol=0, atol=64 * 2.0**-20)
+    ptx = without_barriers.compile(a, b, c, target=TARGET).ptx
+    assert ptx.count("fence.proxy.async") == 2
+
+
 def test_a_missing_proxy_fence_is_reported():
     a, b = operands(64, 32, 64)
     c = torch.zeros(64, 32)

@@ -334,3 +334,11 @@ def test_operations_refuse_what_they_cannot_take(body: str, message: str):
     with pytest.raises(ParseError) as caught:
         make(body, "%a: global<f16, [m:1], [1]>, %x: i32, %y: f32, %p: ptr<f16>")
     assert message in caught.value.message
+
+
+def test_before_layout_inference_layouts_are_wishes_that_need_not_agree():
+    a, b = tile(spatial(32)), tile(spatial(16) * local(2))
+    kernel = with_body(a, b, ops.Binary("add", a.result, b.result))
+    with pytest.raises(InvalidIR):
+        verify(kernel)
+    verify(kernel, wishes=True)

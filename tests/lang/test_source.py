@@ -27,6 +27,7 @@ from tilus.lang import (
     int64,
     uint4,
 )
+from tilus.lang.fingerprint import Fingerprint
 
 
 def documented(

@@ -72,6 +72,19 @@ def new_axes(x, y):
 
 
 @tilus.inline
+def many_axes(x, y):
+    cube = x[None, :, None, 1:15]
+    return (cube[0, 2:5, 0, :] + y[None, None][0, 0, 3:6, 2:])[:, 4, None]
+
+
+@tilus.inline
+def two_names(x, y):
+    first = second = x + 1.0
+    second += y
+    return first * second
+
+
+@tilus.inline
 def transposes(x, y):
     return x.T + y.transpose((1, 0))
 
@@ -187,6 +200,8 @@ def reference(name: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         "ellipsis": lambda: x[..., 3] + y[..., -1],
         "integer_index": lambda: x[3, 5] * y[-1, -2],
         "new_axes": lambda: (x[None, 0, None, :] + y[1])[0],
+        "many_axes": lambda: (x[2:5, 1:15] + y[3:6, 2:])[:, 4, None],
+        "two_names": lambda: (x + 1) * (x + 1 + y),
         "transposes": lambda: x.T + y.T,
         "reshapes": lambda: x.reshape(N, M) + y.reshape(-1, M),
         "choices": lambda: np.where((x > 0) & ~(y > 0.5) | (x == y), x, np.where(x < y, 1, y)),
@@ -213,7 +228,7 @@ def reference(name: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 FUNCTIONS = [
-    arithmetic, literals, broadcasting, slices, ellipsis, integer_index, new_axes, transposes, reshapes, choices, sums,
+    arithmetic, literals, broadcasting, slices, ellipsis, integer_index, new_axes, many_axes, two_names, transposes, reshapes, choices, sums,
     total, row_extremes, larger, positions, questions, scans, joined, index_tiles, made, functions_of_floats,
     roundings, base_two, mixed_scalars,
 ]  # fmt: skip

@@ -68,6 +68,8 @@ def run(options: argparse.Namespace) -> int:
     except OSError as error:
         raise UsageError(f"{options.output} cannot be written to: {error.strerror or error}") from None
     print(table(package))
+    for note in package.notes:
+        print(note)
     print(f"\n{len(paths)} files in {options.output}:")
     print("  " + " ".join(path.name for path in paths))
     return 0

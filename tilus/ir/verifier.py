@@ -39,7 +39,7 @@ HOST = (
 )  # fmt: skip
 
 
-def verify(kernel: Kernel, layouts: bool = False) -> None:
+def verify(kernel: Kernel, layouts: bool = False, *, wishes: bool = False) -> None:
     """Raise an InvalidIR, with the location of the operation at fault, if the kernel is not well-formed.
 
     Parameters
@@ -48,8 +48,10 @@ def verify(kernel: Kernel, layouts: bool = False) -> None:
         What to check.
     layouts : bool
         Require a layout of each register tile, as after layout inference.
+    wishes : bool
+        Layouts in registers are what the user wants, as before layout inference: they need not agree with one another.
     """
-    _Verifier(kernel, layouts).run()
+    _Verifier(kernel, layouts, wishes).run()
 
 
 def agree(a: Type, b: Type) -> bool:
@@ -89,9 +91,9 @@ class _Context:
 
 
 class _Verifier:
-    def __init__(self, kernel: Kernel, layouts: bool) -> None:
+    def __init__(self, kernel: Kernel, layouts: bool, wishes: bool = False) -> None:
         self.kernel = kernel
-        self.layouts = layouts
+        self.layouts, self.wishes = layouts, wishes
         # Each value in scope, with the number of the warp group that defined it.
         self.scope: dict[Value, int] = {}
         self.defined: set[Value] = set()
@@ -133,7 +135,7 @@ class _Verifier:
         if len(region.args) != len(args):
             raise InvalidIR(f"the body of {what} has {len(region.args)} arguments, not {len(args)}", loc)
         for argument, type in zip(region.args, args, strict=True):
-            if not flows(type, argument.type):
+            if not self.flows(type, argument.type):
                 raise InvalidIR(f"an argument of {what} is {argument.type}, but takes {type}", loc)
         if not region.ops or not isinstance(region.terminator, ends):
             names = " or ".join(end.opcode for end in ends)
@@ -174,7 +176,7 @@ class _Verifier:
         if isinstance(type, RegisterType):
             if self.layouts and type.layout is None:
                 raise InvalidIR(f"no layout for the tile {type}", loc)
-            if type.layout is not None and type.layout.threads != 32 * context.count:
+            if type.layout is not None and not self.wishes and type.layout.threads != 32 * context.count:
                 raise InvalidIR(
                     f"the tile {type} is spread over {type.layout.threads} threads in a group of {32 * context.count}",
                     loc,
@@ -189,7 +191,7 @@ class _Verifier:
         if self.host and not isinstance(operation, HOST):
             raise InvalidIR(f"the host cannot compute {operation.opcode} in the grid", loc)
         self.results(operation)
-        if isinstance(operation, ONE_LAYOUT):
+        if isinstance(operation, ONE_LAYOUT) and not self.wishes:
             self.one_layout(operation)
         if operation.terminator:
             self.terminator(operation, context)
@@ -223,10 +225,14 @@ class _Verifier:
                 f"{operation.opcode} has {len(operation.results)} results, not {len(types)}", operation.loc
             )
         for value, type in zip(operation.results, types, strict=True):
-            if value.type is not type and not flows(type, value.type):
+            if value.type is not type and not self.flows(type, value.type):
                 raise InvalidIR(
                     f"{operation.opcode} gives {type}, but its result is {value.type}", operation.loc
                 )
+
+    def flows(self, source: Type, target: Type) -> bool:
+        """Tell whether a value of one type may become one of another."""
+        return flows(strip(source), strip(target)) if self.wishes else flows(source, target)
 
     def one_layout(self, operation: Operation) -> None:
         seen: Value | None = None
@@ -254,7 +260,7 @@ class _Verifier:
                 f"{operation.opcode} hands on {len(values)} values, not {len(expected)}", operation.loc
             )
         for value, type in zip(values, expected, strict=True):
-            if not flows(value.type, type):
+            if not self.flows(value.type, type):
                 raise InvalidIR(
                     f"{operation.opcode} hands on {value.type} where {type} is carried", operation.loc
                 )

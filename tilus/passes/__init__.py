@@ -78,7 +78,7 @@ def _finish(name: str, number: int, kernel: Kernel, layouts: bool, check: bool, 
         (folder / f"{number:02}-{file}.ir").write_text(text, encoding="utf-8", newline="\n")
     if check:
         try:
-            verify(kernel, layouts)
+            verify(kernel, layouts, wishes=not layouts)
         except InvalidIR as error:
             where = "the input" if number == 0 else f"pass {name}"
             raise InvalidIR(f"after {where}: {error.message}", error.location, error.hint) from error

@@ -5,7 +5,8 @@ with one of them gets a barrier before it. Loops are walked until nothing change
 writes from the wait that covers them; reading or overwriting their target before is an error where it is certain.
 Accesses to different stages of one buffer, `(index + a) % n` and `(index + b) % n`, do not conflict.
 
-Nothing is placed between warp groups: there the user says what he means with barriers.
+Nothing is placed between warp groups: there the user says what he means with barriers. Where wgmma or a bulk
+store reads what threads wrote, a proxy fence stands before the barrier.
 """
 
 from __future__ import annotations
@@ -51,13 +52,22 @@ class Access:
     write: bool
     buffer: Value | None
     what: str
+    proxy: str = "generic"
+    group: tuple[int, ...] = ()
 
     def conflicts(self, other: Access) -> bool:
-        """Tell whether two accesses of different threads must be ordered."""
+        """Tell whether two accesses of different threads must be ordered.
+
+        Those of two warp groups beside each other are the user's to order.
+        """
+        shorter, longer = sorted((self.group, other.group), key=len)
+        if longer[: len(shorter)] != shorter:
+            return False
         if not (self.write or other.write) or self.high <= other.low or other.high <= self.low:
             return False
-        same = self.buffer is other.buffer and self.stage is not None and other.stage is not None
-        return not (same and self.stage.differs(other.stage))  # type: ignore[union-attr]
+        if self.buffer is other.buffer and self.stage is not None and other.stage is not None:
+            return not self.stage.differs(other.stage)
+        return True
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,7 @@ def place_barriers(kernel: Kernel) -> Kernel:
             continue
     if not analysis.wanted:
         return kernel
-    placed = Insert(analysis.wanted).run(kernel)
+    placed = Insert(analysis.wanted, analysis.fences).run(kernel)
     return replace(placed, notes=kernel.notes + tuple(sorted(set(analysis.report.values()))))
 
 
@@ -106,6 +116,8 @@ class Analysis:
         self.threads = kernel.threads
         self.loops: list[list[State]] = []
         self.branches: list[tuple[Operation, State]] = []
+        self.group: tuple[int, ...] = ()
+        self.fences: set[int] = set()
         self._index(kernel.body)
 
     def _index(self, region: Region) -> None:
@@ -159,25 +171,30 @@ class Analysis:
 
     def start(self) -> None:
         """Walk the kernel from its beginning; raises _Again where a barrier was added."""
-        self.loops, self.branches, self.threads = [], [], self.kernel.threads
+        self.loops, self.branches, self.threads, self.group = [], [], self.kernel.threads, ()
         self.region(self.kernel.body, State())
 
     # Effects.
 
     def accesses(self, op: Operation) -> list[Access]:
-        """Return the synchronous accesses to shared memory of an operation."""
+        """Return the accesses to shared memory of an operation that barriers order.
+
+        Bulk copies into shared memory are not among them: mbarriers say when they arrive.
+        """
         out = []
         for effect in op.effects():
-            if effect.space != "shared" or effect.kind == "sync" or effect.proxy != "generic":
+            if effect.space != "shared" or effect.kind == "sync" or effect.value not in self.place:
                 continue
-            if effect.value is not None and effect.value in self.place:
-                out.append(self.access(effect.value, effect.kind == "write", op.opcode))
+            if effect.proxy == "generic" or (effect.proxy == "async" and effect.kind == "read"):
+                assert effect.value is not None
+                made = self.access(effect.value, effect.kind == "write", op.opcode)
+                out.append(replace(made, proxy=effect.proxy))
         return out
 
     def access(self, tensor: Value, write: bool, what: str) -> Access:
         """Return an access to a whole shared tensor."""
         low, high, root, stage = self.place[tensor]
-        return Access(low, high, stage, write, root, what)
+        return Access(low, high, stage, write, root, what, group=self.group)
 
     def region(self, region: Region, state: State) -> State | None:
         """Walk a region; return the state after it, or None if its end is not reached."""
@@ -218,9 +235,12 @@ class Analysis:
             return reached[0] if len(reached) == 1 else reached[0].join(reached[1])
         if isinstance(op, ops.WarpGroup):
             threads, self.threads = self.threads, 32 * op.count
-            branches, self.branches = self.branches, []
+            self.branches.append((op, state))
+            self.group = (*self.group, id(op))
             inner = self.region(op.body, state)
-            self.threads, self.branches = threads, branches
+            self.group = self.group[:-1]
+            self.branches.pop()
+            self.threads = threads
             return state if inner is None else state.join(inner)
         if isinstance(op, (ops.Break, ops.Continue)):
             if self.loops:
@@ -232,7 +252,7 @@ class Analysis:
         if scratch:
             # The exchange begins and ends its writes with barriers of its own, then reads.
             low = op.scratch if isinstance(op, (ops.ConvertLayout, ops.Reduce, ops.Scan)) and op.scratch else 0
-            made = Access(low, low + scratch, None, False, None, op.opcode)
+            made = Access(low, low + scratch, None, False, None, op.opcode, group=self.group)
             return State(frozenset({made}), state.flying)
         found = self.accesses(op)
         if found:
@@ -257,6 +277,9 @@ class Analysis:
                     # Before the outermost branch that is enough, so that both ways share the barrier.
                     place = next((branch for branch, entry in self.branches if earlier in entry.accesses), op)
                     self.wanted[id(place)] = reason
+                    if access.proxy == "async" and earlier.write:
+                        # What threads wrote is read through another proxy.
+                        self.fences.add(id(place))
                     where = f" at line {op.loc.line}" if op.loc is not None else ""
                     self.report[id(place)] = f"barrier{where}: {reason} of the same shared memory"
                     raise _Again
@@ -265,7 +288,10 @@ class Analysis:
     def _loop(self, op: Operation, body: Region, state: State, may_skip: bool) -> State:
         entry = state
         leaving = state if may_skip else None
-        branches, self.branches = self.branches, []
+        # A barrier before a branch outside of the loop would not stand in every iteration; one before a warp group
+        # orders what all warps did before it.
+        branches = self.branches
+        self.branches = [b for b in branches if isinstance(b[0], ops.WarpGroup)]
         while True:
             self.loops.append([])
             end = self.region(body, entry)
@@ -331,11 +357,13 @@ def _defined(region: Region) -> set[Value]:
 class Insert(Rewriter):
     """Puts barriers before the operations that want one."""
 
-    def __init__(self, wanted: dict[int, str]) -> None:
+    def __init__(self, wanted: dict[int, str], fences: set[int]) -> None:
         super().__init__()
-        self.wanted = wanted
+        self.wanted, self.fences = wanted, fences
 
     def visit(self, op: Operation) -> None:
+        if id(op) in self.fences:
+            self.emit(ops.Fence("async", loc=op.loc))
         if id(op) in self.wanted:
             self.emit(ops.Sync(self.wanted[id(op)], loc=op.loc))
         keep = tuple(Value(r.type, r.name) for r in op.results)

@@ -56,11 +56,24 @@ class Variant:
 
 @dataclass(frozen=True)
 class Package:
-    """A kernel compiled ahead of time."""
+    """A kernel compiled ahead of time.
+
+    Attributes
+    ----------
+    name : str
+        Name of the C function and of the files.
+    parameters : tuple of Declared
+        What a launch takes.
+    variants : tuple of Variant
+        What was compiled; a launch takes the first that fits.
+    notes : tuple of str
+        What could not be compiled, and why.
+    """
 
     name: str
     parameters: tuple[Declared, ...]
     variants: tuple[Variant, ...]
+    notes: tuple[str, ...] = ()
 
     def files(self) -> dict[str, bytes]:
         """Return the files by name."""
@@ -178,7 +191,7 @@ def build(
     """Compile a kernel ahead of time.
 
     Each request gives two variants: one for tensors that begin, and have rows and last extents, at multiples of 16
-    bytes, and one for all others; both need a last stride of 1.
+    bytes, and one for all others, unless the kernel needs such tensors; both need a last stride of 1.
 
     Parameters
     ----------
@@ -207,7 +220,8 @@ def build(
     requests = [*variants, VariantRequest({})]
     made: list[Variant] = []
     parameters: tuple[Declared, ...] | None = None
-    title = aot_c.c_identifier(name or kernel.source.name)
+    title = aot_c.function_name(name or kernel.source.name)
+    notes: list[str] = []
     for request in requests:
         chosen = {**(constexprs or {}), **request.constexprs}
         values, declared = parameters_for(kernel, chosen, dtypes or {}, sizes or {})
@@ -227,10 +241,18 @@ def build(
             if types in seen:
                 continue
             seen.add(types)
-            binaries = tuple(_compile(kernel, values, types, target, title) for target in names)
-            made.append(Variant(condition, _comment(request, aligned), binaries))
+            comment = _comment(request, aligned)
+            try:
+                binaries = tuple(_compile(kernel, values, types, target) for target in names)
+            except TilusError as error:
+                if aligned:
+                    raise
+                # Some kernels are for aligned tensors only, such as those with bulk copies.
+                notes.append(f"no variant for {comment}: {error.message}")
+                continue
+            made.append(Variant(condition, comment, binaries))
     assert parameters is not None
-    return Package(title, parameters, tuple(made))
+    return Package(title, parameters, tuple(made), tuple(notes))
 
 
 def parameters_for(
@@ -305,9 +327,7 @@ def _names(declared: Sequence[Declared]) -> dict[str, tuple[str, str]]:
     return names
 
 
-def _compile(
-    kernel: Kernel, values: dict[str, object], types: tuple[ParameterType, ...], target: str, title: str
-) -> Binary:
+def _compile(kernel: Kernel, values: dict[str, object], types: tuple[ParameterType, ...], target: str) -> Binary:
     binary = Binary.of(compile_variant(kernel.source, values, types, target, assemble=False))
     # The names of folders are nobody's business, and would make the output depend on them.
     ptx = re.sub(r'^(\s*\.file\s+\d+\s+")[^"]*[/\\]([^"/\\]*")', r"\1\2", binary.ptx, flags=re.MULTILINE)

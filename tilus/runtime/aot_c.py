@@ -80,9 +80,14 @@ class Names:
 
 def c_identifier(name: str) -> str:
     """Return a parameter's name as C takes it."""
+    return function_name(name) + "_" if _LOCAL.fullmatch(name) else function_name(name)
+
+
+def function_name(name: str) -> str:
+    """Return a kernel's name as C takes it."""
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
         raise TilusError(f"{name!r} cannot be a name in C", hint="letters of ASCII, digits and underscores")
-    return name + "_" if name in _TAKEN or _LOCAL.fullmatch(name) else name
+    return name + "_" if name in _TAKEN else name
 
 
 def dimension_name(parameter: Declared, axis: int) -> str | None:
@@ -220,7 +225,7 @@ def source(name: str, parameters: Sequence[Declared], variants: Sequence[CVarian
     return "\n".join(
         [
             f"/* {name}, compiled ahead of time by {written_by}. Do not edit. */",
-            f'#include "{name}.h"\n\n#include <stddef.h>\n',
+            f'#include "{name}.h"\n\n#include <stddef.h>\n#include <string.h>\n',
             aot_text.ATOMICS,
             arrays,
             aot_text.STATE.format(

@@ -1,4 +1,8 @@
-"""Makes the corpus's PTX again: `python make.py triton [NAME...]` or `python make.py nvcc [NAME...]`."""
+"""Makes the corpus's PTX again: `python make.py triton [NAME...]` or `python make.py nvcc [NAME...]`.
+
+A Triton of another version than the corpus's own writes to a folder of its own, `ptx/triton-VERSION`: by default the
+programs that are there already.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from types import ModuleType
 
 HERE = Path(__file__).resolve().parent
 PTX = HERE / "ptx"
+TRITON_VERSION = "3.9.0"
 
 
 def relative_names(ptx: str) -> str:
@@ -37,9 +42,9 @@ def without_directory(ptx: str) -> str:
     return ptx.replace(directives(name), directives("." + "/" * (len(name) - 1)))
 
 
-def write_facts(name: str, facts: dict) -> None:
-    """Keep what the compiler says about a launch in `ptx/facts.json`, sorted by program."""
-    path = PTX / "facts.json"
+def write_facts(folder: Path, name: str, facts: dict) -> None:
+    """Keep what the compiler says about a launch in the folder's `facts.json`, sorted by program."""
+    path = folder / "facts.json"
     table = json.loads(path.read_text()) if path.exists() else {}
     table[name] = facts
     lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(table[key])}" for key in sorted(table))
@@ -61,6 +66,10 @@ def make_triton(wanted: list[str]) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
+    folder = PTX if triton.__version__ == TRITON_VERSION else PTX / f"triton-{triton.__version__}"
+    if folder != PTX:
+        folder.mkdir(exist_ok=True)
+        wanted = wanted or [path.stem for path in folder.glob("*.ptx")]
     for path in sorted((HERE / "sources").glob("triton_*.py")):
         for name, variant in load_relative(f"sources/{path.name}").VARIANTS.items():
             if wanted and name not in wanted:
@@ -88,13 +97,14 @@ def make_triton(wanted: list[str]) -> None:
                 options=options,
             )
             ptx = relative_names(compiled.asm["ptx"])
-            (PTX / f"{name}.ptx").write_text(ptx)
+            (folder / f"{name}.ptx").write_text(ptx)
             meta = compiled.metadata
             descriptors = [
                 {key: d[key] for key in ("swizzle", "elem_size", "elem_type", "block_size")}
                 for d in (getattr(meta, "tensordesc_meta", None) or [])
             ]
             write_facts(
+                folder,
                 name,
                 {
                     "kernel": meta.name,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
 import zlib
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.simulator.foreign.corpus import Descriptor, Launch, Program
+from tests.simulator.foreign.corpus import FACTS, PTX, Descriptor, Launch, Program
 from tests.simulator.foreign.programs import (
     cuda_arithmetic,
     cuda_blocks,
@@ -71,6 +75,32 @@ def test_foreign_program_gives_right_numbers_and_no_hazard(program: Program) -> 
         assert sorted(report.printed.splitlines()) == sorted(launch.output.splitlines())
 
 
+OLDER = [
+    pytest.param(path, program, id=f"{path.parent.name}-{program.name}")
+    for path in sorted(PTX.glob("triton-*/*.ptx"))
+    for program in TRITON
+    if program.file == path.stem
+]
+
+
+@pytest.mark.parametrize(("path", "program"), OLDER)
+def test_older_compilers_programs_are_right_as_well(
+    path: Path, program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = json.loads((path.parent / "facts.json").read_text())
+    monkeypatch.setitem(FACTS, program.file, facts[program.file])
+    test_foreign_program_gives_right_numbers_and_no_hazard(replace(program, text=path.read_text()))
+
+
+def test_ptx_names_no_directory_of_a_machine() -> None:
+    for path in PTX.rglob("*.ptx"):
+        text = path.read_text()
+        assert re.findall(r'^\s*\.file\s+\d+\s+"/.*', text, re.MULTILINE) == []
+        lists = re.findall(r"^\.b8 ([\d,]+)", text, re.MULTILINE)
+        strings = bytes(int(byte) for line in lists for byte in line.split(","))
+        assert re.findall(rb"/\w+/\w+/", strings) == [], path
+
+
 def test_an_untouched_result_fails_every_program() -> None:
     """Every program changes something that its checks look at, so that a launch which does nothing cannot pass."""
     reads_only = {"triton_printing_sm80", "nvcc_printf-hello"}
@@ -79,8 +109,6 @@ def test_an_untouched_result_fails_every_program() -> None:
 
 
 def test_every_file_is_launched() -> None:
-    from tests.simulator.foreign.corpus import FACTS, PTX
-
     launched = {program.file for program in PROGRAMS}
     assert launched == {path.stem for path in PTX.glob("*.ptx")}
     assert {program.file for program in TRITON} == set(FACTS)

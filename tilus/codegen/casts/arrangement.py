@@ -76,7 +76,8 @@ class Arrangement:
         data = np.ascontiguousarray(words, "<u4").view(np.uint8)
         bits = np.unpackbits(data, axis=-1, bitorder="little")
         groups = bits.reshape(*words.shape[:-1], -1, len(self.places))[..., places]
-        return np.packbits(groups.reshape(bits.shape), axis=-1, bitorder="little").view("<u4")
+        packed = np.packbits(groups.reshape(bits.shape), axis=-1, bitorder="little")
+        return np.ascontiguousarray(packed).view("<u4")
 
 
 def element_order(bits: int, order: tuple[int, ...]) -> Arrangement:

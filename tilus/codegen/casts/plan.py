@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations
+from itertools import combinations, product
 from math import gcd
 
 from tilus.codegen.casts.arrangement import Arrangement
 
 LANE = 16
+_FEW_SETS = 40
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,12 @@ def _fields(word: int, start: int, bits: int, window: int) -> list[Slot]:
 def float_plan(bits: int, pattern: tuple[int, ...]) -> Plan:
     """Return the plan for floats whose code bit i must lie at ``pattern[i]``; the sign, the last one, on top."""
     best: Plan | None = None
-    for direct in _disjoint_shifts(pattern):
-        plan = _complete(bits, pattern, direct)
+    sets = _disjoint_shifts(pattern)
+    for direct, sparing in product(sets, (False, True)):
+        # To weigh every gathered word against every set takes seconds for patterns with very many of them.
+        if sparing and len(sets) > _FEW_SETS:
+            continue
+        plan = _complete(bits, pattern, direct, sets, sparing)
         if best is None or plan.moves < best.moves:
             best = plan
     assert best is not None
@@ -126,26 +131,39 @@ def _disjoint_shifts(pattern: tuple[int, ...]) -> list[tuple[int, ...]]:
     return found
 
 
-def _complete(bits: int, pattern: tuple[int, ...], direct: tuple[int, ...]) -> Plan:
-    """Use the given shifts in every word, and gather the words that are left over."""
+def _complete(
+    bits: int, pattern: tuple[int, ...], direct: tuple[int, ...], sets: list[tuple[int, ...]], sparing: bool
+) -> Plan:
+    """Use the given shifts in every word, and gather what is left into words for one of the sets each.
+
+    The set is the first that fits, or, if sparing, the one with the fewest instructions for each slot.
+    """
     words = bits // gcd(bits, LANE)
     slots = [Slot(word, -shift, pattern) for word in range(words) for shift in direct]
     used = {place - shift for shift in direct for place in pattern}
     free = {(word, bit) for word in range(words) for bit in range(LANE) if bit not in used}
     gathers: list[tuple[Part, ...]] = []
     while free:
-        options = [()] + _disjoint_shifts(pattern)
-        count = len(free) // bits
-        shifts = next(s for s in options[1:] if len(s) <= count)
-        parts = _gather({place - shift for shift in shifts for place in pattern}, free)
+        best: tuple[float, tuple[int, ...], tuple[Part, ...]] | None = None
+        for shifts in sets:
+            if len(shifts) <= len(free) // bits and (sparing or best is None):
+                parts = _gather({place - shift for shift in shifts for place in pattern}, free)
+                moves = len(parts) - 1 + sum(part.shift != 0 for part in parts) + sum(s != 0 for s in shifts)
+                if best is None or moves / len(shifts) < best[0]:
+                    best = moves / len(shifts), shifts, parts
+        assert best is not None
+        _, shifts, parts = best
+        for part in parts:
+            free -= {(part.word, bit + part.shift) for bit in range(LANE) if part.mask >> bit & 1}
         gathers.append(parts)
         slots += [Slot(words + len(gathers) - 1, -shift, pattern) for shift in shifts]
     return Plan(bits, words, tuple(gathers), tuple(slots))
 
 
 def _gather(wanted: set[int], free: set[tuple[int, int]]) -> tuple[Part, ...]:
-    """Take free bits for all wanted positions, each time those of one shifted word that serve most."""
+    """Choose free bits for all wanted positions, each time those of one shifted word that serve most."""
     parts = []
+    free = set(free)
     while wanted:
         served: dict[tuple[int, int], list[int]] = {}
         for word, bit in sorted(free):

@@ -1,0 +1,84 @@
+"""Every example runs and finds itself right; small sizes, on the simulator."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+# The demonstration downloads weights: `make demo` runs it.
+RUN_HERE = sorted(
+    path.relative_to(EXAMPLES).as_posix()
+    for path in EXAMPLES.rglob("*.py")
+    if path.name != "quantize_minilm.py"
+)
+SMALL: dict[str, dict[str, object]] = {
+    "layer_norm.py": {"shapes": ((5, 333),)},
+    "matmul/naive.py": {"m": 70, "n": 72, "k": 40},
+    "matmul/pipelined.py": {"m": 70, "n": 72, "k": 160},
+    "matmul/shared_memory.py": {"m": 70, "n": 72, "k": 40},
+    "matmul/split_k.py": {"m": 10, "n": 72, "k": 500},
+    "quantized_matmul.py": {"n": 64, "names": "uint3 float6_e3m2"},
+    "softmax.py": {"shapes": ((7, 333), (2, 2001))},
+    "vector_add.py": {"n": 1500},
+}
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("example_" + Path(name).stem, EXAMPLES / name)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", RUN_HERE)
+def test_example_runs_and_is_right(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    load(name).main(**SMALL.get(name, {}))
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", RUN_HERE)
+def test_example_runs_on_the_gpu(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    load(name).main()
+    assert "cuda" in capsys.readouterr().out
+
+
+def test_example_runs_from_the_command_line() -> None:
+    result = subprocess.run(
+        [sys.executable, str(EXAMPLES / "vector_add.py")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "equal to torch's sum" in result.stdout
+
+
+def test_examples_notice_wrong_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that stores nothing, or all zeros, fails each example's own check."""
+    for name in RUN_HERE:
+        module = load(name)
+        kernels = [value for value in vars(module).values() if type(value).__name__ == "Kernel"]
+        assert kernels, name
+        for kernel in kernels:
+            monkeypatch.setattr(type(kernel), "__call__", store_zeros)
+        with pytest.raises(AssertionError):
+            module.main(**SMALL.get(name, {}))
+        monkeypatch.undo()
+
+
+def store_zeros(kernel: object, *arguments: object, **options: object) -> None:
+    arguments[-1].zero_()  # type: ignore[attr-defined]
