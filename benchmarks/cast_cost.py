@@ -1,6 +1,6 @@
 """Counts the machine instructions that a cast takes for each element, for every narrow type.
 
-    python benchmarks/cast_cost.py [--target sm_90a] [--write]
+    python benchmarks/cast_cost.py [--target sm_90a] [--types uint4 e2m1] [--parts] [--write]
 
 A kernel loads words, casts them and stores the result; beside it stands one that loads and stores as much without
 a cast. Both are compiled for n and 2n groups of words, assembled and disassembled; the growth of their difference is

@@ -73,7 +73,9 @@ def main() -> None:
     triton = os.environ.get("TRITON_PYTHON", sys.executable)
     has_triton = subprocess.run([triton, "-c", "import triton"], capture_output=True).returncode == 0
     if not has_triton:
-        print("Triton is not installed here (set TRITON_PYTHON to a Python that has it): only tilus is measured")
+        print(
+            "Triton is not installed here (set TRITON_PYTHON to a Python that has it): only tilus is measured"
+        )
     rows = []
     for target, arch in TARGETS.items():
         ours, theirs = [], []

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, BertConfig, BertModel
 
 from tilus import dtypes
-from tilus.codegen import target_of_capability
+from tilus.ops.device import target_of
 from tilus.ops.quantized_kernel import quantized_matmul_kernel
 from tilus.ops.quantized_matmul import schedule
 from tilus.torch import QuantizedLinear, quantize_linears
@@ -48,7 +48,13 @@ SENTENCES = [
 QUERY = "hardware that speeds up deep learning"
 
 # Name of the type, group size, zero points.
-TYPES = [("uint8", 128, True), ("int6", 128, False), ("float6_e3m2", 128, False), ("uint4", 64, True), ("uint2", 32, True)]
+TYPES = [
+    ("uint8", 128, True),
+    ("int6", 128, False),
+    ("float6_e3m2", 128, False),
+    ("uint4", 64, True),
+    ("uint2", 32, True),
+]
 
 
 @dataclass
@@ -145,20 +151,28 @@ def run(name: str, group: int, zero: bool, model: BertModel, tokens: dict[str, t
 
 
 def cold_compile(layer: QuantizedLinear, tokens: dict[str, torch.Tensor]) -> tuple[object, float]:
-    """Compile the layer's kernel without any cache, for the machine's GPU or else sm_80."""
+    """Compile the layer's kernel without any cache, for the machine's GPU or else what the simulator runs."""
     device = tokens["input_ids"].device
-    target = target_of_capability(*torch.cuda.get_device_capability()).name if device.type == "cuda" else "sm_80"
+    target = target_of(layer.scale.to(device)).name
     rows = tokens["input_ids"].numel()
     a = torch.empty((rows, layer.in_features), dtype=layer.scale.dtype, device="meta")
     out = torch.empty((rows, layer.out_features), dtype=layer.scale.dtype, device="meta")
     zero = layer.zero if layer.zero is not None else layer.scale
     options = dict(
-        a_dtype=dtypes.dtype(layer.scale.dtype), b_dtype=layer.weight.dtype, group=layer.group_size, has_zero=layer.zero is not None,
+        a_dtype=dtypes.dtype(layer.scale.dtype), b_dtype=layer.weight.dtype, group=layer.group_size,
+        has_zero=layer.zero is not None,
         **schedule(rows),
     )  # fmt: skip
     start = time.perf_counter()
     made = quantized_matmul_kernel.compile(
-        a, layer.packed.to("meta"), layer.scale.to("meta"), zero.to("meta"), out, 1.0, target=target, **options
+        a,
+        layer.packed.to("meta"),
+        layer.scale.to("meta"),
+        zero.to("meta"),
+        out,
+        1.0,
+        target=target,
+        **options,
     )
     return made, time.perf_counter() - start
 
@@ -185,7 +199,8 @@ def main() -> None:
     query = len(sentences) - 1
     plain = embed(model, tokens)
     model = model.cpu()
-    where = torch.cuda.get_device_name() if device == "cuda" else "the simulator, as PTX for sm_80"
+    target = target_of(plain).name
+    where = torch.cuda.get_device_name() if device == "cuda" else f"the simulator, as PTX for {target}"
     console.print(f"all-MiniLM-L6-v2, {len(sentences)} sentences; linear layers run on {where}")
     rows = []
     columns = (TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -197,7 +212,9 @@ def main() -> None:
     console.print(f'"{QUERY}" finds "{sentences[best]}"')
     wrong = [r.name for r in rows if r.error > r.bound]
     if wrong:
-        sys.exit(f"kernels differ from the float64 product by more than rounding explains: {', '.join(wrong)}")
+        sys.exit(
+            f"kernels differ from the float64 product by more than rounding explains: {', '.join(wrong)}"
+        )
 
 
 def table(rows: list[Row]) -> Table:

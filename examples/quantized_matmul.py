@@ -4,9 +4,11 @@ Weights of 3 or 6 bits do not end at bytes, so no instruction loads one. This ke
 **bytes**, and then says that the bits which a thread holds are something else. `view` relabels bits, and
 costs nothing.
 
-a tile of bytes, each thread holding 16 * bits consecutive bytes (load: 16 bytes at a time) --view--> a tile
-  of uint3, each thread holding 128 weights, those that the tensor core wants from it --cast--> a tile of
-  float16, in the same layout (a few logic instructions) --dot--> the result
+- `load`: a tile of bytes, each thread holding 16 * bits of them, 16 bytes at a time;
+- `view`: the same bits as a tile of `uint3`, each thread holding 128 weights: those that the tensor core
+  wants from it;
+- `cast`: a tile of `float16` in the same layout, by a few logic instructions;
+- `dot`: the result.
 
 For that, the weights must lie in memory in the order in which threads will hold them. They do not change, so
 this is done once, on the host, by the same layouts that the kernel uses: nothing is written down twice.

@@ -1,6 +1,6 @@
 """Matrix multiplication, step 1: tensor cores fed from global memory.
 
-python examples/matmul/naive.py
+Run it with ``python examples/matmul/naive.py``. Without a GPU the same PTX runs on the simulator.
 
 `dot` multiplies tiles on tensor cores, which take their operands in a layout of their own (which thread holds
 which element; see `docs/layouts.md`). In that layout a thread's elements do not lie together in memory. So
@@ -52,8 +52,7 @@ def main(m: int = 100, n: int = 136, k: int = 96) -> None:
     matmul_naive(a, b, c)
 
     exact = a.double() @ b.double()
-    # Sums are kept in float32 and rounded once, so the error is that of the last rounding: what torch has
-    # too.
+    # Sums are kept in float32 and rounded once; torch does the same.
     error, allowed = (
         (c.double() - exact).abs().max().item(),
         2 * ((a @ b).double() - exact).abs().max().item(),

@@ -1,6 +1,6 @@
 """Matrix multiplication, step 3: asynchronous copies that run ahead.
 
-python examples/matmul/pipelined.py
+Run it with ``python examples/matmul/pipelined.py``. Without a GPU the same PTX runs on the simulator.
 
 In step 2 the tensor cores wait for memory, then memory waits for the tensor cores. `copy_async` (cp.async in
 PTX) copies from global to shared memory without passing through registers, and without waiting: while tile i

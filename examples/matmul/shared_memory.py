@@ -1,6 +1,6 @@
 """Matrix multiplication, step 2: tiles in shared memory.
 
-python examples/matmul/shared_memory.py
+Run it with ``python examples/matmul/shared_memory.py``. Without a GPU the same PTX runs on the simulator.
 
 In step 1 the compiler had to bring each tile from the layout in which global memory is read well into the
 layout of the tensor cores, and did it through shared memory. Here the kernel says so itself: `shared` makes a

@@ -1,6 +1,6 @@
 """Matrix multiplication, step 5: split-k, for few rows and columns and a long k.
 
-python examples/matmul/split_k.py
+Run it with ``python examples/matmul/split_k.py``. Without a GPU the same PTX runs on the simulator.
 
 A product of 16 x 4096 by 4096 x 128 is one or two tiles of output, which keep one or two of a hundred
 multiprocessors busy. So k is cut into parts that are multiplied by different blocks, and the partial sums are

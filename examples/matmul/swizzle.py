@@ -1,6 +1,6 @@
 """Matrix multiplication, step 4: layouts said out loud, and bank conflicts counted.
 
-python examples/matmul/swizzle.py
+Run it with ``python examples/matmul/swizzle.py``. Without a GPU the same PTX runs on the simulator.
 
 Until here the compiler chose all layouts. This kernel takes them as parameters, so that you can see what they
 do.

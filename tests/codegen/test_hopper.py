@@ -84,7 +84,13 @@ def test_a_kernel_specialised_by_hand(shape):
     assert report.counters["shared_wavefronts"] == report.counters["shared_wavefronts_ideal"]
 
 
-MISTAKES = ["no wait for empty stages", "too few bytes", "wrong phase", "no wait for full stages", "free before read"]
+MISTAKES = [
+    "no wait for empty stages",
+    "too few bytes",
+    "wrong phase",
+    "no wait for full stages",
+    "free before read",
+]
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -97,7 +103,12 @@ def test_a_planted_mistake_is_reported(mistake):
 
 @tilus.kernel
 def from_registers(
-    a: Tensor["dtype", "m k"], b: Tensor["dtype", "n k"], c: Tensor[float32, "m n"], *, dtype: constexpr, fence: constexpr = True
+    a: Tensor["dtype", "m k"],
+    b: Tensor["dtype", "n k"],
+    c: Tensor[float32, "m n"],
+    *,
+    dtype: constexpr,
+    fence: constexpr = True,
 ):
     """One tile: a from registers, b stored to shared memory by the threads themselves."""
     tilus.grid(1, warps=4)
@@ -153,7 +164,14 @@ def test_a_missing_proxy_fence_is_reported():
 
 
 @tilus.kernel
-def through_shared(x: Tensor["dtype", "m n"], y: Tensor["dtype", "m n"], *, dtype: constexpr, block: constexpr, reduction: constexpr = ""):
+def through_shared(
+    x: Tensor["dtype", "m n"],
+    y: Tensor["dtype", "m n"],
+    *,
+    dtype: constexpr,
+    block: constexpr,
+    reduction: constexpr = "",
+):
     """Bring tiles in by TMA and send them out by TMA."""
     m, n = x.shape
     tilus.grid(tilus.cdiv(m, block[0]), tilus.cdiv(n, block[1]), warps=4)
@@ -181,7 +199,9 @@ def test_tiles_go_in_and_out_by_tma(dtype, block):
 def test_a_bulk_store_adds():
     x = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
     y = torch.ones_like(x)
-    through_shared.simulate(x, y, target=TARGET, dtype=float32, block=(32, 32), reduction="add").raise_if_hazards()
+    through_shared.simulate(
+        x, y, target=TARGET, dtype=float32, block=(32, 32), reduction="add"
+    ).raise_if_hazards()
     torch.testing.assert_close(y, x + 1, rtol=0, atol=0)
 
 
@@ -199,7 +219,16 @@ def test_targets_without_tma_refuse_with_what_to_use():
 
 
 @tilus.kernel
-def one_dot(a: Tensor[float16, "rows k"], b: Tensor["dtype", "columns k"], c: Tensor[float32, "c_rows c_columns"], *, dtype: constexpr, m: constexpr, n: constexpr, warps: constexpr):
+def one_dot(
+    a: Tensor[float16, "rows k"],
+    b: Tensor["dtype", "columns k"],
+    c: Tensor[float32, "c_rows c_columns"],
+    *,
+    dtype: constexpr,
+    m: constexpr,
+    n: constexpr,
+    warps: constexpr,
+):
     """A single product, to be refused."""
     tilus.grid(1, warps=warps)
     sa, sb = tilus.shared(float16, (m, 64)), tilus.shared(dtype, (n, 64))
@@ -225,7 +254,17 @@ def test_what_wgmma_cannot_do_is_refused(error, options, words):
 
 
 @tilus.kernel
-def plain(a: Tensor["dtype", "m k"], b: Tensor["dtype", "n k"], c: Tensor[float32, "m n"], *, dtype: constexpr, block_m: constexpr = 64, block_n: constexpr = 64, stages: constexpr = 3, warps: constexpr = 4):
+def plain(
+    a: Tensor["dtype", "m k"],
+    b: Tensor["dtype", "n k"],
+    c: Tensor[float32, "m n"],
+    *,
+    dtype: constexpr,
+    block_m: constexpr = 64,
+    block_n: constexpr = 64,
+    stages: constexpr = 3,
+    warps: constexpr = 4,
+):
     """A pipelined product without a word of Hopper."""
     m, k = a.shape
     n = b.shape[0]

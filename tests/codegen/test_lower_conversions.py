@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from tests.codegen import differential as d
 from tests.codegen.random_layouts import layouts, shapes
-
-from tilus.dtypes import DType, boolean, int32, int64
+from tilus.dtypes import DType, boolean, int64
 from tilus.dtypes import dtype as find_dtype
 from tilus.ir import Builder, GlobalType, Kernel, Value, make_region, ops, walk
 from tilus.layout import RegisterLayout, parse

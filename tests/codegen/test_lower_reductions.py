@@ -6,11 +6,23 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.codegen import differential as d
-from tests.codegen.random_layouts import layouts, shapes
 
 import tilus.lang as tilus
-from tilus.dtypes import bfloat16, boolean, float16, float32, float64, int16, int32, int64, uint16, uint32, uint64
+from tests.codegen import differential as d
+from tests.codegen.random_layouts import layouts, shapes
+from tilus.dtypes import (
+    bfloat16,
+    boolean,
+    float16,
+    float32,
+    float64,
+    int16,
+    int32,
+    int64,
+    uint16,
+    uint32,
+    uint64,
+)
 from tilus.ir import Builder, GlobalType, Kernel, Value, make_region, ops
 from tilus.lang import Tensor, constexpr
 from tilus.layout import parse

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.codegen import differential as d
-from tests.codegen.random_layouts import layouts, prime_factors, shapes
 
 import tilus.lang as tilus
+from tests.codegen import differential as d
+from tests.codegen.random_layouts import layouts, prime_factors, shapes
 from tilus.dtypes import (
     DType,
-    boolean,
     float16,
     float32,
     float64,
@@ -111,3 +110,76 @@ def test_any_chain_of_shapes_in_any_layout(chain):
     kernel, start, end = chain
     a = np.random.default_rng(2).integers(0, 8, start)
     d.run_kernel(kernel, a, np.full(end, -1, np.int64))
+
+
+def made(
+    out: Tensor["dtype", "k m n"], ramp: Tensor["dtype", "w"], fill: int32, *, dtype: constexpr, warps: constexpr,
+):  # fmt: skip
+    tilus.grid(1, warps=warps)
+    one = tilus.cast(fill, dtype)
+    tilus.store(out, tilus.full((6, 10), one), (0, 0, 0))
+    tilus.store(out, tilus.registers(dtype, (6, 10), fill=3), (1, 0, 0))
+    tilus.store(out, tilus.zeros((6, 10), dtype), (2, 0, 0))
+    tilus.store(out, tilus.iota((6, 10), 0).to(dtype), (3, 0, 0))
+    tilus.store(out, tilus.iota((6, 10), 1).to(dtype), (4, 0, 0))
+    tilus.store(ramp, tilus.arange(3, 43).to(dtype), 0)
+
+
+@pytest.mark.parametrize("dtype", [int8, int16, uint16, int64, uint64, float16, float64], ids=str)
+def test_tiles_made_of_numbers(dtype):
+    arrays = [np.full((5, 6, 10), 99, dtype.numpy), np.full(40, 99, dtype.numpy)]
+    got = d.run(made, *arrays, 7, dtype=dtype, warps=3)
+    np.testing.assert_array_equal(got.arrays[1], np.arange(3, 43))
+    np.testing.assert_array_equal(got.arrays[0][4], np.broadcast_to(np.arange(10), (6, 10)))
+
+
+def outer(a: Tensor[float32, "m"], b: Tensor[float32, "n"], out: Tensor[float32, "m n"], turned: Tensor[float32, "n m"]):
+    tilus.grid(1, warps=2)
+    x, y = tilus.load(a, 0, 24), tilus.load(b, 0, 40)
+    z = x[:, None] * y[None, :] + x[:, None] - y
+    tilus.store(out, z, (0, 0))
+    tilus.store(turned, z.T, (0, 0))
+
+
+def test_broadcasting_and_transposition_as_numpy_has_them():
+    a, b = d.random(float32, 24), d.random(float32, 40, seed=1)
+    got = d.run(outer, a, b, np.zeros((24, 40), np.float32), np.zeros((40, 24), np.float32), rtol=1e-6, atol=1e-6)
+    expected = np.multiply.outer(a.astype(float), b) + a[:, None] - b
+    np.testing.assert_allclose(got.arrays[2], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(got.arrays[3], got.arrays[2].T)
+
+
+def looked_up(a: Tensor[uint8, "n"], out: Tensor[float32, "n"], *, table: constexpr):
+    tilus.grid(1, warps=1)
+    tilus.store(out, tilus.lookup(table, tilus.load(a, 0, 96), float32), 0)
+
+
+@pytest.mark.parametrize("size", [2, 5, 16, 37])
+def test_a_table_of_any_size(size):
+    table = tuple(float(x) for x in np.random.default_rng(size).standard_normal(size).astype(np.float32))
+    a = np.random.default_rng(0).integers(0, size, 96).astype(np.uint8)
+    got = d.run(looked_up, a, np.zeros(96, np.float32), table=table)
+    np.testing.assert_array_equal(got.arrays[1], np.array(table, np.float32)[a])
+
+
+def differing(a: Tensor[float32, "m n"], out: Tensor[float32, "m n"]):
+    tilus.grid(1, warps=2)
+    x = tilus.load(a, (0, 0), (16, 16), layout=parse("spatial(8, 4).replicated(2).local(2, 4)"))
+    y = tilus.load(a, (0, 0), (16, 16), layout=parse("spatial(4, 16).local(4, 1)"))
+    tilus.store(out, x + 2 * y, (0, 0))
+
+
+def test_tiles_in_layouts_that_differ_meet_through_a_conversion():
+    a = d.random(float32, 16, 16)
+    d.run(differing, a, np.zeros_like(a), rtol=1e-6)
+
+
+def reshaped(a: Tensor[float32, "m n"], out: Tensor[float32, "p q"]):
+    tilus.grid(1, warps=4)
+    tilus.store(out, tilus.reshape(tilus.load(a, (0, 0), (48, 80)), (80, 48)) * 2.0, (0, 0))
+
+
+def test_a_reshape_between_extents_with_few_common_factors():
+    a = d.random(float32, 48, 80)
+    got = d.run(reshaped, a, np.zeros((80, 48), np.float32))
+    np.testing.assert_array_equal(got.arrays[1], a.reshape(80, 48) * 2)

@@ -262,7 +262,26 @@ def value_set_before_continue(x, y):
     return total
 
 
-FUNCTIONS = [value for value in list(globals().values()) if isinstance(value, InlineFunction)]
+@tilus.inline
+def sum_over(indices):
+    total = 0
+    for i in indices:
+        total += i
+    return total
+
+
+@tilus.inline
+def named_ranges(x, y):
+    whole = range(x)
+    fixed = range(2, 9, 3)
+    return sum_over(whole) + sum_over(fixed) + fixed[1] + len(fixed) + sum_over((x, y)) + sum_over(
+        range(y, x)
+    ), 5 in fixed
+
+
+FUNCTIONS = [
+    value for value in list(globals().values()) if isinstance(value, InlineFunction) and value is not sum_over
+]
 INPUTS = [(0, 0), (1, 3), (3, 3), (4, 12), (7, 2), (9, 1), (5, 9), (12, 20)]
 
 

@@ -111,7 +111,7 @@ BODIES = {
     "wrong_keyword": "x = tilus.zeros((16, 16), dtyp=float16)",
     "missing_argument": "x = tilus.broadcast_to(tile)",
     "python_function_of_tile": "x = math.sqrt(f)",
-    "python_function_raises": "x = math.sqrt(-1)",
+    "python_function_raises": "x = int('one')",
     "any_of_numbers": "x = tilus.any(tile)",
     "range_of_float": "for j in range(f):\n    pass",
     "range_run_time_step": "for j in range(0, 10, i):\n    pass",

@@ -90,6 +90,16 @@ def test_the_classes_of_run_time_values_refuse_plain_python():
                 expression(cls())
 
 
+def test_a_star_import_leaves_pythons_own_functions_usable():
+    namespace = {}
+    exec("from tilus.lang import *", namespace)
+    for name, args, expected in (
+        ("sum", ([1, 2],), 3), ("max", ([1, 2],), 2), ("min", ((3, 2),), 2), ("any", ([False],), False),
+        ("all", ([],), True), ("abs", (-1,), 1), ("max", (1, 2), 2),
+    ):  # fmt: skip
+        assert namespace[name](*args) == expected
+
+
 def test_everything_is_exported():
     assert len(set(tilus.__all__)) == len(tilus.__all__)
     assert set(functions.__all__) <= set(tilus.__all__)

@@ -133,19 +133,22 @@ def pointers(p: Pointer[float32], out: Tensor[float32, "n"], n: int32, *, static
     tilus.store(out, tilus.load(tilus.view(p - 1, float32, 2), 0), 9)
     bits = tilus.view(p, int32, (2,))
     tilus.store(out, tilus.load(bits, 0).to(float32), 10)
+    cube = tilus.view(p - n, float32, (2, rows - 1, rows - 2))
+    tilus.store(out, tilus.load(cube, (1, 1, 1)), 11)
 
 
 @pytest.mark.parametrize("static", [False, True])
 def test_tensors_are_made_of_pointers(static):
     data = np.arange(20, dtype=np.float32)
     data[4] = np.int32(77).view(np.float32)
-    out = np.zeros(11, np.float32)
+    out = np.zeros(12, np.float32)
     kernel = execute(pointers, data, out, 4, static=static)
     data[4] = 4
     assert out[:8].tolist() == [5, 6, 7, 0, 8, 9, 10, 0]
     assert out[8] == sum(data[5 * i + 2 * j] for i in range(3) for j in range(2)) + data[4] * 0
     assert out[9] == 3
     assert out[10] == 77
+    assert out[11] == 6 + 2 + 1
     view = operations(kernel, ops.GlobalView)[0]
     assert (view.dims, view.steps) == (((4, 3) if static else (None, 3)), (3, 1))
 

@@ -228,7 +228,8 @@ def reference(name: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 FUNCTIONS = [
-    arithmetic, literals, broadcasting, slices, ellipsis, integer_index, new_axes, many_axes, two_names, transposes, reshapes, choices, sums,
+    arithmetic, literals, broadcasting, slices, ellipsis, integer_index, new_axes, many_axes, two_names, transposes,
+    reshapes, choices, sums,
     total, row_extremes, larger, positions, questions, scans, joined, index_tiles, made, functions_of_floats,
     roundings, base_two, mixed_scalars,
 ]  # fmt: skip
@@ -404,7 +405,8 @@ def compile_time(out: Tensor[int32, "n"], *, sizes: constexpr = (1, 2, 3), table
     total += tilus.cdiv(7, 2) + tilus.next_power_of_2(33) + int(math.sqrt(16)) + abs(-3)
     tiles = [tilus.full(4, n, int32) for n in sizes]
     tiles = [tile + i for i, tile in enumerate(tiles)]
-    tilus.store(out, sum(tiles) + total, 0)
+    tilus.store(out, sum(tiles) + tilus.sum(tiles) - tilus.max(tiles) - tilus.min(tiles) * 2 + total, 0)
+    total += tilus.sum(sizes) + tilus.max(sizes) * 100 + tilus.any([False, True]) + tilus.all([])
     for (a, b), c in zip([(1, 2), (3, 4)], reversed(sizes)):
         total += a * b * c
     while_text = "a" in "abc" and table is None and total not in (1, 2)
@@ -423,7 +425,9 @@ def test_python_runs_at_compile_time():
     out = np.zeros(5, np.int32)
     execute(compile_time, out)
     total = 10 + 2 + 2 + 3 + 2 + 4 + 64 + 4 + 3
-    assert out[:4].tolist() == [9 + total] * 4
+    # The tiles are filled with 1, 3 and 5.
+    assert out[:4].tolist() == [9 + 9 - 5 - 2 + total] * 4
+    total += 6 + 300 + 1 + 1
     assert out[4] == total + 1 * 2 * 3 + 3 * 4 * 2
 
 

@@ -140,15 +140,19 @@ def test_mxfp4():
     scales = rng.integers(110, 130, (n, k // 32)).astype(np.uint8)
     packed = torch.from_numpy((codes[:, ::2] | codes[:, 1::2] << 4).astype(np.uint8))
     found = from_mxfp4(packed, torch.from_numpy(scales))
-    exact = decode(codes.astype(np.uint8), dtypes.float4_e2m1) * np.repeat(2.0 ** (scales.astype(float) - 127), 32, axis=1)
+    exact = decode(codes.astype(np.uint8), dtypes.float4_e2m1) * np.repeat(
+        2.0 ** (scales.astype(float) - 127), 32, axis=1
+    )
     assert torch.equal(found.dequantize(), torch.from_numpy(exact.T))
-    assert torch.equal(from_mxfp4(packed.reshape(n, k // 32, 16), torch.from_numpy(scales)).packed, found.packed)
+    assert torch.equal(
+        from_mxfp4(packed.reshape(n, k // 32, 16), torch.from_numpy(scales)).packed, found.packed
+    )
 
 
 def test_mxfp4_scales_that_float16_cannot_hold_are_refused():
     packed = torch.zeros((32, 64), dtype=torch.uint8)
     scales = torch.tensor([[0, 254, 127, 127]] * 32, dtype=torch.uint8)
-    with pytest.raises(TypeMismatch, match="do not fit torch.float16"):
+    with pytest.raises(TypeMismatch, match=r"do not fit torch\.float16"):
         from_mxfp4(packed, scales, scale_dtype=torch.float16)
 
 

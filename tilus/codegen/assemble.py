@@ -80,7 +80,9 @@ def assemble(ptx: str, target: Target, name: str, line_info: bool = True) -> tup
     """
     reason = available()
     if reason is not None:
-        raise CompileError(f"no cubin can be made here: {reason}", hint="pip install nvidia-nvjitlink cuda-bindings")
+        raise CompileError(
+            f"no cubin can be made here: {reason}", hint="pip install nvidia-nvjitlink cuda-bindings"
+        )
     from cuda.bindings import nvjitlink
 
     options = [f"-arch={target.name}", "-O3", "-verbose", "-Xptxas=-warn-spills"]

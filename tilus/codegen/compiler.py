@@ -106,6 +106,14 @@ def compile_kernel(
     ptx = to_ptx(llvm, machine)
     cubin, resources = make_cubin(ptx, machine, final.name) if assemble else (None, None)
     return Compiled(
-        final.name, machine.name, ptx, cubin, resources, final.threads, final.cluster, final.shared_bytes, final,
+        final.name,
+        machine.name,
+        ptx,
+        cubin,
+        resources,
+        final.threads,
+        final.cluster,
+        final.shared_bytes,
+        final,
         tensor_maps,
     )

@@ -10,7 +10,6 @@ from typing import Any
 from tilus.codegen.target import Target
 from tilus.errors import CompileError
 
-
 _lock = threading.RLock()
 
 

@@ -122,6 +122,21 @@ def tile_of(w: Writer, dtype: DType, layout: RegisterLayout, elements: list[V]) 
     return Tile(dtype, layout, pack(w, dtype, elements))
 
 
+def codes_of(w: Writer, tile: Tile) -> list[V]:
+    """Return the elements of a tile to be moved: narrow ones as i32 codes that are 0 above, others as they are."""
+    if tile.dtype.bits >= 32 or tile.dtype is dtypes.boolean:
+        return list(tile.regs)
+    bits = tile.dtype.bits
+    return [extract_bits(w, tile.regs, i * bits, bits, False) for i in range(tile.count)]
+
+
+def tile_of_codes(w: Writer, dtype: DType, layout: RegisterLayout, codes: list[V]) -> Tile:
+    """Return the tile that holds elements as `codes_of` gives them."""
+    if dtype.bits >= 32 or dtype is dtypes.boolean:
+        return Tile(dtype, layout, tuple(codes))
+    return Tile(dtype, layout, join_bits(w, codes, dtype.bits))
+
+
 def bits_of(w: Writer, tile: Tile) -> tuple[V, ...]:
     """Return a tile's bits as i32 containers; 64-bit elements give two each, low word first."""
     if tile.dtype is dtypes.boolean:
@@ -161,5 +176,5 @@ def permute(w: Writer, tile: Tile, layout: RegisterLayout, order: list[int]) -> 
         )
         if whole:
             return Tile(dtype, layout, tuple(tile.regs[order[i] // per] for i in range(0, len(order), per)))
-    elements = elements_of(w, tile)
-    return tile_of(w, dtype, layout, [elements[i] for i in order])
+    codes = codes_of(w, tile)
+    return tile_of_codes(w, dtype, layout, [codes[i] for i in order])

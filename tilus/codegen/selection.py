@@ -74,7 +74,9 @@ class Mma:
         """Return the wgmma instruction for a dot, its warpgroups one below the other."""
         m, n, k = shape
         if not self.target.has("wgmma"):
-            raise TargetNotSupported(f"{self.target.name} has no warpgroup matrix instructions", hint="use tilus.dot")
+            raise TargetNotSupported(
+                f"{self.target.name} has no warpgroup matrix instructions", hint="use tilus.dot"
+            )
         kind = wgmma_type(*dtypes)
         if kind is None:
             raise TypeMismatch(
@@ -84,7 +86,8 @@ class Mma:
         groups = warps // 4
         if warps % 4 or m % (64 * groups):
             raise ShapeMismatch(
-                f"dot_async of {m} rows over {warps} warps", hint="use 64 rows, or a multiple, for each 4 warps"
+                f"dot_async of {m} rows over {warps} warps",
+                hint="use 64 rows, or a multiple, for each 4 warps",
             )
         width = columns(n, kind)
         if not width or k % kind.k:
@@ -150,7 +153,11 @@ def arrange(shape: tuple[int, int, int], rows: int, columns: int, copies: int, a
     again = Digit(copies, None, 0)
 
     def warps(dims: tuple[int | None, int | None], extent: tuple[int, int]) -> RegisterLayout:
-        digits = (again, Digit(rows, dims[0], 1 if dims[0] is not None else 0), Digit(columns, dims[1], 1 if dims[1] is not None else 0))
+        digits = (
+            again,
+            Digit(rows, dims[0], 1 if dims[0] is not None else 0),
+            Digit(columns, dims[1], 1 if dims[1] is not None else 0),
+        )
         return RegisterLayout(extent, digits, ())
 
     a = warps((0, None), (rows, 1)) * local(rm, rk) * atom.a

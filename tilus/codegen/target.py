@@ -48,7 +48,16 @@ _AMPERE = _TURING | {
     "cache_hints",
 }  # fmt: skip
 _ADA = _AMPERE | {"mma_fp8", "cvt_fp8"}
-_HOPPER = _ADA | {"tma", "mbarrier_wait", "wgmma", "cluster", "setmaxnreg", "bf16_native", "stmatrix", "mma_f64_large"}
+_HOPPER = _ADA | {
+    "tma",
+    "mbarrier_wait",
+    "wgmma",
+    "cluster",
+    "setmaxnreg",
+    "bf16_native",
+    "stmatrix",
+    "mma_f64_large",
+}
 _BLACKWELL = (_ADA | {"tma", "mbarrier_wait", "cluster", "bf16_native", "stmatrix", "cvt_fp4"}) - set()
 
 TARGETS: dict[str, Target] = {
@@ -86,6 +95,7 @@ def target_of_capability(major: int, minor: int) -> Target:
     fallback = _FALLBACK.get((major, minor))
     if fallback is None:
         raise TargetNotSupported(
-            f"tilus generates no code for compute capability {major}.{minor}", hint="one of " + ", ".join(TARGETS)
+            f"tilus generates no code for compute capability {major}.{minor}",
+            hint="one of " + ", ".join(TARGETS),
         )
     return TARGETS[fallback]

@@ -68,7 +68,9 @@ def from_gptq(
         With `order` set where rows had to be sorted.
     """
     if bits not in GPTQ_BITS or version not in (1, 2):
-        raise TypeMismatch(f"GPTQ of {bits} bits, version {version}", hint="bits 2, 3, 4 or 8, and version 1 or 2")
+        raise TypeMismatch(
+            f"GPTQ of {bits} bits, version {version}", hint="bits 2, 3, 4 or 8, and version 1 or 2"
+        )
     dtype = GPTQ_BITS[bits]
     groups, n = scales.shape
     k = qweight.shape[0] * 32 // bits
@@ -84,7 +86,9 @@ def from_gptq(
     order = None
     if g_idx is not None:
         index = g_idx.detach().cpu().numpy().astype(np.int64)
-        if index.shape != (k,) or not np.array_equal(np.bincount(index, minlength=groups), np.full(groups, k // groups)):
+        if index.shape != (k,) or not np.array_equal(
+            np.bincount(index, minlength=groups), np.full(groups, k // groups)
+        ):
             raise ShapeMismatch(f"g_idx does not put {k // groups} of {k} rows into each of {groups} groups")
         if not np.array_equal(index, np.arange(k) // (k // groups)):
             sort = np.argsort(index, kind="stable")
@@ -212,7 +216,13 @@ def from_mxfp4(
     scale_dtype : torch.dtype
         bfloat16, which holds all scales, or float16, which must hold their range.
     """
-    return _fp4(blocks, decode(scales.detach().cpu().view(torch.uint8).numpy(), dtypes.float8_e8m0), 1.0, 32, scale_dtype)
+    return _fp4(
+        blocks,
+        decode(scales.detach().cpu().view(torch.uint8).numpy(), dtypes.float8_e8m0),
+        1.0,
+        32,
+        scale_dtype,
+    )
 
 
 def from_nvfp4(
@@ -238,18 +248,24 @@ def from_nvfp4(
     return _fp4(weight, values, float(global_scale), 16, scale_dtype)
 
 
-def _fp4(blocks: torch.Tensor, scales: Array, factor: float, group: int, scale_dtype: torch.dtype) -> QuantizedWeight:
+def _fp4(
+    blocks: torch.Tensor, scales: Array, factor: float, group: int, scale_dtype: torch.dtype
+) -> QuantizedWeight:
     stored = blocks.detach().cpu().numpy().reshape(blocks.shape[0], -1)
     n, k = stored.shape[0], stored.shape[1] * 2
     if scales.shape != (n, k // group) or k % group:
-        raise ShapeMismatch(f"scales of shape {scales.shape} do not fit a weight of {n} x {k} in blocks of {group}")
+        raise ShapeMismatch(
+            f"scales of shape {scales.shape} do not fit a weight of {n} x {k} in blocks of {group}"
+        )
     if not np.isfinite(scales).all():
         raise TypeMismatch("a block scale is NaN")
     tensor, alpha = _scaled(scales.T.astype(np.float64), scale_dtype)
     if not torch.equal(tensor.to(torch.float64) * alpha, torch.from_numpy(scales.T.astype(np.float64))):
         raise TypeMismatch(f"the block scales do not fit {scale_dtype}", hint="scale_dtype=torch.bfloat16")
     codes = unpack(stored, dtypes.float4_e2m1, k).T
-    return from_codes(np.ascontiguousarray(codes), dtypes.float4_e2m1, tensor, None, group, alpha=alpha * factor)
+    return from_codes(
+        np.ascontiguousarray(codes), dtypes.float4_e2m1, tensor, None, group, alpha=alpha * factor
+    )
 
 
 def from_nf4(

@@ -88,23 +88,30 @@ def _check(
         raise ShapeMismatch(f"matmul of shapes {tuple(a.shape)} and {tuple(b.shape)}")
     if b.ndim > 2 and (a.ndim != b.ndim or a.shape[:-2] != b.shape[:-2]):
         raise ShapeMismatch(
-            f"matmul of batches {tuple(a.shape[:-2])} and {tuple(b.shape[:-2])}", hint="b without batch dimensions, or a's"
+            f"matmul of batches {tuple(a.shape[:-2])} and {tuple(b.shape[:-2])}",
+            hint="b without batch dimensions, or a's",
         )
     if activation not in ACTIVATIONS:
-        raise TypeMismatch(f"no activation named {activation!r}", hint="one of " + ", ".join(map(repr, ACTIVATIONS)))
+        raise TypeMismatch(
+            f"no activation named {activation!r}", hint="one of " + ", ".join(map(repr, ACTIVATIONS))
+        )
     out = out_dtype or result_dtype(a)
     if out not in OUTPUTS:
         raise TypeMismatch(f"matmul gives float16, bfloat16 or float32, not {out}")
     n = b.shape[-1]
     if bias is not None and (bias.dtype != out or tuple(bias.shape) != (n,)):
-        raise ShapeMismatch(f"bias is {bias.dtype} of shape {tuple(bias.shape)}, expected {out} of shape {(n,)}")
+        raise ShapeMismatch(
+            f"bias is {bias.dtype} of shape {tuple(bias.shape)}, expected {out} of shape {(n,)}"
+        )
     expected = (*a.shape[:-1], n)
     if residual is not None and (residual.dtype != out or tuple(residual.shape) != expected):
         raise ShapeMismatch(
             f"residual is {residual.dtype} of shape {tuple(residual.shape)}, expected {out} of shape {expected}"
         )
     if (a_scale is None) != (b_scale is None):
-        raise TypeMismatch("matmul takes a_scale and b_scale together", hint="ones for the one that is not needed")
+        raise TypeMismatch(
+            "matmul takes a_scale and b_scale together", hint="ones for the one that is not needed"
+        )
     if a_scale is not None and b_scale is not None:
         rows = a.shape[-2] if a.ndim > 1 else 1
         if a.ndim > 2 or tuple(a_scale.shape) != (rows,) or tuple(b_scale.shape) != (n,):

@@ -82,7 +82,9 @@ def pack_weight(codes: np.ndarray[Any, Any], dtype: DType) -> np.ndarray[Any, An
     held = units[:, :, rows, columns]
     bytes_ = pack(held, dtype)  # [..., thread, 16 * bits]
     chunks = bytes_.reshape(*bytes_.shape[:-1], dtype.bits, 16)
-    return np.ascontiguousarray(chunks.transpose(0, 1, 3, 2, 4)).reshape(kp // UNIT_K, np_ // UNIT_N, unit_bytes(dtype.bits))
+    return np.ascontiguousarray(chunks.transpose(0, 1, 3, 2, 4)).reshape(
+        kp // UNIT_K, np_ // UNIT_N, unit_bytes(dtype.bits)
+    )
 
 
 def unpack_weight(packed: np.ndarray[Any, Any], dtype: DType, k: int, n: int) -> np.ndarray[Any, Any]:

@@ -81,7 +81,9 @@ class QuantizedWeight:
         """Return the weight on another device."""
         zero = None if self.zero is None else self.zero.to(device)
         order = None if self.order is None else self.order.to(device)
-        return replace(self, packed=self.packed.to(device), scale=self.scale.to(device), zero=zero, order=order)
+        return replace(
+            self, packed=self.packed.to(device), scale=self.scale.to(device), zero=zero, order=order
+        )
 
 
 def quantize(
@@ -126,7 +128,9 @@ def quantize(
     if not 1 <= code_type.bits <= 8 or code_type.kind in ("bool", "scale"):
         raise TypeMismatch(f"weights are quantised to a number type of 1 to 8 bits, not {code_type}")
     if zero_point and code_type.kind != "uint":
-        raise TypeMismatch(f"zero points go with unsigned integers, not {code_type}", hint="use uint1 to uint8")
+        raise TypeMismatch(
+            f"zero points go with unsigned integers, not {code_type}", hint="use uint1 to uint8"
+        )
     k, n = weight.shape
     group = check_group(k, group_size)
     values = weight.detach().to("cpu", torch.float64).numpy()
@@ -146,10 +150,9 @@ def quantize(
             zero = np.full(low.shape, top / 2)
             scale = _rounded(_positive(np.maximum(-low, high) / (top / 2)), scale_dtype)
     else:
-        reach = max(abs(float(code_type.min)), float(code_type.max)) if code_type.bits > 1 else 1.0
-        positive, negative = float(code_type.max), -float(code_type.min)
-        if positive > 0 and negative > 0 and code_type.is_float:
-            scale = np.maximum(-low, high) / reach
+        positive, negative = reach(code_type, scale_dtype)
+        if code_type.is_float:
+            scale = np.maximum(-low, high) / positive
         else:
             # Two's complement reaches one step further down than up.
             up = high / positive if positive > 0 else np.zeros_like(high)
@@ -167,17 +170,33 @@ def quantize(
     )
 
 
+def reach(code_type: DType, activations: torch.dtype) -> tuple[float, float]:
+    """Return how far up and down a type's values go that the activations' type has too.
+
+    Kernels decode weights to the activations' type; beyond its largest value there is only infinity.
+    """
+    values = decode(np.arange(1 << code_type.bits), code_type).astype(np.float64)
+    values = values[np.abs(values) <= torch.finfo(activations).max]
+    return float(values.max()), -float(values.min())
+
+
 def check_group(k: int, group_size: int) -> int:
     """Return the group size, with -1 resolved, or say what is wrong with it."""
     group = k if group_size == -1 else group_size
     if group <= 0 or k % group:
         raise ShapeMismatch(
-            f"a group of {group_size} elements does not divide k = {k}", hint="use a group size that divides k, or -1"
+            f"a group of {group_size} elements does not divide k = {k}",
+            hint="use a group size that divides k, or -1",
         )
-    fits = UNIT_K % group == 0 and group % GROUP_STEP == 0 if group <= UNIT_K else group % UNIT_K == 0 or group == k
+    fits = (
+        UNIT_K % group == 0 and group % GROUP_STEP == 0
+        if group <= UNIT_K
+        else group % UNIT_K == 0 or group == k
+    )
     if not fits:
         raise ShapeMismatch(
-            f"a group of {group} elements is not supported", hint="use 16, 32, 64, 128, a multiple of 128, or -1"
+            f"a group of {group} elements is not supported",
+            hint="use 16, 32, 64, 128, a multiple of 128, or -1",
         )
     return group
 
@@ -228,7 +247,9 @@ def from_codes(
     groups = k // group
     for name, tensor in (("scale", scale), ("zero", zero)):
         if tensor is not None and tuple(tensor.shape) != (groups, n):
-            raise ShapeMismatch(f"{name} has shape {tuple(tensor.shape)}, expected {(groups, n)} for groups of {group}")
+            raise ShapeMismatch(
+                f"{name} has shape {tuple(tensor.shape)}, expected {(groups, n)} for groups of {group}"
+            )
     kp, np_ = padded(k, n)
     # Rows that fill up the last unit multiply zeros of the activations; their scales only have to be finite.
     rows = -(-kp // group)

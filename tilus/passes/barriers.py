@@ -251,7 +251,9 @@ class Analysis:
         scratch = scratch_bytes(op, self.threads)
         if scratch:
             # The exchange begins and ends its writes with barriers of its own, then reads.
-            low = op.scratch if isinstance(op, (ops.ConvertLayout, ops.Reduce, ops.Scan)) and op.scratch else 0
+            low = (
+                op.scratch if isinstance(op, (ops.ConvertLayout, ops.Reduce, ops.Scan)) and op.scratch else 0
+            )
             made = Access(low, low + scratch, None, False, None, op.opcode, group=self.group)
             return State(frozenset({made}), state.flying)
         found = self.accesses(op)
@@ -296,7 +298,7 @@ class Analysis:
             self.loops.append([])
             end = self.region(body, entry)
             jumps = self.loops.pop()
-            around = [s for s in ([end] if end is not None else []) + jumps]
+            around = [*([end] if end is not None else []), *jumps]
             joined = entry
             for way in around:
                 joined = joined.join(self._shift(op, body, way))

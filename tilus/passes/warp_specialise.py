@@ -39,7 +39,11 @@ class Loop:
 def specialise_warps(kernel: Kernel, selector: Selector) -> Kernel:
     """Split the kernel into a producer and consumers if all its pipelined loops qualify."""
     pipelined = [op for op in walk(kernel.body) if isinstance(op, ops.For) and op.stages]
-    if not pipelined or kernel.warps % WARPGROUP or any(isinstance(op, ops.WarpGroup) for op in walk(kernel.body)):
+    if (
+        not pipelined
+        or kernel.warps % WARPGROUP
+        or any(isinstance(op, ops.WarpGroup) for op in walk(kernel.body))
+    ):
         return kernel
     loops = [qualify(op, kernel, selector) for op in pipelined]
     if any(loop is None for loop in loops) or any(op not in kernel.body.ops for op in pipelined):
@@ -105,7 +109,13 @@ def _bulk_copyable(copy: ops.CopyAsync, kernel: Kernel) -> bool:
     assert isinstance(type, GlobalType)
     assert isinstance(shared, SharedType)
     bits = type.dtype.bits
-    if copy.tensor not in kernel.params or bits % 8 or type.align % TMA_ALIGN or type.rank > 5 or not all(copy.checked):
+    if (
+        copy.tensor not in kernel.params
+        or bits % 8
+        or type.align % TMA_ALIGN
+        or type.rank > 5
+        or not all(copy.checked)
+    ):
         return False
     if len(shared.shape) != 2 or type.strides[-1] != 1 or shared.shape[1] * bits // 8 % TMA_ALIGN:
         return False
@@ -137,7 +147,9 @@ class Specialiser(Rewriter):
         outside = dict(self.mapping)
         consumer = self._program(self.kernel.body.ops)
         self.emit(
-            ops.WarpGroup(0, warps, CONSUMER_REGISTERS if budget else 0, Region((), consumer), loc=self.kernel.loc)
+            ops.WarpGroup(
+                0, warps, CONSUMER_REGISTERS if budget else 0, Region((), consumer), loc=self.kernel.loc
+            )
         )
         self.mapping = outside
         self.producing = True
@@ -145,7 +157,9 @@ class Specialiser(Rewriter):
         producer = self._program(tuple(op for op in self.kernel.body.ops if id(op) in needed))
         inner = ops.WarpGroup(warps, 1, 0, Region((), producer), loc=self.kernel.loc)
         body = Region((), (inner, ops.Yield(loc=self.kernel.loc)))
-        self.emit(ops.WarpGroup(warps, WARPGROUP, PRODUCER_REGISTERS if budget else 0, body, loc=self.kernel.loc))
+        self.emit(
+            ops.WarpGroup(warps, WARPGROUP, PRODUCER_REGISTERS if budget else 0, body, loc=self.kernel.loc)
+        )
         self.emit(ops.Return(loc=self.kernel.loc))
         made = Region((), tuple(self.blocks.pop()))
         return replace(self.kernel, grid=grid, body=made, warps=warps + WARPGROUP)
@@ -167,7 +181,9 @@ class Specialiser(Rewriter):
             made.result.name = buffer.result.name
             self.staged[buffer.result] = made.result
         self.full[id(loop.op)] = self.emit(ops.BarrierAlloc(loop.op.stages, 1, loc=loc)).result
-        self.empty[id(loop.op)] = self.emit(ops.BarrierAlloc(loop.op.stages, self.kernel.warps, loc=loc)).result
+        self.empty[id(loop.op)] = self.emit(
+            ops.BarrierAlloc(loop.op.stages, self.kernel.warps, loc=loc)
+        ).result
 
     def visit(self, op: Operation) -> None:
         loop = self.loops.get(id(op))
@@ -191,7 +207,9 @@ class Specialiser(Rewriter):
     def _count(self, op: ops.For) -> Value:
         start, stop, step = (self.value(v) for v in (op.start, op.stop, op.step))
         one = self.constant(1, op.loc)
-        rounded = self.binary("sub", self.binary("add", self.binary("sub", stop, start, op.loc), step, op.loc), one, op.loc)
+        rounded = self.binary(
+            "sub", self.binary("add", self.binary("sub", stop, start, op.loc), step, op.loc), one, op.loc
+        )
         return self.binary("floordiv", rounded, step, op.loc)
 
     def _stage(self, op: ops.For, number: Value, turn: int) -> tuple[Value, Value]:
@@ -247,7 +265,9 @@ class Specialiser(Rewriter):
         self.emit(ops.BarrierWait(self.full[id(op)], parity, stage, loc=loc))
         self._index(op, number)
         for buffer in loop.buffers:
-            self.mapping[buffer.result] = self.emit(ops.SharedIndex(self.staged[buffer.result], stage, loc=buffer.loc)).result
+            self.mapping[buffer.result] = self.emit(
+                ops.SharedIndex(self.staged[buffer.result], stage, loc=buffer.loc)
+            ).result
         skipped = {id(x) for x in (*loop.buffers, *loop.copies)} | _operand_loads(loop)
         terminator = op.body.terminator
         for inner in op.body.ops:
@@ -345,7 +365,8 @@ def _copy_slice(loop: Loop) -> set[int]:
         if needed.intersection(op.results):
             if not op.pure or any(True for _ in op.regions()):
                 raise LayoutConflict(
-                    f"the place that copy_async reads from depends on {op.opcode}, which cannot run ahead of its iteration",
+                    f"the place that copy_async reads from depends on {op.opcode}, which cannot run ahead of its "
+                    "iteration",
                     op.loc,
                     hint="compute it from the loop's index with arithmetic alone, or use a plain range",
                 )

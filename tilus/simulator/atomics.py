@@ -100,7 +100,7 @@ class Atomic(Access):
 
     def execute(self, state: Any, sel: Selection) -> None:
         engine = state.engine
-        engine.polled = True
+        state.poll(sel)
         address = self.address.get(state, sel)
         shape = (sel.n, 2) if self.type.bits == 128 else (sel.n,)
         values = np.stack([np.broadcast_to(s.get(state, sel), shape) for s in self.sources], axis=1)

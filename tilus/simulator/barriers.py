@@ -47,8 +47,6 @@ class BarrierUnit:
                value: Any = None, combine: Any = None) -> Any:  # fmt: skip
         """Lanes arrive; returns their selection where all of them may go on at once."""
         state = self.state
-        engine = state.engine
-        engine.progress += 1
         if not 0 <= barrier < _BARRIERS:
             state.hazard("barrier-count", f"barrier {barrier} does not exist (0 to 15 do)", instruction, int(sel.index[0]))
             state.stop()
@@ -126,7 +124,6 @@ class BarrierUnit:
     def release(self, blocks: Any, barrier: int, combine: Any) -> None:
         """All arrived: those who wait go on."""
         state = self.state
-        state.engine.progress += 1
         waiting = self.at == barrier
         chosen = np.zeros(state.block_count, bool)
         chosen[blocks] = True
@@ -173,7 +170,6 @@ class BarrierUnit:
     def cluster_arrive(self, sel: Selection, instruction: Any) -> None:
         """Lanes arrive at the cluster's barrier without waiting."""
         state = self.state
-        state.engine.progress += 1
         again = self.cluster_arrived[sel.lanes]
         if again.any():
             state.hazard("barrier-count", "a thread arrives twice at barrier.cluster without waiting in between",

@@ -43,7 +43,7 @@ def _go(engine: Any, group: Any, here: int, target: int) -> Any:
     group.pc = target
     if target <= here:
         group.loops += 1
-        if engine.polled or group.loops > 4096:
+        if group.state.take_polled(group.sel) or group.loops > 4096:
             group.round += 1
             group.loops = 0
             engine.yielded(group)
@@ -141,6 +141,87 @@ class BadCall(Control):
         group.state.stop()
 
 
+class Frame:
+    """What a call of a recursive function saved: registers and locals of the functions it may reach."""
+
+    def __init__(self, index: Any, back: int, registers: dict[int, Any], local: Any, previous: Any) -> None:
+        self.index, self.back, self.registers, self.local, self.previous = index, back, registers, local, previous
+        self.left = len(index)
+
+
+class CallShared(Control):
+    """A call of a recursive function: saves a frame, passes the arguments, goes to the body."""
+
+    def __init__(self, name: str, bodies: dict[str, Any], places: list[int], results: int) -> None:
+        super().__init__()
+        self.name, self.bodies, self.places, self.results = name, bodies, places, results
+
+    def step(self, engine: Any, group: Any) -> Any:
+        state, sel = group.state, group.sel
+        here = self.instruction.index
+        if self.guard is not None:
+            taken = self.guard.get(state, sel)
+            if not taken.all():
+                state.add(group.fork(sel.subset(~taken), here + 1, False))
+                if not taken.any():
+                    return None
+                sel = sel.subset(taken)
+        body = self.bodies[self.name]
+        index = sel.index
+        passed = [
+            state.local[index, place : place + size].copy()
+            for place, (_, size) in list(zip(self.places, body["formals"]))[self.results :]
+        ]
+        saved = {}
+        for each in self.bodies.values():
+            for bank, (first, last) in each["rows"].items():
+                if last > first:
+                    saved[bank, first, last] = state.banks[bank][first:last, index]
+        local = [(first, state.local[index, first:last].copy()) for first, last in (b["local"] for b in self.bodies.values())]
+        if len(state.frames) > 4096:
+            state.hazard("illegal-instruction", "recursion is deeper than the stack", self.instruction, int(index[0]))
+            state.stop()
+        frame = Frame(index, here, saved, local, state.frame_of_lane[index].copy())
+        state.frames[state.next_frame] = frame
+        state.frame_of_lane[index] = state.next_frame
+        state.next_frame += 1
+        for values, (address, size) in zip(passed, body["formals"][self.results :]):
+            state.local[index, address : address + size] = values
+        engine.progress += 1
+        return group.fork(sel, body["entry"], False)
+
+
+class ReturnShared(Control):
+    """The end of a recursive function's body: each lane goes back to where its frame says."""
+
+    def __init__(self, name: str, bodies: dict[str, Any]) -> None:
+        super().__init__()
+        self.name, self.bodies = name, bodies
+
+    def step(self, engine: Any, group: Any) -> Any:
+        state, sel = group.state, group.sel
+        formals = self.bodies[self.name]["formals"]
+        for number in np.unique(state.frame_of_lane[sel.lanes]):
+            some = sel.subset(state.frame_of_lane[sel.lanes] == number)
+            index = some.index
+            frame = state.frames[int(number)]
+            call = state.kernel.instructions[frame.back].operation
+            results = [state.local[index, address : address + size].copy() for address, size in formals[: call.results]]
+            at = np.searchsorted(frame.index, index)
+            for (bank, first, last), values in frame.registers.items():
+                state.banks[bank][first:last, index] = values[:, at]
+            for first, values in frame.local:
+                state.local[index, first : first + values.shape[1]] = values[at]
+            for place, values in zip(call.places, results):
+                state.local[index, place : place + values.shape[1]] = values
+            state.frame_of_lane[index] = frame.previous[at]
+            frame.left -= len(index)
+            if frame.left == 0:
+                del state.frames[int(number)]
+            state.add(group.fork(some, frame.back + 1, False))
+        return None
+
+
 def _decode_bra(d: Decoder) -> Operation:
     d.flag("uni")
     d.count(1)
@@ -190,11 +271,19 @@ def decode_extra(d: Decoder) -> Operation:
         return Branch(d.labels[d.extra[1]])
     if kind == "unless":
         _, pointer, name, skip = d.extra
-        operation = SkipUnless(d.source(Name(pointer), TYPES["u64"]), d.module.function_addresses[name], d.labels[skip])
+        operation: Any = SkipUnless(d.source(Name(pointer), TYPES["u64"]), d.module.function_addresses[name], d.labels[skip])
         if d.statement.guard is not None:
             predicate = d.predicate(Name(d.statement.guard.register))
             operation.guard = Not(predicate) if d.statement.guard.negated else predicate
         return operation
+    if kind == "shared":
+        operation = CallShared(d.extra[1], d.bodies, d.extra[2], d.extra[3])
+        if d.statement.guard is not None:
+            predicate = d.predicate(Name(d.statement.guard.register))
+            operation.guard = Not(predicate) if d.statement.guard.negated else predicate
+        return operation
+    if kind == "return":
+        return ReturnShared(d.extra[1], d.bodies)
     if kind == "bad call":
         return BadCall()
     if kind == "builtin":

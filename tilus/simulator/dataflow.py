@@ -18,9 +18,19 @@ def successors(instruction: Any, count: int) -> list[int]:
         return list(dict.fromkeys(operation.targets)) + ([following] if operation.guard is not None else [])
     if name == "SkipUnless":
         return [following, operation.target]
+    if name == "CallShared":
+        return [operation.bodies[operation.name]["entry"], following]
+    if name == "ReturnShared":
+        return []
     if name in ("Exit", "Trap", "BadCall") and operation.guard is None:
         return []
     return [following] if following < count else []
+
+
+def _checked(operation: Any) -> list[Any]:
+    """The registers whose values an operation really uses."""
+    reads = [item for item in operation.reads if item not in operation.lenient]
+    return registers_of(reads) + operation.guard_registers
 
 
 def maybe_uninitialized(kernel: Any) -> dict[int, list[Any]]:
@@ -42,7 +52,7 @@ def maybe_uninitialized(kernel: Any) -> dict[int, list[Any]]:
     reads, writes = [0] * count, [0] * count
     for i, instruction in enumerate(instructions):
         operation = instruction.operation
-        reads[i] = bits(registers_of(operation.reads) + operation.guard_registers)
+        reads[i] = bits(_checked(operation))
         if operation.guard is None:
             writes[i] = bits(registers_of(operation.writes))
     everything = (1 << len(numbers)) - 1
@@ -78,7 +88,7 @@ def maybe_uninitialized(kernel: Any) -> dict[int, list[Any]]:
             if missing:
                 operation = instructions[i].operation
                 found = [
-                    r for r in registers_of(operation.reads) + operation.guard_registers
+                    r for r in _checked(operation)
                     if missing >> numbers[r.bank, r.row] & 1
                 ]  # fmt: skip
                 suspicious[i] = found

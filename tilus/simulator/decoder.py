@@ -79,6 +79,7 @@ class Decoder:
         self.extra: Any = None
         self.labels: dict[str, int] = {}
         self.module: Any = None
+        self.bodies: dict[str, Any] = {}
 
     # -- modifiers ---------------------------------------------------------------------------------------
 

@@ -68,7 +68,7 @@ class Engine:
 
             self.races = GlobalRaces(self)
         self.progress = 0
-        self.polled = False
+        self.total_yields = 0
         self.round = 0
         self.yields = 0
         self.yield_progress = 0
@@ -227,7 +227,6 @@ class Engine:
         return thunks
 
     def _run_group(self, state: State, group: Group) -> None:
-        self.polled = False
         segments = state.segments
         while True:
             sel = group.sel
@@ -341,6 +340,7 @@ class Engine:
             self.yield_progress = self.progress
             self.yields = 0
         self.yields += 1
+        self.total_yields += 1
 
     def grid_workspace(self) -> int:
         """The address of the memory that cooperative groups synchronise a grid through."""
@@ -365,8 +365,11 @@ class Engine:
     def _livelock(self, state: State) -> None:
         group = min((g for g in state.groups.values()), key=lambda g: g.round)
         instruction = self.kernel.instructions[group.pc]
-        state.hazard("deadlock", f"{len(group.sel.warps)} warps poll memory that nobody changes any more"
-                     + self._waiting_text(), instruction, int(group.sel.index[0]))  # fmt: skip
+        what = "poll memory that nobody changes any more"
+        if instruction.opcode.startswith("setmaxnreg"):
+            what = "wait for registers that no warp of the block releases"
+        state.hazard("deadlock", f"{len(group.sel.warps)} warps {what}" + self._waiting_text(), instruction,
+                     int(group.sel.index[0]))  # fmt: skip
         raise Stop
 
     def _waiting_text(self) -> str:

@@ -61,7 +61,7 @@ def _proxy(d: Decoder) -> Operation:
 
 class _Sleep(Lane):
     def execute(self, state: Any, sel: Selection) -> None:
-        state.engine.polled = True
+        state.poll(sel)
 
 
 def _decode_sleep(d: Decoder) -> Operation:

@@ -33,6 +33,8 @@ class GlobalRaces:
     def __init__(self, engine: Any) -> None:
         self.engine = engine
         self.grain = engine.kernel.global_grain
+        # A compare-and-swap loop begins with a plain read, which the swap then confirms.
+        self.has_cas = engine.kernel.has_cas
         self.shadows: dict[int, Shadow | None] = {}
         self.spent = 0
         self.unchecked: list[str] = []
@@ -130,7 +132,7 @@ class GlobalRaces:
         if int(written.max()) > 0:
             self._against_write(state, access, sel, allocation, shadow, cells, written, who, "updates", None)
         read = shadow.read[cells]
-        if int(read.max()) > 0:
+        if int(read.max()) > 0 and not self.has_cas:
             self._against_read(state, access, sel, allocation, shadow, cells, read, who, "updates")
         shadow.written[cells] = now
         shadow.writer[cells] = who | np.uint32(_STRONG)
@@ -182,7 +184,7 @@ class GlobalRaces:
         writer = shadow.writer[cells]
         other = writer & np.uint32(_STRONG - 1)
         bad = self._unordered(state, sel, cells, written, other, who)
-        if access.strong:
+        if access.strong or (self.has_cas and verb == "reads"):
             bad &= (writer & np.uint32(_STRONG)) == 0
         if same is not None:
             bad &= ~(same[:, None] if cells.ndim > 1 else same)

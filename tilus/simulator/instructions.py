@@ -19,8 +19,10 @@ from . import (
     integer,
     logic,
     memory,
+    video,
     warp,
     wgmma,
+    wmma,
 )
 from .decoder import Decoder
 from .operations import Operation
@@ -43,6 +45,8 @@ TABLE: dict[str, Callable[[Decoder], Operation]] = {
     **mbarrier.INSTRUCTIONS,
     **cluster.INSTRUCTIONS,
     **wgmma.INSTRUCTIONS,
+    **wmma.INSTRUCTIONS,
+    **video.INSTRUCTIONS,
 }
 
 

@@ -331,7 +331,7 @@ class Wait(Control):
             self._acquire(state, sel, table, slots, done)
         self.writes[0].put(state, sel, done)
         if not done.all():
-            engine.polled = True
+            state.poll(sel)
         group.pc = here + 1
         group.resumed = False
         group.patience = 0

@@ -67,7 +67,7 @@ class Load(Access):
     def execute(self, state: Any, sel: Selection) -> None:
         space = self.space
         if self.strong:
-            state.engine.polled = True
+            state.poll(sel)
         if space == "param":
             values = self._parameter(state, sel)
         else:

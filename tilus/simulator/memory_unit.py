@@ -7,7 +7,11 @@ from typing import Any
 import numpy as np
 
 from .selection import Selection
-from .spaces import CLUSTER_SHIFT, LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_SIZE
+from .spaces import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_SIZE
+
+
+# From so many yields on, a store counts as progress only if it changes memory: a spinning loop may store too.
+_CAREFUL = 64
 
 
 class Memory:
@@ -149,7 +153,6 @@ class Memory:
         width = access.width
         parts = self.locate(access, sel, address, width, True)
         self.engine.counters.global_access(access, sel, address, width, True)
-        self.engine.progress += 1
         for allocation, mask, offset in parts:
             part = values if mask is None or np.ndim(values) == 0 else values[mask]
             some = sel if mask is None else sel.subset(mask)
@@ -158,6 +161,8 @@ class Memory:
                            f"write to {allocation.name}, which is constant")  # fmt: skip
             if self.engine.check_global:
                 self.engine.races.write(self.state, access, some, allocation, offset, part)
+            if self.engine.total_yields < _CAREFUL or _changes(_gather(allocation, access, offset), part):
+                self.engine.progress += 1
             _scatter(allocation, access, offset, part)
 
     # -- shared ------------------------------------------------------------------------------------------------
@@ -200,13 +205,14 @@ class Memory:
         width = access.width
         index = self.shared_index(access, sel, address, width)
         self.engine.counters.shared_access(access, sel, address, width)
-        self.engine.progress += 1
         if access.type.bits == 128:
             view, place = self.shared_view(np.dtype(np.uint64), 2), index >> 4
         else:
             view, place = self.shared_view(access.type.dtype, access.count), index // width
         if self.engine.check_shared:
             self.state.races.write(access, sel, index, width, view, place, values)
+        if self.engine.total_yields < _CAREFUL or _changes(view[place], values):
+            self.engine.progress += 1
         view[place] = values
 
     # -- local and parameters ----------------------------------------------------------------------------------
@@ -256,6 +262,10 @@ class Memory:
         bytes_ = buffer[address[:, None] + np.arange(access.width)]
         values = np.ascontiguousarray(bytes_).view(access.type.dtype if access.type.bits != 128 else np.uint64)
         return values[:, 0] if access.count == 1 and access.type.bits != 128 else values
+
+
+def _changes(old: Any, new: Any) -> bool:
+    return bool((old != new).any())
 
 
 def _gather(allocation: Any, access: Any, offset: Any) -> Any:

@@ -24,6 +24,7 @@ class Operation:
     copies = False
     reads: tuple[Any, ...] = ()
     writes: tuple[Any, ...] = ()
+    lenient: tuple[Any, ...] = ()
 
     def __init__(self) -> None:
         self.guard: Any = None

@@ -85,6 +85,8 @@ class Kernel:
     shared_grain: int = 16
     global_grain: int = 16
     uses_async_proxy: bool = False
+    has_cas: bool = False
+    max_registers: int | None = None
 
 
 def align(value: int, alignment: int) -> int:
@@ -269,6 +271,8 @@ class _Builder:
         self.carry_row: int | None = None
         self.calls = 0
         self.stack: list[str] = []
+        self.shared_bodies: dict[str, Any] = {}
+        self.pending_bodies: list[str] = []
 
     def carry(self) -> int:
         if self.carry_row is None:
@@ -327,6 +331,7 @@ class _Builder:
                 self.declare_variable(root, variable)
         self.stack.append(self.function.name)
         self.walk(self.function.body or (), _Scope(self, root, ""))
+        self.emit_shared_bodies(root)
         dynamic_base = self.shared_bytes
         for _, alignment in self.dynamic:
             dynamic_base = align(dynamic_base, alignment)
@@ -342,6 +347,7 @@ class _Builder:
             self.function.name, tuple(parameters), offset, self.shared_bytes, align(self.local_bytes, 16), max_threads,
             directives.get("reqntid"), directives.get("reqnctapercluster"), [], self.symbols, self.bank_rows,
             set(), self.register_names, files=self.module.tree.files,
+            max_registers=directives["maxnreg"][0] if "maxnreg" in directives else None,
         )  # fmt: skip
         self.decode(kernel)
         return kernel
@@ -417,10 +423,9 @@ class _Builder:
         self.labels[done] = len(self.items)
 
     def inline(self, statement: Statement, scope: _Scope, function: Function, returns: Group, arguments: Group) -> None:
-        if function.name in self.stack or len(self.stack) > _MAX_CALL_DEPTH:
-            raise PtxError(
-                f"function {function.name} is recursive; the simulator inlines calls, so write it as a loop", statement.line
-            )
+        if function.name in self.module.recursive:
+            self.call_shared(statement, scope, function, returns, arguments)
+            return
         self.calls += 1
         prefix = f"{function.name}#{self.calls}:"
         root = scope
@@ -453,6 +458,53 @@ class _Builder:
         for move in after:
             self.items.append((statement, scope, self.location, move))
 
+    # -- recursion ---------------------------------------------------------------------------------------------
+
+    def call_shared(self, statement: Statement, scope: _Scope, function: Function, returns: Group, arguments: Group) -> None:
+        """Call a recursive function, which is compiled once and entered with a frame."""
+        if function.name not in self.shared_bodies:
+            self.shared_bodies[function.name] = {}
+            self.pending_bodies.append(function.name)
+        places = []
+        for operand in (*returns.items, *arguments.items):
+            unique = scope.symbol(operand.text) if isinstance(operand, Name) else None
+            if unique is None or self.symbols[unique].space != "local":
+                raise PtxError(f"a call of recursive {function.name} takes .param variables", statement.line)
+            places.append(self.symbols[unique].address)
+        self.items.append((statement, scope, self.location, ("shared", function.name, places, len(returns.items))))
+        self.leaders.add(len(self.items))
+
+    def emit_shared_bodies(self, root: _Scope) -> None:
+        """The bodies of recursive functions, behind the kernel's own code."""
+        if self.pending_bodies:
+            end = Statement("exit", (), None, self.function.line)
+            self.items.append((end, root, None, None))
+        while self.pending_bodies:
+            name = self.pending_bodies.pop()
+            function = self.module.functions[name]
+            body = self.shared_bodies[name]
+            body["rows"] = {bank: [count, count] for bank, count in self.bank_rows.items()}
+            body["local"] = [self.local_bytes, self.local_bytes]
+            body["entry"] = len(self.items)
+            self.leaders.add(len(self.items))
+            self.calls += 1
+            scope = _Scope(self, root, f"{name}#{self.calls}:")
+            body["formals"] = []
+            for formal in (*function.returns, *function.parameters):
+                if formal.space == "reg":
+                    raise PtxError(f"recursive {name} with register parameters is not supported", function.line)
+                self.declare_variable(scope, formal)
+                place = self.symbols[scope.symbols[formal.name]]
+                body["formals"].append((place.address, place.size))
+            self.stack.append(name)
+            self.walk(function.body or (), scope)
+            self.stack.pop()
+            self.labels[f"{scope.prefix}<return>"] = len(self.items)
+            self.items.append((Statement("ret", (), None, function.line), scope, self.location, ("return", name)))
+            for bank, count in self.bank_rows.items():
+                body["rows"][bank][1] = count
+            body["local"][1] = self.local_bytes
+
     def decode(self, kernel: Kernel) -> None:
         from .instructions import decode_statement
 
@@ -463,6 +515,7 @@ class _Builder:
             d.extra = extra
             d.labels = self.labels
             d.module = self.module
+            d.bodies = self.shared_bodies
             try:
                 operation = decode_statement(d)
             except PtxError:
@@ -507,7 +560,35 @@ class _Builder:
                 and any((r.bank, r.row) in kernel.wgmma_registers
                         for r in registers_of((*i.operation.reads, *i.operation.writes)))
             }  # fmt: skip
+        kernel.has_cas = any(i.opcode.startswith("atom") and ".cas" in i.opcode for i in kernel.instructions)
         kernel.uses_async_proxy = any(i.opcode.startswith(_ASYNC_PROXY) for i in kernel.instructions)
+
+
+def _recursive(functions: dict[str, Function]) -> set[str]:
+    """The functions that can reach themselves by direct calls."""
+    calls: dict[str, set[str]] = {}
+    for name, function in functions.items():
+        found: set[str] = set()
+        pending = list(flatten(function.body or ()))
+        while pending:
+            item = pending.pop()
+            if isinstance(item, Scope):
+                pending.extend(flatten(item.body))
+            elif isinstance(item, Statement) and item.opcode.split(".", 1)[0] == "call":
+                found.update(o.text for o in item.operands if isinstance(o, Name) and o.text in functions)
+        calls[name] = found
+    result = set()
+    for name in functions:
+        reached: set[str] = set()
+        pending_names = list(calls[name])
+        while pending_names:
+            other = pending_names.pop()
+            if other not in reached:
+                reached.add(other)
+                pending_names.extend(calls[other])
+        if name in reached:
+            result.add(name)
+    return result
 
 
 _ASYNC_PROXY = ("wgmma", "cp.async.bulk", "cp.reduce.async.bulk", "mbarrier", "st.async", "red.async", "cp.async.mbarrier",
@@ -535,6 +616,7 @@ class LoadedModule:
             if function.name not in self.functions or function.body is not None:
                 self.functions[function.name] = function
         self.function_addresses = {name: 0x100 + 16 * i for i, name in enumerate(self.functions)}
+        self.recursive = _recursive(self.functions)
         self.memory = ModuleMemory(self.tree, addresses, self.function_addresses)
         self.places: dict[str, SymbolPlace] = dict(self.memory.places)
         for name, address in self.function_addresses.items():

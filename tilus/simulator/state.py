@@ -42,7 +42,7 @@ class Group:
         """Some of the lanes, elsewhere."""
         other = Group(self.state, sel, pc, self.round)
         other.loops = self.loops + int(backward)
-        if backward and (self.state.engine.polled or other.loops > 4096):
+        if backward and (self.state.take_polled(sel) or other.loops > 4096):
             other.round += 1
             other.loops = 0
             self.state.engine.yielded(other)
@@ -93,8 +93,12 @@ class State:
         self.mbarriers = BarrierTable(self)
         self.bulk_groups = BulkGroups(self)
         self.wgmma = Tracking(self)
-        self.register_limits = np.zeros(self.warp_count, np.int64)
+        self.register_limits = np.full(self.warp_count, kernel.max_registers or 0, np.int64)
         self.parked = 0
+        self.frames: dict[int, Any] = {}
+        self.next_frame = 1
+        self.frame_of_lane = np.zeros(self.lane_count, np.int64)
+        self.polled = np.zeros(self.warp_count, bool)
         self.races: Any = None
         self.order: Any = None
         if engine.track_order:
@@ -107,6 +111,18 @@ class State:
             self.races = SharedRaces(self)
         everyone = Selection(0, self.warp_count) if self.exists.all() else Selection.of(np.flatnonzero(self.exists))
         self.add(Group(self, everyone, 0, engine.round))
+
+    def poll(self, sel: Selection) -> None:
+        """Warps look at memory that others may change; going round a loop with it yields to others."""
+        self.polled[sel.warp_slice] = True
+
+    def take_polled(self, sel: Selection) -> bool:
+        """Whether a warp polled since it last yielded."""
+        part = sel.warp_slice
+        if not self.polled[part].any():
+            return False
+        self.polled[part] = False
+        return True
 
     # -- groups ------------------------------------------------------------------------------------------------
 

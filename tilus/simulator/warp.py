@@ -104,7 +104,10 @@ def _decode_shfl(d: Decoder) -> Operation:
         source = np.where(valid, source, _LANE) & 31
         return np.take_along_axis(a, source, axis=1), valid
 
-    return Synchronised(exchange, targets, sources, mask)
+    operation = Synchronised(exchange, targets, sources, mask)
+    # A lane whose value nobody fetches need not have one.
+    operation.lenient = (sources[0],)
+    return operation
 
 
 def _ballot(members: Any, flags: Any) -> Any:

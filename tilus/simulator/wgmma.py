@@ -15,7 +15,7 @@ from . import tensorcore
 from .decoder import Decoder
 from .matrix import raise_incomplete, stack
 from .operands import Constant
-from .operations import Operation, Warp, registers_of
+from .operations import Control, Operation, Warp, registers_of
 from .selection import Selection
 from .syntax import Vector
 from .types import TYPES
@@ -291,14 +291,20 @@ def _decode_wgmma(d: Decoder) -> Operation:
     return operation
 
 
-class SetMaxRegisters(Warp):
-    """``setmaxnreg``: no effect on values; counts and pairing are checked."""
+class SetMaxRegisters(Control):
+    """``setmaxnreg``: counts and pairing are checked; an increase waits until the block has the registers."""
 
     def __init__(self, increase: bool, count: int) -> None:
-        super().__init__(lambda *v: v, [], [])
+        super().__init__()
         self.increase, self.number = increase, count
 
-    def execute(self, state: Any, sel: Selection) -> None:
+    def step(self, engine: Any, group: Any) -> Any:
+        state, sel = group.state, group.sel
+        here = self.instruction.index
+        ready = state.converge(group, self, here)
+        if ready is None:
+            return None
+        sel = group.sel = ready
         limits = state.register_limits
         rows = sel.warp_slice
         groups = state.block_of_warp[sel.warps] * 64 + state.warp_in_block[sel.warps] // 4
@@ -312,19 +318,23 @@ class SetMaxRegisters(Warp):
             verb = "increases" if self.increase else "decreases"
             state.hazard("setmaxnreg", f"setmaxnreg {verb} the register count to {self.number} from {now}", self.instruction,
                          int(sel.index[0]))  # fmt: skip
+        if self.increase and self._must_wait(state, sel):
+            group.round += 1
+            engine.yielded(group)
+            state.add(group)
+            return None
         limits[rows] = self.number
-        if self.increase:
-            self._check_pool(state, sel)
+        engine.progress += 1
+        group.pc = here + 1
+        return group
 
-    def _check_pool(self, state: Any, sel: Selection) -> None:
-        """A block has 64 K registers: what all its warps ask for together must fit."""
-        for block in np.unique(state.block_of_warp[sel.warps]):
-            mine = state.block_of_warp == block
-            limits = state.register_limits[mine]
-            if (limits > 0).all() and int(limits.sum()) * 32 > 65536:
-                state.hazard("setmaxnreg", f"the warps of the block hold {int(limits.sum()) * 32} registers, the block has 65536; "
-                             "this increase never ends", self.instruction, int(sel.index[0]))  # fmt: skip
-                return
+    def _must_wait(self, state: Any, sel: Selection) -> bool:
+        """A block has 64 K registers: what its warps hold together must fit, those that ended aside."""
+        limits = state.register_limits.copy()
+        limits[sel.warp_slice] = self.number
+        limits[~state.live_warps.any(axis=1)] = 0
+        total = np.bincount(state.block_of_warp, weights=limits, minlength=state.block_count)
+        return bool((total[np.unique(state.block_of_warp[sel.warps])] * 32 > 65536).any())
 
 
 def _decode_setmaxnreg(d: Decoder) -> Operation:

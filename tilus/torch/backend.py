@@ -43,7 +43,11 @@ def replacements() -> list[Replaced]:
 
 
 def backend(
-    module: fx.GraphModule, inputs: Sequence[Any], *, mode: str | None = None, options: dict[str, Any] | None = None
+    module: fx.GraphModule,
+    inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: dict[str, Any] | None = None,
 ) -> Callable[..., Any]:
     """Compile a graph: the entry point that `torch.compile` calls.
 
@@ -78,7 +82,9 @@ def backend(
     return _compile_rest(module, inputs, fallback, mode)
 
 
-def _compile_rest(module: fx.GraphModule, inputs: Sequence[Any], fallback: str, mode: str | None) -> Callable[..., Any]:
+def _compile_rest(
+    module: fx.GraphModule, inputs: Sequence[Any], fallback: str, mode: str | None
+) -> Callable[..., Any]:
     from torch._dynamo.backends.registry import lookup_backend
 
     if fallback == "eager":
@@ -105,7 +111,9 @@ def replace(module: fx.GraphModule) -> list[Replaced]:
         if kind is None:
             continue
         operation = str(getattr(node.target, "__name__", node.target))
-        operands = list(node.args) + [node.kwargs[k] for k in ("weight", "other", "mat2", "bias") if k in node.kwargs]
+        operands = list(node.args) + [
+            node.kwargs[k] for k in ("weight", "other", "mat2", "bias") if k in node.kwargs
+        ]
         reason = _reason(kind, operands)
         report.append(Replaced(node.name, operation, reason))
         if reason:

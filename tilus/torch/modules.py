@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tilus.dtypes import DType, dtype
-from tilus.ops import QuantizedWeight, quantize, quantized_matmul
+from tilus.ops import QuantizedWeight, quantize
 
 
 class QuantizedLinear(nn.Module):

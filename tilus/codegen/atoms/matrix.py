@@ -91,7 +91,10 @@ def _plan(
             apart.insert(0, (Digit(d.size // take, d.dim, d.stride * take), weight * take))
         weight *= d.size
     matrices = 4 // needed
-    spatial = [Digit(d.size, d.dim, d.stride * scale[d.dim] if d.dim is not None else 0) for d in quotient.spatial_digits]
+    spatial = [
+        Digit(d.size, d.dim, d.stride * scale[d.dim] if d.dim is not None else 0)
+        for d in quotient.spatial_digits
+    ]
     if matrices < 4:
         # Lanes beyond the matrices of the instruction give addresses that nobody reads.
         spatial.append(Digit(4 // matrices, None, 0))
@@ -104,9 +107,7 @@ def _plan(
     found = []
     for number in range(quotient.elements // matrices):
         first = _number(apart, number)
-        found.append(
-            tuple(tuple(tiling.elements(first + _number(together, m))) for m in range(matrices))
-        )
+        found.append(tuple(tuple(tiling.elements(first + _number(together, m))) for m in range(matrices)))
     firsts = tuple(i * length for i in range(len(found)))
     return MatrixLoad(transposed, matrices, rows, firsts, tuple(found))
 

@@ -68,7 +68,13 @@ def _c_layout(m: int) -> RegisterLayout:
 
 
 def _atom(
-    m: int, k: int, ab: tuple[DType, DType], c: DType, feature: str, names: tuple[str, str, str], extra: str = ""
+    m: int,
+    k: int,
+    ab: tuple[DType, DType],
+    c: DType,
+    feature: str,
+    names: tuple[str, str, str],
+    extra: str = "",
 ) -> MmaAtom:
     # Elements of a thread that lie together: those of one 32-bit register, or one 64-bit element.
     per = max(1, 32 // ab[0].bits)

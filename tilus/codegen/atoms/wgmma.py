@@ -85,13 +85,17 @@ _ROWS = (Digit(4, 0, 16), Digit(8, 0, 1))
 
 def c_atom(n: int) -> RegisterLayout:
     """Return who holds which element of the 64 x n result."""
-    return RegisterLayout((M, n), (*_ROWS, Digit(4, 1, 2)), (Digit(n // 8, 1, 8), Digit(2, 0, 8), Digit(2, 1, 1)))
+    return RegisterLayout(
+        (M, n), (*_ROWS, Digit(4, 1, 2)), (Digit(n // 8, 1, 8), Digit(2, 0, 8), Digit(2, 1, 1))
+    )
 
 
 def a_atom(k: int, bits: int) -> RegisterLayout:
     """Return who holds which element of a 64 x k first operand in registers."""
     per = 32 // bits
-    return RegisterLayout((M, k), (*_ROWS, Digit(4, 1, per)), (Digit(2, 1, 4 * per), Digit(2, 0, 8), Digit(per, 1, 1)))
+    return RegisterLayout(
+        (M, k), (*_ROWS, Digit(4, 1, per)), (Digit(2, 1, 4 * per), Digit(2, 0, 8), Digit(per, 1, 1))
+    )
 
 
 def columns(n: int, type: WgmmaType) -> int:

@@ -9,7 +9,6 @@ from tilus.codegen.registers import Tile, container_type, elements_of, tile_of
 from tilus.errors import LayoutConflict
 from tilus.ir import ops
 from tilus.layout import LayoutError, RegisterLayout, tile_by
-
 from tilus.layout.tiling import Tiling, explain_tile_by
 
 

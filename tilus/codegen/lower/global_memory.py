@@ -183,20 +183,28 @@ def both(ctx: Context, a: V | None, b: V | None) -> V | None:
     return ctx.w.binary("and", a, b)
 
 
-def element_fill(ctx: Context, dtype: DType, other: V | None) -> V:
-    """Return the i32 word that fills what lies outside, from a scalar."""
+NOTHING = (integer(0),)
+
+
+def fill_words(ctx: Context, dtype: DType, other: V | None) -> tuple[V, ...]:
+    """Return the i32 words that fill what lies outside, from a scalar: one, or two for 64 bits."""
     if other is None:
-        return integer(0)
+        return NOTHING
     w = ctx.w
-    if dtype.bits == 32:
-        return w.convert("bitcast", other, "i32")
-    if dtype.bits == 16:
-        word = w.convert("zext", w.convert("bitcast", other, "i16"), "i32") if not other.type == "i32" else w.binary("and", other, integer(0xFFFF))
-        return w.binary("or", word, w.binary("shl", word, integer(16)))
-    if dtype.bits == 8:
-        byte = w.convert("zext", other, "i32") if other.type == "i1" else w.binary("and", other, integer(0xFF))
-        return w.mul(byte, integer(0x01010101))
-    raise TypeMismatch(f"load takes other= for types of 8, 16 and 32 bits, not {dtype}", hint="use tilus.where")
+    if dtype.bits >= 32:
+        if dtype.bits == 32:
+            return (w.convert("bitcast", other, "i32"),)
+        pair = w.convert("bitcast", other, "<2 x i32>")
+        return (w.extract(pair, 0, "i32"), w.extract(pair, 1, "i32"))
+    if other.type in ("half", "bfloat"):
+        other = w.convert("bitcast", other, "i16")
+    bits = memory_dtype(dtype).bits
+    if 32 % bits:
+        raise TypeMismatch(
+            f"load takes other= for types whose elements fill 32 bits, not {dtype}", hint="use tilus.where"
+        )
+    code = w.binary("and", w.convert("zext", other, "i32"), integer((1 << bits) - 1))
+    return (w.mul(code, integer(0xFFFFFFFF // ((1 << bits) - 1))),)
 
 
 @lowers(ops.LoadGlobal)
@@ -208,7 +216,7 @@ def lower_load_global(ctx: Context, op: ops.LoadGlobal) -> None:
     access = plan_access(ctx, tensor, op.offsets, layout, op.checked, op.mask is not None)
     addresses = Addresses(ctx, tensor, op.offsets, layout, op.checked)
     mask = elements_of(w, ctx.tile(op.mask)) if op.mask is not None else None
-    other = element_fill(ctx, dtype, ctx.scalar(op.other)) if op.other is not None else integer(0)
+    other = fill_words(ctx, dtype, ctx.scalar(op.other) if op.other is not None else None)
     words = []
     for group in access.groups:
         predicate = both(ctx, addresses.inside(group[0]), mask[group[0]] if mask else None)
@@ -283,7 +291,7 @@ def gather_global(ctx: Context, op: ops.Gather) -> None:
 def _load_one(ctx: Context, pointer: V, bits: int, predicate: V | None) -> list[V]:
     if predicate is None:
         return load_words(ctx.w, pointer, bits, bits // 8)
-    return predicated_load(ctx.w, pointer, bits, predicate, integer(0), "", "global")
+    return predicated_load(ctx.w, pointer, bits, predicate, NOTHING, "", "global")
 
 
 def scatter_global(ctx: Context, op: ops.Scatter) -> None:

@@ -85,13 +85,22 @@ def lower_barrier_alloc(ctx: Context, op: ops.BarrierAlloc) -> None:
     if op.offset is None:
         raise LayoutConflict("a barrier was not planned")
     if ctx.group.count != ctx.kernel.warps:
-        raise LayoutConflict("barriers are made by the whole block", hint="move tilus.barrier before tilus.warps")
+        raise LayoutConflict(
+            "barriers are made by the whole block", hint="move tilus.barrier before tilus.warps"
+        )
     w = ctx.w
     base = ctx.shared_pointer(op.offset)
     with elected(ctx):
         for number in range(op.count):
             address = w.convert("ptrtoint", w.gep(base, integer(8 * number)), "i32")
-            w.asm("void", "mbarrier.init.shared::cta.b64 [$0], $1;", "r,r,~{memory}", address, integer(op.arrivals), effects=True)
+            w.asm(
+                "void",
+                "mbarrier.init.shared::cta.b64 [$0], $1;",
+                "r,r,~{memory}",
+                address,
+                integer(op.arrivals),
+                effects=True,
+            )
         w.asm("void", "fence.mbarrier_init.release.cluster;", "~{memory}", effects=True)
         w.asm("void", "fence.proxy.async;", "~{memory}", effects=True)
     ctx.barrier()
@@ -107,7 +116,8 @@ def lower_barrier_arrive(ctx: Context, op: ops.BarrierArrive) -> None:
     if op.bytes:
         if ctx.group.count != 1:
             raise LayoutConflict(
-                "an arrival that announces bytes comes from one warp", hint="put it under with tilus.warps(first, 1):"
+                "an arrival that announces bytes comes from one warp",
+                hint="put it under with tilus.warps(first, 1):",
             )
         with elected(ctx):
             w.asm(
@@ -148,7 +158,9 @@ def fast_axes(type: GlobalType, tile_rank: int) -> tuple[int, ...]:
         )
     fastest = max(axis for axis, stride in enumerate(type.strides) if stride == 1)
     if fastest < type.rank - tile_rank:
-        raise TypeMismatch("a bulk copy's tile must hold the tensor's fastest dimension", hint="pass a contiguous tensor")
+        raise TypeMismatch(
+            "a bulk copy's tile must hold the tensor's fastest dimension", hint="pass a contiguous tensor"
+        )
     return (fastest, *(axis for axis in reversed(range(type.rank)) if axis != fastest))
 
 
@@ -225,7 +237,16 @@ def lower_copy_bulk(ctx: Context, op: ops.CopyBulk) -> None:
                 f"cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes "
                 f"[$0], [$1, {{{names}}}], [$2];"
             )
-            w.asm("void", text, "r,l,r" + ",r" * rank + ",~{memory}", target, descriptor, barrier, *at, effects=True)
+            w.asm(
+                "void",
+                text,
+                "r,l,r" + ",r" * rank + ",~{memory}",
+                target,
+                descriptor,
+                barrier,
+                *at,
+                effects=True,
+            )
 
 
 @lowers(ops.StoreBulk)
@@ -277,7 +298,9 @@ class Descriptors:
         return ctx.w.add(self.base, integer(self.starts[instance][step] // 16, 64))
 
 
-def descriptors(ctx: Context, shared: SharedTensor, transposed: bool, rows: int, type: WgmmaType) -> Descriptors:
+def descriptors(
+    ctx: Context, shared: SharedTensor, transposed: bool, rows: int, type: WgmmaType
+) -> Descriptors:
     """Describe a shared operand whose layout is (k, n) if `transposed`, else (m, k)."""
     w = ctx.w
     layout = shared.layout.transpose((1, 0)) if transposed else shared.layout
@@ -285,10 +308,13 @@ def descriptors(ctx: Context, shared: SharedTensor, transposed: bool, rows: int,
     try:
         matrix = describe_matrix(layout, bits, rows)
     except LayoutError as error:
-        raise LayoutConflict(f"dot_async cannot read its {'second' if transposed else 'first'} operand: {error}") from None
+        raise LayoutConflict(
+            f"dot_async cannot read its {'second' if transposed else 'first'} operand: {error}"
+        ) from None
     if shared.align % matrix.alignment_bytes:
         raise LayoutConflict(
-            f"dot_async needs its operand at a multiple of {matrix.alignment_bytes} bytes, and it is at one of {shared.align}"
+            f"dot_async needs its operand at a multiple of {matrix.alignment_bytes} bytes, and it is at one of "
+            f"{shared.align}"
         )
     fixed = (
         (matrix.leading_bytes >> 4 & 0x3FFF) << 16
@@ -355,7 +381,17 @@ def lower_dot_async(ctx: Context, op: ops.DotAsync) -> None:
         rights = [right.at(ctx, column, step) for step in range(steps)]
         accumulators.set(
             q,
-            wgmma_group(ctx, type, width, sources, rights, accumulators.get(q), op.fresh, left is not None and left.trans, right.trans),
+            wgmma_group(
+                ctx,
+                type,
+                width,
+                sources,
+                rights,
+                accumulators.get(q),
+                op.fresh,
+                left is not None and left.trans,
+                right.trans,
+            ),
         )
     w.asm("void", "wgmma.commit_group.sync.aligned;", "~{memory}", effects=True, convergent=True)
     ctx.values[op.result] = accumulators.tile()
@@ -404,7 +440,7 @@ def wgmma_group(
         if type.scales:
             modifiers = ", 1, 1"
             if type.transposes:
-                modifiers += (f", {int(trans_b)}" if in_registers else f", {int(trans_a)}, {int(trans_b)}")
+                modifiers += f", {int(trans_b)}" if in_registers else f", {int(trans_a)}, {int(trans_b)}"
         lines.append(
             f"wgmma.mma_async.sync.aligned.m64n{n}k{type.k}.{'.'.join(type.names)} "
             f"{destination}, {source}, ${at}, more{modifiers};"
@@ -414,7 +450,9 @@ def wgmma_group(
             lines.append("setp.ne.b32 more, 1, 0;")
     constraints = [f"={letter}"] * count + [str(i) for i in range(count)] + letters + ["~{memory}"]
     result = out if count == 1 else "{ " + ", ".join([out] * count) + " }"
-    made = w.asm(result, " ".join(lines) + " }", ",".join(constraints), *c, *args, effects=True, convergent=True)
+    made = w.asm(
+        result, " ".join(lines) + " }", ",".join(constraints), *c, *args, effects=True, convergent=True
+    )
     return [made] if count == 1 else [w.member(made, i, out) for i in range(count)]
 
 

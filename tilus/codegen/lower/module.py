@@ -38,7 +38,9 @@ def lower_kernel(kernel: Kernel, target: Target) -> tuple[str, tuple[TensorMap, 
     With it come the tensor maps that a launch passes by value, 128 bytes each, after all other parameters.
     """
     if not 1 <= kernel.warps <= MAX_WARPS:
-        raise ResourceExceeded(f"a block has {kernel.warps} warps, but 1 to {MAX_WARPS} are possible", kernel.loc)
+        raise ResourceExceeded(
+            f"a block has {kernel.warps} warps, but 1 to {MAX_WARPS} are possible", kernel.loc
+        )
     if kernel.shared_bytes > target.shared_bytes:
         raise ResourceExceeded(
             f"{kernel.name} needs {kernel.shared_bytes} bytes of shared memory, but {target.name} has "
@@ -47,7 +49,9 @@ def lower_kernel(kernel: Kernel, target: Target) -> tuple[str, tuple[TensorMap, 
             hint="use smaller tiles or fewer stages",
         )
     if kernel.cluster != (1, 1, 1) and not target.has("cluster"):
-        raise TargetNotSupported(f"{target.name} has no thread-block clusters", kernel.loc, hint="leave out cluster=")
+        raise TargetNotSupported(
+            f"{target.name} has no thread-block clusters", kernel.loc, hint="leave out cluster="
+        )
     from tilus import __version__
 
     writer = Writer(f"tilus {__version__}")

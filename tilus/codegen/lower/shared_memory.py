@@ -9,6 +9,7 @@ from tilus.codegen.llvm_text import V, integer
 from tilus.codegen.lower.context import Context, GlobalTensor, SharedTensor, lowers
 from tilus.codegen.lower.global_memory import (
     CACHE,
+    NOTHING,
     Addresses,
     both,
     gather_global,
@@ -35,7 +36,9 @@ def byte_offset(elements: int, bits: int) -> int:
     """Return the byte offset of an element offset."""
     total = elements * bits
     if total % 8:
-        raise TypeMismatch(f"an element of {bits} bits at offset {elements} of shared memory is not at a whole byte")
+        raise TypeMismatch(
+            f"an element of {bits} bits at offset {elements} of shared memory is not at a whole byte"
+        )
     return total // 8
 
 
@@ -75,13 +78,17 @@ def lower_shared_slice(ctx: Context, op: ops.SharedSlice) -> None:
 @lowers(ops.SharedPermute)
 def lower_shared_permute(ctx: Context, op: ops.SharedPermute) -> None:
     source = ctx.shared(op.tensor)
-    ctx.values[op.result] = SharedTensor(source.dtype, source.layout.transpose(op.perm), source.base, source.align)
+    ctx.values[op.result] = SharedTensor(
+        source.dtype, source.layout.transpose(op.perm), source.base, source.align
+    )
 
 
 class SharedAddresses:
     """Pointers of a tile's elements in shared memory."""
 
-    def __init__(self, ctx: Context, layout: RegisterLayout, tensor: SharedTensor, elements: list[int]) -> None:
+    def __init__(
+        self, ctx: Context, layout: RegisterLayout, tensor: SharedTensor, elements: list[int]
+    ) -> None:
         self.ctx, self.layout, self.tensor = ctx, layout, tensor
         self.bits = memory_dtype(tensor.dtype).bits
         self.affine = affine_offsets(layout, tensor.layout, elements)
@@ -123,7 +130,9 @@ class SharedAddresses:
         w = self.ctx.w
         index = [
             w.add(part, integer(own))
-            for part, own in zip(self.ctx.coordinates(self.layout), self.layout.element_index(element), strict=True)
+            for part, own in zip(
+                self.ctx.coordinates(self.layout), self.layout.element_index(element), strict=True
+            )
         ]
         return w.gep(self.tensor.base, self._bytes(linear_offset(self.ctx, self.tensor.layout, index)))
 
@@ -239,8 +248,10 @@ def lower_gather(ctx: Context, op: ops.Gather) -> None:
         if predicate is None:
             words.append(load_words(w, pointer, bits, bits // 8))
         else:
-            words.append(predicated_load(w, pointer, bits, predicate, integer(0), "", "shared"))
-    ctx.values[op.result] = tile_from_words(w, tensor.dtype, layout, [(e,) for e in range(layout.elements)], words)
+            words.append(predicated_load(w, pointer, bits, predicate, NOTHING, "", "shared"))
+    ctx.values[op.result] = tile_from_words(
+        w, tensor.dtype, layout, [(e,) for e in range(layout.elements)], words
+    )
 
 
 def shared_element(ctx: Context, tensor: SharedTensor, index: list[V], checked: bool) -> tuple[V, V | None]:
@@ -253,7 +264,9 @@ def shared_element(ctx: Context, tensor: SharedTensor, index: list[V], checked: 
             inside = both(ctx, inside, w.icmp("ult", at, integer(extent)))
     bits = memory_dtype(tensor.dtype).bits
     if bits % 8:
-        raise TypeMismatch(f"single elements of {tensor.dtype} have no address", hint="use shared memory of uint8")
+        raise TypeMismatch(
+            f"single elements of {tensor.dtype} have no address", hint="use shared memory of uint8"
+        )
     offset = w.mul(linear_offset(ctx, tensor.layout, index), integer(bits // 8))
     return w.gep(tensor.base, offset), inside
 
@@ -290,7 +303,7 @@ def lower_copy_async(ctx: Context, op: ops.CopyAsync) -> None:
     shared, tensor = ctx.shared(op.shared), ctx.tensor(op.tensor)
     bits = memory_dtype(shared.dtype).bits
     layout = copy_layout(shared.layout.shape, ctx.group.threads, bits)
-    groups, width = shared_access(layout, shared)
+    _, width = shared_access(layout, shared)
     access = plan_access(ctx, tensor, op.offsets, layout, op.checked, False, width)
     if access.bits < 32 or not ctx.target.has("cp_async"):
         copy_through_registers(ctx, op, tensor, shared, layout)
@@ -331,7 +344,9 @@ def copy_through_registers(
         if predicate is None:
             words.append(load_words(w, pointer, access.bits, access.bits // 8))
         else:
-            words.append(predicated_load(w, pointer, access.bits, predicate, integer(0), CACHE[op.cache], "global"))
+            words.append(
+                predicated_load(w, pointer, access.bits, predicate, NOTHING, CACHE[op.cache], "global")
+            )
     store_tile(ctx, shared, tile_from_words(w, shared.dtype, layout, access.groups, words))
 
 
@@ -354,5 +369,10 @@ def lower_sync(ctx: Context, op: ops.Sync) -> None:
 
 @lowers(ops.Fence)
 def lower_fence(ctx: Context, op: ops.Fence) -> None:
-    texts = {"block": "membar.cta;", "device": "membar.gl;", "system": "membar.sys;", "async": "fence.proxy.async;"}
+    texts = {
+        "block": "membar.cta;",
+        "device": "membar.gl;",
+        "system": "membar.sys;",
+        "async": "fence.proxy.async;",
+    }
     ctx.w.asm("void", texts[op.kind], "~{memory}", effects=True)

@@ -8,7 +8,7 @@ from tilus.codegen.casts import lookup
 from tilus.codegen.llvm_text import V, integer
 from tilus.codegen.lower.context import Context, lowers, scalar_type_of
 from tilus.codegen.lower.scalar import constant
-from tilus.codegen.registers import Tile, elements_of, permute, tile_of
+from tilus.codegen.registers import Tile, codes_of, elements_of, permute, tile_of, tile_of_codes
 from tilus.errors import LayoutConflict
 from tilus.ir import ops
 from tilus.layout import LayoutError, RegisterLayout
@@ -155,14 +155,14 @@ def lower_concat(ctx: Context, op: ops.Concat) -> None:
     tiles = [ctx.tile(p) for p in op.parts]
     layout = ctx.layout(op.result)
     extent = tiles[0].layout.shape[op.axis]
-    columns = [elements_of(ctx.w, t) for t in tiles]
+    columns = [codes_of(ctx.w, t) for t in tiles]
     places = [{t.layout.element_index(e): e for e in range(t.count)} for t in tiles]
     elements = []
     for element in range(layout.elements):
         index = list(layout.element_index(element))
         part, index[op.axis] = divmod(index[op.axis], extent)
         elements.append(columns[part][places[part][tuple(index)]])
-    ctx.values[op.result] = tile_of(ctx.w, tiles[0].dtype, layout, elements)
+    ctx.values[op.result] = tile_of_codes(ctx.w, tiles[0].dtype, layout, elements)
 
 
 @lowers(ops.AnnotateLayout)

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 
 from tilus import dtypes
 from tilus.codegen.llvm_text import V, Writer, integer
-from tilus.codegen.registers import Tile, elements_of, extract_bits, from_bits, llvm_type, pack, unpack
+from tilus.codegen.registers import (
+    Tile,
+    codes_of,
+    extract_bits,
+    from_bits,
+    join_bits,
+    llvm_type,
+    tile_of_codes,
+)
 from tilus.dtypes import DType
 from tilus.layout import RegisterLayout
 
@@ -38,20 +46,17 @@ def tile_from_words(
                 regs[part[0] // per] = word
         if fits:
             return Tile(dtype, layout, tuple(r for r in regs if r is not None))
-    elements: list[V] = [integer(0)] * layout.elements
+    codes: list[V] = [integer(0)] * layout.elements
     for group, have in zip(groups, words, strict=True):
         if bits >= 32:
             made: list[V] = list(from_bits(w, stored, list(have)))
-        elif 32 % bits == 0:
-            made = unpack(w, stored, tuple(have), len(group))
         else:
-            signed = stored.is_integer and stored.is_signed
-            made = [extract_bits(w, list(have), i * bits, bits, signed) for i in range(len(group))]
+            made = [extract_bits(w, list(have), i * bits, bits, False) for i in range(len(group))]
         for element, value in zip(group, made, strict=True):
-            elements[element] = value
+            codes[element] = value
     if dtype is dtypes.boolean:
-        elements = [w.icmp("ne", e, integer(0)) for e in elements]
-    return Tile(dtype, layout, pack(w, dtype, elements))
+        codes = [w.icmp("ne", c, integer(0)) for c in codes]
+    return tile_of_codes(w, dtype, layout, codes)
 
 
 def words_from_tile(w: Writer, tile: Tile, groups: Sequence[Sequence[int]]) -> list[list[V]]:
@@ -60,29 +65,29 @@ def words_from_tile(w: Writer, tile: Tile, groups: Sequence[Sequence[int]]) -> l
     bits = stored.bits
     per = 32 // bits if bits < 32 and 32 % bits == 0 else 0
     out: list[list[V]] = []
-    elements: list[V] | None = None
+    codes: list[V] | None = None
     for group in groups:
         if per and dtype is stored:
             parts = [list(group[i : i + per]) for i in range(0, len(group), per)]
             if all(p[0] % per == 0 and p == list(range(p[0], p[0] + len(p))) for p in parts):
                 out.append([tile.regs[p[0] // per] for p in parts])
                 continue
-        if elements is None:
-            elements = elements_of(w, tile)
+        if codes is None:
+            codes = codes_of(w, tile)
             if dtype is dtypes.boolean:
-                elements = [w.convert("zext", e, "i32") for e in elements]
-        chosen = [elements[e] for e in group]
-        if bits >= 32:
-            words: list[V] = []
-            for value in chosen:
-                if bits == 32:
-                    words.append(w.convert("bitcast", value, "i32"))
-                else:
-                    pair = w.convert("bitcast", value, "<2 x i32>")
-                    words += [w.extract(pair, 0, "i32"), w.extract(pair, 1, "i32")]
-            out.append(words)
-        else:
-            out.append(list(pack(w, stored, chosen)))
+                codes = [w.convert("zext", c, "i32") for c in codes]
+        chosen = [codes[e] for e in group]
+        if bits < 32:
+            out.append(list(join_bits(w, chosen, bits)))
+            continue
+        words: list[V] = []
+        for value in chosen:
+            if bits == 32:
+                words.append(w.convert("bitcast", value, "i32"))
+            else:
+                pair = w.convert("bitcast", value, "<2 x i32>")
+                words += [w.extract(pair, 0, "i32"), w.extract(pair, 1, "i32")]
+        out.append(words)
     return out
 
 
@@ -115,22 +120,24 @@ def width_of(bits: int) -> int:
     return 0
 
 
-def predicated_load(w: Writer, pointer: V, bits: int, predicate: V, other: V, modifier: str, space: str) -> list[V]:
-    """Load where the predicate is true; else every word is `other`."""
+def predicated_load(
+    w: Writer, pointer: V, bits: int, predicate: V, other: Sequence[V], modifier: str, space: str
+) -> list[V]:
+    """Load where the predicate is true; else the words are those of `other`, over and over."""
     count = max(1, bits // 32)
     outs = [f"${i}" for i in range(count)]
-    address, pred, fill = f"${count}", f"${count + 1}", f"${count + 2}"
-    moves = " ".join(f"mov.b32 {o}, {fill};" for o in outs)
+    address, pred = f"${count}", f"${count + 1}"
+    moves = " ".join(f"mov.b32 {o}, ${count + 2 + i % len(other)};" for i, o in enumerate(outs))
     kind = {8: "u8", 16: "u16", 32: "b32", 64: "v2.b32", 128: "v4.b32"}[bits]
     target = outs[0] if count == 1 else "{" + ", ".join(outs) + "}"
     template = f"{moves} @{pred} ld.{space}{modifier}.{kind} {target}, [{address}];"
     letter = "l" if space == "global" else "r"
     # Early clobbers: the results are written before the address and the predicate are read.
-    constraints = ",".join(["=&r"] * count + [letter, "b", "r"])
+    constraints = ",".join(["=&r"] * count + [letter, "b"] + ["r"] * len(other))
     result = "i32" if count == 1 else "{ " + ", ".join(["i32"] * count) + " }"
     if space == "shared":
         pointer = w.convert("ptrtoint", pointer, "i32")
-    made = w.asm(result, template, constraints, pointer, predicate, other, effects=True)
+    made = w.asm(result, template, constraints, pointer, predicate, *other, effects=True)
     return [made] if count == 1 else [w.member(made, i, "i32") for i in range(count)]
 
 

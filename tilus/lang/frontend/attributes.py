@@ -10,7 +10,7 @@ from tilus.errors import NameNotFound, ShapeMismatch, SyntaxNotSupported, TypeMi
 from tilus.ir import BarrierType, GlobalType, PointerType, RegisterType, ScalarType, SharedType, Value, ops
 from tilus.lang import functions
 from tilus.lang.diagnostics import describe, nearest
-from tilus.lang.frontend.calls import BoundMethod
+from tilus.lang.frontend.calls import BoundMethod, plain_range
 from tilus.lang.frontend.expressions import python
 from tilus.lang.frontend.tracer import Tracer, expression, is_runtime
 from tilus.lang.semantics.registry import implements
@@ -160,7 +160,7 @@ def subscript(t: Tracer, node: ast.Subscript) -> Any:
             axis = t.evaluate(node.slice)
             if isinstance(axis, int) and -owner.type.rank <= axis < owner.type.rank:
                 return extent(t, owner, node.value.attr, axis % owner.type.rank)
-    base = t.evaluate(node.value)
+    base = plain_range(t.evaluate(node.value))
     index = t.evaluate(node.slice)
     if isinstance(base, Value):
         return part_of_value(t, base, index)

@@ -141,11 +141,6 @@ def storable(value: object) -> object:
             "an f-string of run-time values is known on the device only",
             hint="the f-string inside of tilus.device_print(...)",
         )
-    if isinstance(value, LoopRange):
-        static = value.static()
-        if static is None:
-            raise TypeMismatch("a range with run-time bounds has no name", hint="for i in range(...)")
-        return static
     return value
 
 

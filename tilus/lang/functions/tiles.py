@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tilus.dtypes import DType
@@ -164,7 +164,7 @@ def item(x: Tile) -> Any:
 
 
 def sum(x: Any, axis: int | None = None, keepdims: bool = False) -> Any:
-    """Sum a tile along an axis, or all of it.
+    """Sum a tile along an axis, or all of it; or sum a list of values, as Python's own `sum` does.
 
     Parameters
     ----------
@@ -180,6 +180,8 @@ def sum(x: Any, axis: int | None = None, keepdims: bool = False) -> Any:
     Tile or Scalar
         A scalar where no dimension is left.
     """
+    if is_plain(x):
+        return builtins.sum(x)
     raise only_in_kernel("tilus.sum")
 
 
@@ -202,6 +204,8 @@ def max(x: Any, *others: Any, axis: int | None = None, keepdims: bool = False) -
     """
     if others and all_numbers(x, *others):
         return builtins.max(x, *others)
+    if not others and is_plain(x):
+        return builtins.max(x)
     raise only_in_kernel("tilus.max of run-time values")
 
 
@@ -224,7 +228,14 @@ def min(x: Any, *others: Any, axis: int | None = None, keepdims: bool = False) -
     """
     if others and all_numbers(x, *others):
         return builtins.min(x, *others)
+    if not others and is_plain(x):
+        return builtins.min(x)
     raise only_in_kernel("tilus.min of run-time values")
+
+
+def is_plain(value: Any) -> bool:
+    """Tell whether a value is a Python sequence, so that `from tilus import *` leaves Python's functions usable."""
+    return isinstance(value, Iterable) and not isinstance(value, Tile)
 
 
 def all_numbers(*values: Any) -> bool:
@@ -232,7 +243,7 @@ def all_numbers(*values: Any) -> bool:
     return builtins.all(isinstance(value, (int, float)) for value in values)
 
 
-def any(x: Tile, axis: int | None = None, keepdims: bool = False) -> Any:
+def any(x: Any, axis: int | None = None, keepdims: bool = False) -> Any:
     """Tell whether any element of a boolean tile is true, along an axis or of all.
 
     Parameters
@@ -248,10 +259,12 @@ def any(x: Tile, axis: int | None = None, keepdims: bool = False) -> Any:
     -------
     Tile or Scalar
     """
+    if is_plain(x):
+        return builtins.any(x)
     raise only_in_kernel("tilus.any")
 
 
-def all(x: Tile, axis: int | None = None, keepdims: bool = False) -> Any:
+def all(x: Any, axis: int | None = None, keepdims: bool = False) -> Any:
     """Tell whether all elements of a boolean tile are true, along an axis or of all.
 
     Parameters
@@ -267,6 +280,8 @@ def all(x: Tile, axis: int | None = None, keepdims: bool = False) -> Any:
     -------
     Tile or Scalar
     """
+    if is_plain(x):
+        return builtins.all(x)
     raise only_in_kernel("tilus.all")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -325,18 +326,37 @@ def reduce(t: Tracer, kind: str, x: Any, axis: Any, keepdims: Any) -> Any:
     return x
 
 
+def of_sequence(t: Tracer, x: Any, join: Callable[[Any, Any], Any]) -> Any:
+    """Join the parts of a list from left to right, as Python's own functions do."""
+    parts = list(x)
+    if not parts:
+        raise ShapeMismatch("an empty list", hint="a list of one value at least")
+    result = parts[0]
+    for part in parts[1:]:
+        result = join(result, part)
+    return result
+
+
 @implements(functions.sum)
 def sum_(t: Tracer, x: Any, axis: Any, keepdims: Any) -> Any:
+    if isinstance(x, (tuple, list)):
+        return of_sequence(
+            t, x, lambda a, b: a + b if is_number(a) and is_number(b) else binary(t, "+", a, b)
+        )
     return reduce(t, "sum", x, axis, keepdims)
 
 
 @implements(functions.any)
 def any_(t: Tracer, x: Any, axis: Any, keepdims: Any) -> Any:
+    if isinstance(x, (tuple, list)) and not any(isinstance(part, Value) for part in x):
+        return any(x)
     return reduce(t, "any", x, axis, keepdims)
 
 
 @implements(functions.all)
 def all_(t: Tracer, x: Any, axis: Any, keepdims: Any) -> Any:
+    if isinstance(x, (tuple, list)) and not any(isinstance(part, Value) for part in x):
+        return all(x)
     return reduce(t, "all", x, axis, keepdims)
 
 
@@ -354,6 +374,8 @@ def extremum(t: Tracer, kind: str, x: Any, others: tuple[Any, ...], axis: Any, k
     """Emit `max` or `min`, which reduce one tile or compare several values."""
     from tilus.lang.semantics.elementwise import extreme
 
+    if isinstance(x, (tuple, list)) and not others:
+        return of_sequence(t, x, lambda a, b: extreme(t, kind, a, b))
     if others:
         if axis is not None or keepdims:
             raise TypeMismatch(
