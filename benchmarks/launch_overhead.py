@@ -1,7 +1,7 @@
 """What a launch costs in Python: 8 tensors, without and with scalars, with a driver that does nothing.
 
 The tensors are on the CPU and the driver's launch is a stand-in, so that no GPU is needed: the figures are for all
-that tilus does in front of `cuLaunchKernel`. With a GPU, the last rows are launches of an empty kernel, driver included.
+that tilus does in front of `cuLaunchKernel`. With a GPU, the last row is a launch with the driver included.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -68,29 +68,27 @@ def with_stub_driver(kernel: tilus.Kernel, tensors: list[torch.Tensor], scalars:
     kernel._plans.keep(plan, (*tensors, *scalars), {})
 
 
-def main() -> None:
+def rows_for(name: str, kernel: tilus.Kernel, scalars: list[int]) -> Iterator[tuple[str, float]]:
+    """Yield what calls cost, by what is called."""
     tensors = [torch.zeros(64, 64, dtype=torch.float16) for _ in range(8)]
-    numbers = list(range(8))
-    rows: dict[str, float] = {}
-    for name, kernel, scalars in (
-        ("8 tensors", eight, []),
-        ("8 tensors, 8 scalars", eight_and_scalars, numbers),
-    ):
-        with_stub_driver(kernel, tensors, scalars)
-        arguments = (*tensors, *scalars)
-        rows[f"{name}, same shapes as the last launch"] = measure(lambda: kernel(*arguments))
-        other = [torch.zeros(128, 64, dtype=torch.float16) for _ in range(8)]
-        other[1] = torch.zeros(64, 64, dtype=torch.float16)
-        with_stub_driver(kernel, other, scalars)
-        again = (*other, *scalars)
+    taller = [torch.zeros(64 if i == 1 else 128, 64, dtype=torch.float16) for i in range(8)]
+    first, second = (*tensors, *scalars), (*taller, *scalars)
 
-        def alternate() -> None:
-            kernel(*arguments)
-            kernel(*again)
+    def alternate() -> None:
+        kernel(*first)
+        kernel(*second)
 
-        rows[f"{name}, alternating between two sets of shapes"] = measure(alternate) / 2
+    with_stub_driver(kernel, tensors, scalars)
+    yield f"{name}, same shapes as the last launch", measure(lambda: kernel(*first))
+    with_stub_driver(kernel, taller, scalars)
+    yield f"{name}, alternating between two sets of shapes", measure(alternate) / 2
+
+
+def main() -> None:
+    rows = dict(rows_for("8 tensors", eight, []))
+    rows.update(rows_for("8 tensors, 8 scalars", eight_and_scalars, list(range(8))))
     if torch.cuda.is_available():
-        on_gpu = [tensor.cuda() for tensor in tensors]
+        on_gpu = [torch.zeros(64, 64, dtype=torch.float16, device="cuda") for _ in range(8)]
         eight(*on_gpu)
         rows["8 tensors, with the driver"] = measure(lambda: eight(*on_gpu))
     for name, microseconds in rows.items():

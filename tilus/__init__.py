@@ -9,10 +9,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tilus.errors import TilusError
+    from tilus.errors import TilusError as TilusError
     from tilus.lang import *  # noqa: F403
-    from tilus.runtime.kernel import Kernel, kernel
-    from tilus.runtime.manifest import load_manifest
+    from tilus.runtime.kernel import Kernel as Kernel
+    from tilus.runtime.kernel import kernel as kernel
+    from tilus.runtime.manifest import load_manifest as load_manifest
 
 __version__ = "0.1.0"
 

@@ -36,7 +36,9 @@ def broken(x: Tensor[float32, "n"]):
 class group:
     inner = scale
 """
-needs_assembler = pytest.mark.skipif(available() is not None, reason="NVIDIA has no assembler for this platform")
+needs_assembler = pytest.mark.skipif(
+    available() is not None, reason="NVIDIA has no assembler for this platform"
+)
 
 
 @pytest.fixture
@@ -86,16 +88,37 @@ def test_compile_writes_files_that_load(run, program: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["compile", "{}::scale", "--target", "sm_80", "--set", "block"], "--set 'block': expected NAME=VALUE"),
-        (["compile", "{}::scale", "--target", "sm_80", "--set", "block=wide"], "'wide' is no Python literal, dtype or layout"),
-        (["compile", "{}::scale", "--target", "sm_80", "--set", "block=1", "--set", "block=2"], "block is given twice"),
-        (["compile", "{}::scale", "--target", "sm_80", "--size", "n=many"], "--size n=many: expected a positive integer"),
-        (["compile", "{}::scale", "--target", "sm_80", "--variant", "n < 3"], "expected CONDITION: NAME=VALUE"),
-        (["compile", "{}::scael", "--target", "sm_80"], "has no kernel 'scael'; its kernels are: scale, broken"),
+        (
+            ["compile", "{}::scale", "--target", "sm_80", "--set", "block"],
+            "--set 'block': expected NAME=VALUE",
+        ),
+        (
+            ["compile", "{}::scale", "--target", "sm_80", "--set", "block=wide"],
+            "'wide' is no Python literal, dtype or layout",
+        ),
+        (
+            ["compile", "{}::scale", "--target", "sm_80", "--set", "block=1", "--set", "block=2"],
+            "block is given twice",
+        ),
+        (
+            ["compile", "{}::scale", "--target", "sm_80", "--size", "n=many"],
+            "--size n=many: expected a positive integer",
+        ),
+        (
+            ["compile", "{}::scale", "--target", "sm_80", "--variant", "n < 3"],
+            "expected CONDITION: NAME=VALUE",
+        ),
+        (
+            ["compile", "{}::scael", "--target", "sm_80"],
+            "has no kernel 'scael'; its kernels are: scale, broken",
+        ),
         (["compile", "{}", "--target", "sm_80"], "has several kernels or none (scale, broken), expected"),
         (["compile", "{}::", "--target", "sm_80"], "names no kernel, expected FILE::KERNEL"),
         (["compile", "missing.py::scale", "--target", "sm_80"], "there is no file missing.py"),
-        (["compile", "no_such_module::scale", "--target", "sm_80"], "there is no file and no module no_such_module"),
+        (
+            ["compile", "no_such_module::scale", "--target", "sm_80"],
+            "there is no file and no module no_such_module",
+        ),
         (["inspect", "{}::scale", "--stage", "asm"], "there is no stage 'asm'; stages are ir, llvm, ptx"),
         (["layout", "spatial(8, 4)", "--bits", "0"], "--bits 0: expected a positive integer"),
     ],
@@ -108,7 +131,9 @@ def test_wrong_use_is_one_line_and_code_2(run, program: str, arguments: list[str
     assert result.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [[], ["compil"], ["compile"], ["compile", "x.py::f"], ["inspect"], ["layout"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["compil"], ["compile"], ["compile", "x.py::f"], ["inspect"], ["layout"]]
+)
 def test_arguments_that_are_missing_are_wrong_use(run, arguments: list[str]) -> None:  # type: ignore[no-untyped-def]
     result = run(*arguments)
     assert result.code == 2
@@ -231,14 +256,19 @@ def test_doctor_without_the_optional_packages() -> None:
         from tilus.cli import main
         sys.exit(main(["doctor"]))
     """
-    result = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd=ROOT)
+    result = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, cwd=ROOT
+    )
     assert result.returncode == 0, result.stderr
     assert "Kernels do not compile" in result.stdout
 
 
 def test_module_is_the_command_and_a_closed_pipe_is_no_error() -> None:
     command = [sys.executable, "-m", "tilus", "--version"]
-    assert subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout == f"tilus {tilus.__version__}\n"
+    assert (
+        subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout
+        == f"tilus {tilus.__version__}\n"
+    )
     layout = subprocess.Popen(
         [sys.executable, "-m", "tilus", "layout", "spatial(64, 4).local(4, 64)"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT,

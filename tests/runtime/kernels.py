@@ -72,7 +72,9 @@ def fixed_columns(x: Tensor[float32, "m 64"], out: Tensor[float32, "m width"], *
 
 
 @tilus.kernel
-def tma_copy(x: Tensor[float16, "m n"], out: Tensor[float16, "m n"], *, rows: constexpr = 64, columns: constexpr = 64):
+def tma_copy(
+    x: Tensor[float16, "m n"], out: Tensor[float16, "m n"], *, rows: constexpr = 64, columns: constexpr = 64
+):
     m, n = x.shape
     tilus.grid(tilus.cdiv(m, rows), tilus.cdiv(n, columns), warps=4)
     bi, bj = tilus.block_id()

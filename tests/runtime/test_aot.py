@@ -25,12 +25,19 @@ from tilus.runtime.aot import Package, VariantRequest, build, capabilities
 
 FLAGS = ["-std=c99", "-pedantic", "-Wall", "-Wextra", "-Werror", "-pthread"]
 # On other systems than the ones of which NVIDIA's assembler is, PTX alone is embedded.
-needs_assembler = pytest.mark.skipif(available() is not None, reason="NVIDIA has no assembler for this platform")
+needs_assembler = pytest.mark.skipif(
+    available() is not None, reason="NVIDIA has no assembler for this platform"
+)
 
 
 @tilus.kernel
 def strided_scale(
-    x: Tensor[float32, "m n"], out: Tensor[float32, "m n"], register: int32, scale: float32, *, block: constexpr = 128
+    x: Tensor[float32, "m n"],
+    out: Tensor[float32, "m n"],
+    register: int32,
+    scale: float32,
+    *,
+    block: constexpr = 128,
 ):
     m, n = x.shape
     tilus.grid(tilus.cdiv(n, block), tilus.max(m // register, 1) + n % 7, warps=4)
@@ -65,7 +72,14 @@ def c_program(c_compiler: str, fake_driver: Path, tmp_path: Path) -> Callable[[P
             f"static float memory[4096];\n{body}\n"
         )
         sources = [str(tmp_path / file) for file in (f"{name}.c", "main.c")]
-        options = [*FLAGS, f"-I{FAKE}", f"-I{tmp_path}", str(fake_driver / "libcuda.so.1"), "-o", str(tmp_path / "main")]
+        options = [
+            *FLAGS,
+            f"-I{FAKE}",
+            f"-I{tmp_path}",
+            str(fake_driver / "libcuda.so.1"),
+            "-o",
+            str(tmp_path / "main"),
+        ]
         subprocess.run([c_compiler, *sources, *options], check=True)
 
         def run(*arguments: object, **variables: object) -> tuple[list[str], list[str]]:
@@ -212,7 +226,9 @@ def test_c_reports_what_the_driver_reports(package: Package, c_program: Callable
         assert ("unload" in log) == (function == "cuLibraryGetKernel")
 
 
-def test_c_does_not_load_while_a_graph_is_captured(package: Package, c_program: Callable[..., Program]) -> None:
+def test_c_does_not_load_while_a_graph_is_captured(
+    package: Package, c_program: Callable[..., Program]
+) -> None:
     printed, log = c_program(package, LAUNCHER)(*arguments(), capturing=1)
     assert printed[0] == "7 a CUDA graph is being captured and strided_scale_prepare was not called before"
     assert log == []
@@ -250,7 +266,9 @@ def test_c_prepares_all_variants_once_and_then_launches_in_captures(
 
 
 def test_c_loads_once_when_threads_race(package: Package, c_program: Callable[..., Program]) -> None:
-    without = PREPARE.replace("strided_scale_prepare()", "0").replace('setenv("FAKE_CUDA_CAPTURING", "1", 1);', "")
+    without = PREPARE.replace("strided_scale_prepare()", "0").replace(
+        'setenv("FAKE_CUDA_CAPTURING", "1", 1);', ""
+    )
     printed, log = c_program(package, without)()
     assert printed == ["0", "00000000"]
     kinds = [line.split()[0] for line in log]
@@ -274,7 +292,9 @@ def test_c_makes_tensor_maps_and_asks_for_shared_memory(
     address = printed[0].split()[-1][2:]
     assert printed[0].startswith("0 0")
     (line,) = (line for line in log if line.startswith("map"))
-    assert re.fullmatch(rf"map 1 type 6 at {address} \[96 step 0 box 64 by 1\] \[64 step 192 box 64 by 1\] 0 \d 2 0", line)
+    assert re.fullmatch(
+        rf"map 1 type 6 at {address} \[96 step 0 box 64 by 1\] \[64 step 192 box 64 by 1\] 0 \d 2 0", line
+    )
     (launch,) = (line for line in log if line.startswith("launch"))
     assert "grid 1 2 1 " in launch
     assert launch.endswith(" 1")
@@ -307,8 +327,19 @@ def test_c_asks_for_much_shared_memory_on_each_device(c_program: Callable[..., P
 
 def test_header_is_c_plus_plus_too(package: Package, tmp_path: Path, c_compiler: str) -> None:
     package.write(tmp_path)
-    (tmp_path / "main.cpp").write_text('#include "strided_scale.h"\nint f() { return STRIDED_SCALE_ABI_VERSION; }\n')
-    command = [c_compiler, "-x", "c++", "-fsyntax-only", "-Wall", "-Werror", f"-I{FAKE}", str(tmp_path / "main.cpp")]
+    (tmp_path / "main.cpp").write_text(
+        '#include "strided_scale.h"\nint f() { return STRIDED_SCALE_ABI_VERSION; }\n'
+    )
+    command = [
+        c_compiler,
+        "-x",
+        "c++",
+        "-fsyntax-only",
+        "-Wall",
+        "-Werror",
+        f"-I{FAKE}",
+        str(tmp_path / "main.cpp"),
+    ]
     result = subprocess.run(command, capture_output=True, text=True)
     if "cc1plus" in result.stderr:
         pytest.skip("this C compiler comes without C++")
@@ -348,7 +379,17 @@ def test_same_input_gives_the_same_bytes_in_another_place(tmp_path: Path) -> Non
         place.mkdir(parents=True)
         (place / "program.py").write_text(source)
         code = "import sys; from tilus.cli import main; sys.exit(main())"
-        command = [sys.executable, "-c", code, "compile", "program.py::scale_add", "--target", "sm_80", "-o", "out"]
+        command = [
+            sys.executable,
+            "-c",
+            code,
+            "compile",
+            "program.py::scale_add",
+            "--target",
+            "sm_80",
+            "-o",
+            "out",
+        ]
         root = str(Path(tilus.__file__).parents[1])
         environment = {**os.environ, "PYTHONPATH": root, "PYTHONHASHSEED": str(len(outputs))}
         subprocess.run(command, cwd=place, env=environment, check=True, capture_output=True)
@@ -388,7 +429,9 @@ def test_manifest_runs_without_compiler_and_source(package: Package, tmp_path: P
         print(torch.equal(out, x * 0.5))
     """
     lines = "\n".join(line.strip() for line in code.splitlines())
-    result = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, cwd=FAKE.parents[2])
+    result = subprocess.run(
+        [sys.executable, "-c", lines], capture_output=True, text=True, cwd=FAKE.parents[2]
+    )
     assert result.stdout == "True\n", result.stderr
 
 
@@ -413,7 +456,9 @@ def test_loaded_kernel_checks_its_arguments(loaded: manifest.LoadedKernel, call:
     assert error.value.message == f"strided_scale: {message}"
 
 
-def test_loaded_kernel_chooses_as_the_c_does(loaded: manifest.LoadedKernel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loaded_kernel_chooses_as_the_c_does(
+    loaded: manifest.LoadedKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chosen: list[int] = []
     monkeypatch.setattr(loaded, "_simulate", lambda number, *rest: chosen.append(number))
     backing = torch.zeros(4096)
@@ -432,7 +477,9 @@ def test_loaded_kernel_takes_the_image_of_the_device(
 
     monkeypatch.setattr(driver, "capability", lambda device: divmod(capability, 10))
     if capability == 75:
-        with pytest.raises(LaunchError, match=r"compiled for sm_90a, sm_80, and the device has capability 7\.5"):
+        with pytest.raises(
+            LaunchError, match=r"compiled for sm_90a, sm_80, and the device has capability 7\.5"
+        ):
             loaded._image(0, 0)
         return
     binary, image = loaded._image(0, 0)
@@ -465,7 +512,9 @@ def test_manifest_that_does_not_fit_is_refused(package: Package, tmp_path: Path)
         tmp_path, package, lambda d: image(d)["ptx"].update(file="../strided_scale.0.sm_80.ptx")
     )
     assert "checksums differ" in damaged(tmp_path, package, lambda d: image(d)["ptx"].update(sha256="0" * 64))
-    assert "no expression" in damaged(tmp_path, package, lambda d: d["variants"][0].update(condition=["exec", 1]))
+    assert "no expression" in damaged(
+        tmp_path, package, lambda d: d["variants"][0].update(condition=["exec", 1])
+    )
     with pytest.raises(LaunchError, match="cannot be read"):
         tilus.load_manifest(tmp_path / "missing.json")
     (tmp_path / "text.json").write_text("not JSON")
@@ -496,11 +545,19 @@ def test_fixed_sizes_are_constants_of_the_code(tmp_path: Path) -> None:
         ({"targets": []}, TilusError, "nothing to compile for"),
         ({"targets": ["sm_12"]}, TargetNotSupported, "no target named 'sm_12'"),
         ({"constexprs": {"blok": 3}}, TilusError, "has no constexpr parameter 'blok'"),
-        ({"dtypes": {"x": "float16"}}, TilusError, "x is declared as float32, but is given the dtype float16"),
+        (
+            {"dtypes": {"x": "float16"}},
+            TilusError,
+            "x is declared as float32, but is given the dtype float16",
+        ),
         ({"dtypes": {"z": "float16"}}, TilusError, "has no run-time parameter 'z'"),
         ({"dtypes": {"x": "flat16"}}, TilusError, "the dtype of x: there is no dtype named 'flat16'"),
         ({"sizes": {"q": 3}}, TilusError, "has no dimension 'q'"),
-        ({"variants": [VariantRequest({"block": 64}, "q < 3")]}, SyntaxNotSupported, "the sizes and scalars are register, m, n"),
+        (
+            {"variants": [VariantRequest({"block": 64}, "q < 3")]},
+            SyntaxNotSupported,
+            "the sizes and scalars are register, m, n",
+        ),
         ({"name": "naïve"}, TilusError, "cannot be a name in C"),
     ],
 )

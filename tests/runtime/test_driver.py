@@ -7,8 +7,6 @@ import sys
 import textwrap
 from collections.abc import Callable
 
-import pytest
-
 Run = Callable[..., tuple[str, list[str]]]
 
 # A CPU build of torch has no CUDA tensors; their place is all that differs here.
@@ -170,11 +168,11 @@ def test_failures_of_the_driver_are_errors_in_its_words(with_fake_driver: Run) -
             except LaunchError as error:
                 print(error)
     """
+    resources = "too many resources, says the fake (CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES)"
     assert with_fake_driver(program(code))[0].splitlines() == [
         "the CUDA driver could not be initialised: out of memory, says the fake (CUDA_ERROR_OUT_OF_MEMORY)",
         "loading copy_rows failed: out of memory, says the fake (CUDA_ERROR_OUT_OF_MEMORY)",
-        "launching copy_rows on 1 x 1 x 1 blocks failed: too many resources, says the fake "
-        "(CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES)",
+        f"launching copy_rows on 1 x 1 x 1 blocks failed: {resources}",
     ]
 
 

@@ -196,7 +196,9 @@ def test_compile_takes_types_and_tensors() -> None:
         return compiled.kernel.params[0].type.strides
 
     compiled = kernels.copy_rows.compile(torch.zeros(7, 33), torch.zeros(7, 33), target="sm_80")
-    assert compiled.kernel.params[0].type == GlobalType(float32, (Symbol("m"), Symbol("n")), (Symbol("n"), 1), 16)
+    assert compiled.kernel.params[0].type == GlobalType(
+        float32, (Symbol("m"), Symbol("n")), (Symbol("n"), 1), 16
+    )
     assert strides(kernels.copy_rows.compile(target="sm_80", dtype=float32)) == (Symbol("source_s0", 16), 1)
     loose = GlobalType(float32, (Symbol("m"), Symbol("n")), (Symbol("n"), 1), 4)
     compiled = kernels.copy_rows.compile(loose, loose, target="sm_80", dtype=float32)

@@ -120,7 +120,9 @@ def test_dtypes_that_no_kernel_takes() -> None:
         lambda: kernels.scale_add(zeros(8, dtype=torch.complex64), zeros(8), zeros(8))
     )
     swapped = np.zeros(8, np.dtype("float32").newbyteorder())
-    assert "x has a dtype that no kernel takes" in message(lambda: kernels.scale_add(swapped, zeros(8), zeros(8)))
+    assert "x has a dtype that no kernel takes" in message(
+        lambda: kernels.scale_add(swapped, zeros(8), zeros(8))
+    )
 
 
 def test_packed_tensors() -> None:
@@ -142,7 +144,10 @@ def test_packed_tensors() -> None:
         ({"a": 1.5}, "a is 1.5, expected an int32"),
         ({"a": 2**31}, "a is 2147483648, expected an int32 from -2147483648 to 2147483647"),
         ({"b": "1"}, "b is '1', expected a float32"),
-        ({"b": 1e39}, "b is 1e+39, expected a float32 from -3.4028234663852886e+38 to 3.4028234663852886e+38"),
+        (
+            {"b": 1e39},
+            "b is 1e+39, expected a float32 from -3.4028234663852886e+38 to 3.4028234663852886e+38",
+        ),
         ({"d": 70000}, "d is 70000.0, expected a float16 from -65504.0 to 65504.0"),
         ({"e": 2}, "e is 2, expected True or False"),
         ({"f": None}, "f is None, expected an int64"),

@@ -30,14 +30,22 @@ class Driver:
     status: int = 0
     device: int = 0
 
-    def launch(self, handle: Any, x: int, y: int, z: int, tx: int, ty: int, tz: int, *rest: int) -> tuple[int]:
+    def launch(
+        self, handle: Any, x: int, y: int, z: int, tx: int, ty: int, tz: int, *rest: int
+    ) -> tuple[int]:
         shared, stream, address, extra = rest
         pointers = (ctypes.c_uint64 * len(self.formats)).from_address(address)
         values = [
             struct.unpack(code, ctypes.string_at(place, struct.calcsize(code)))[0]
             for code, place in zip(self.formats, pointers, strict=True)
         ]
-        place = {"grid": (x, y, z), "block": (tx, ty, tz), "shared": shared, "stream": stream, "values": values}
+        place = {
+            "grid": (x, y, z),
+            "block": (tx, ty, tz),
+            "shared": shared,
+            "stream": stream,
+            "values": values,
+        }
         self.launches.append({"handle": handle, **place, "extra": extra, "places": list(pointers)})
         return (self.status,)
 
@@ -141,7 +149,12 @@ def test_plan_is_recognised_by_constexprs_of_one_type_and_value(monkeypatch: pyt
     kernel(x, x, x, block=1024, factor=1)
     kernel(x, x, x, block=int("1024"), factor=1)  # an equal object, not the same
     assert (len(driver.launches), missed) == (2, [])
-    for options in ({"block": 1024, "factor": True}, {"block": 1024, "factor": 1.0}, {"block": 512, "factor": 1}, {}):
+    for options in (
+        {"block": 1024, "factor": True},
+        {"block": 1024, "factor": 1.0},
+        {"block": 512, "factor": 1},
+        {},
+    ):
         kernel(x, x, x, **options)
     assert (len(driver.launches), len(missed)) == (2, 4)
 

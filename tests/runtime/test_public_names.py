@@ -33,7 +33,9 @@ def test_star_import_gives_all_names() -> None:
     assert set(tilus.__all__) <= set(names)
 
 
-@pytest.mark.parametrize("name", ["codegen", "dtypes", "errors", "ir", "lang", "layout", "passes", "runtime", "simulator"])
+@pytest.mark.parametrize(
+    "name", ["codegen", "dtypes", "errors", "ir", "lang", "layout", "passes", "runtime", "simulator"]
+)
 def test_packages_are_attributes_without_an_import(name: str) -> None:
     printed = fresh(f"import tilus; print(tilus.{name}.__name__)")
     assert printed == f"tilus.{name}\n"

@@ -12,10 +12,14 @@ from tilus.runtime.arguments import Array, Declared, bind
 from tilus.runtime.specialize import assumed_types, power_of_two, types_of_arguments, useful_divisor
 
 
-def types(*pairs: tuple[Declared, torch.Tensor | None], pointer: int = 0) -> list[GlobalType | PointerType | ScalarType]:
+def types(
+    *pairs: tuple[Declared, torch.Tensor | None], pointer: int = 0
+) -> list[GlobalType | PointerType | ScalarType]:
     declared = [parameter for parameter, _ in pairs]
     arrays = [
-        None if t is None else Array(pointer, p.dtype if p.dtype.bits >= 8 else uint8, tuple(t.shape), t.stride(), -1, t)
+        None
+        if t is None
+        else Array(pointer, p.dtype if p.dtype.bits >= 8 else uint8, tuple(t.shape), t.stride(), -1, t)
         for p, t in pairs
     ]
     operands, _ = bind(declared, arrays)
@@ -85,7 +89,9 @@ def test_packed_types_count_elements() -> None:
     (b,) = types((tensor("b", "m k", uint3), torch.empty(3, 12)))
     assert b == GlobalType(uint3, (Symbol("m"), Symbol("k", 32)), (Symbol("k", 32), 1), 16)
     # 11 elements of 2 bits in 3 bytes, as another parameter says; rows are 12 elements apart.
-    a, b = types((tensor("a", "m k", uint2), torch.empty(2, 3)), (tensor("b", "m k", uint8), torch.empty(2, 11)))
+    a, b = types(
+        (tensor("a", "m k", uint2), torch.empty(2, 3)), (tensor("b", "m k", uint8), torch.empty(2, 11))
+    )
     assert a.dims == (Symbol("m"), Symbol("k", 1))
     assert a.strides == (Symbol("a_s0", 4), 1)
 
@@ -107,7 +113,11 @@ def test_power_of_two() -> None:
 
 
 def test_assumed_types_are_aligned_or_not() -> None:
-    declared = (tensor("a", "m k", bfloat16), Declared("p", "pointer", float32), Declared("s", "scalar", int32))
+    declared = (
+        tensor("a", "m k", bfloat16),
+        Declared("p", "pointer", float32),
+        Declared("s", "scalar", int32),
+    )
     assert assumed_types(declared) == (
         GlobalType(bfloat16, (Symbol("m"), Symbol("k", 16)), (Symbol("a_s0", 16), 1), 16),
         PointerType(float32, 16),

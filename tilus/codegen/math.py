@@ -96,7 +96,7 @@ def float32_parts(value: float, parts: int) -> list[float]:
 # log2(e), ln(2) and pi / 2 as sums; pi / 2 has more digits than a float64.
 _LOG2E = float32_parts(math.log2(math.e), 2)
 _LN2 = float32_parts(math.log(2.0), 2)
-_HALF_PI = [*float32_parts(math.pi / 2, 2), -1.7151245100059e-15]
+_HALF_PI = [*float32_parts(math.pi / 2, 2), -1.7151245100058819e-15]
 
 _SIN = (-0.16666655242443085, 0.008332191035151482, -0.00019518619228620082)
 _COS = (0.04166664555668831, -0.0013887310633435845, 2.4432563805021346e-05)
@@ -270,7 +270,8 @@ def _sine_of(w: Writer, x: V, quarter: int) -> V:
 
 
 def _sin(w: Writer, x: V) -> V:
-    return _sine_of(w, x, 0)
+    # Sums lose the sign of zero.
+    return w.select(_less(w, _size(w, x), 2.0**-14), x, _sine_of(w, x, 0))
 
 
 def _cos(w: Writer, x: V) -> V:
@@ -284,7 +285,7 @@ def _tanh(w: Writer, x: V) -> V:
     near = _fma(w, _mul(w, square, x), _polynomial(w, square, _TANH), x)
     power = _exp2(w, _mul(w, size, 2.0 * math.log2(math.e)))
     far = _fma(w, _reciprocal_short(w, _add(w, power, 1.0)), -2.0, 1.0)
-    return w.select(_less(w, size, _TANH_SPLIT), near, _with_sign(w, far, x))
+    return _with_sign(w, w.select(_less(w, size, _TANH_SPLIT), near, far), x)
 
 
 def _erf(w: Writer, x: V) -> V:

@@ -339,11 +339,14 @@ def provable_vector(op: ops.LoadGlobal | ops.StoreGlobal) -> int:
     if op.mask is not None:
         return 1
     bound = max(1, type.align * 8 // type.dtype.bits)
-    last = type.rank - 1
-    for axis in range(last):
-        bound = gcd(bound, divisor(type.strides[axis]))
-    if type.rank and op.checked[last]:
-        bound = gcd(bound, divisor(type.dims[last]))
+    if not type.rank:
+        return bound
+    fast = type.strides.index(1) if 1 in type.strides and type.strides[-1] != 1 else type.rank - 1
+    for axis, stride in enumerate(type.strides):
+        if axis != fast:
+            bound = gcd(bound, divisor(stride))
+    if op.checked[fast]:
+        bound = gcd(bound, divisor(type.dims[fast]))
     return bound
 
 

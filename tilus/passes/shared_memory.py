@@ -30,6 +30,7 @@ from tilus.passes.select import Selector
 
 ALIGNMENT = 1024
 WARP = 32
+FOREVER = 1 << 60
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class Layouts(Rewriter):
     def visit(self, op: Operation) -> None:
         if isinstance(op, ops.AllocShared) and op.layout is None:
             layout = self.choose(op)
-            made = ops.AllocShared(op.dtype, op.shape, layout, loc=op.loc)
+            made = ops.AllocShared(op.dtype, op.shape, layout, streamed=op.streamed, loc=op.loc)
             self.emit(made)
             self.replace(op, made.results)
         elif isinstance(op, ops.SharedSlice):
@@ -297,6 +298,7 @@ class Offsets(Rewriter):
         self._pending: dict[int, set[object]] = {}
         self.intervals: dict[object, Interval] = {}
         self.owner: dict[Value, list[object]] = {}
+        self.streamed: set[object] = set()
         self._scan(kernel.body, kernel.threads, [], False)
         self.total = self._place()
 
@@ -310,6 +312,8 @@ class Offsets(Rewriter):
             if isinstance(op, ops.AllocShared):
                 assert isinstance(op.result.type, SharedType)
                 size = shared_bytes(op.result.type)
+                if op.streamed:
+                    self.streamed.add(op.result)
             elif isinstance(op, ops.BarrierAlloc):
                 size = 8 * op.count
             if size:
@@ -319,42 +323,47 @@ class Offsets(Rewriter):
                 for _, inside in loops:
                     inside.add(key)
                 if isinstance(op, ops.BarrierAlloc):
-                    self.intervals[key].last = 1 << 60
+                    self.intervals[key].last = FOREVER
+                if parallel:
+                    self.intervals[key] = Interval(0, FOREVER, size)
             scratch = scratch_bytes(op, threads)
             if scratch:
-                self.intervals[id(op)] = Interval(here, here, scratch)
-                if parallel:
-                    # Other warp groups run at any time.
-                    self.intervals[id(op)] = Interval(0, 1 << 60, scratch)
+                # Other warp groups run at any time, unless all that they touch is streamed.
+                always = parallel and not self.streamed
+                self.intervals[id(op)] = Interval(0, FOREVER, scratch) if always else Interval(here, here, scratch)
             for value in op.inputs():
                 for key in self.owner.get(value, []):
-                    interval = self.intervals[key]
-                    interval.last = max(interval.last, here)
-                    for start, inside in loops:
-                        if key not in inside:
-                            # Used in a loop and made before it: it lives until the loop ends.
-                            self._pending.setdefault(start, set()).add(key)
+                    self._use(key, here, loops, parallel, op)
             if isinstance(op, (ops.SharedIndex, ops.SharedSlice, ops.SharedPermute)):
                 self.owner[op.result] = list(self.owner.get(op.tensor, []))
-            group = isinstance(op, ops.WarpGroup)
             looping = isinstance(op, (ops.For, ops.Loop))
             for nested in op.regions():
-                inner = loops
-                if looping:
-                    inner = [*loops, (here, set())]
                 self._scan(
                     nested,
                     WARP * op.count if isinstance(op, ops.WarpGroup) else threads,
-                    inner,
-                    parallel or group,
+                    [*loops, (here, set())] if looping else loops,
+                    parallel or isinstance(op, ops.WarpGroup),
                 )
-            if looping or group:
+            if looping:
                 for key in self._pending.pop(here, set()):
                     self.intervals[key].last = max(self.intervals[key].last, self.number)
-            if group:
-                for interval in self.intervals.values():
-                    if interval.last >= here and interval.last < (1 << 60):
-                        interval.last = max(interval.last, self.number)
+
+    def _use(
+        self, key: object, here: int, loops: list[tuple[int, set[object]]], parallel: bool, op: Operation
+    ) -> None:
+        """Note that an operation uses a tile."""
+        interval = self.intervals[key]
+        if key in self.streamed:
+            if isinstance(op, (ops.CopyBulk, ops.SharedIndex)):
+                return
+        elif parallel:
+            interval.last = FOREVER
+            return
+        interval.last = max(interval.last, here)
+        for start, inside in loops:
+            if key not in inside:
+                # Used in a loop and made before it: it lives until the loop ends.
+                self._pending.setdefault(start, set()).add(key)
 
     def _place(self) -> int:
         placed: list[Interval] = []

@@ -176,7 +176,8 @@ class Specialiser(Rewriter):
     def _allocate(self, loop: Loop) -> None:
         loc = loop.op.loc
         for buffer in loop.buffers:
-            made = ops.AllocShared(buffer.dtype, (loop.op.stages, *buffer.shape), loc=buffer.loc)
+            shape = (loop.op.stages, *buffer.shape)
+            made = ops.AllocShared(buffer.dtype, shape, streamed=True, loc=buffer.loc)
             self.emit(made)
             made.result.name = buffer.result.name
             self.staged[buffer.result] = made.result

@@ -327,7 +327,9 @@ def _names(declared: Sequence[Declared]) -> dict[str, tuple[str, str]]:
     return names
 
 
-def _compile(kernel: Kernel, values: dict[str, object], types: tuple[ParameterType, ...], target: str) -> Binary:
+def _compile(
+    kernel: Kernel, values: dict[str, object], types: tuple[ParameterType, ...], target: str
+) -> Binary:
     binary = Binary.of(compile_variant(kernel.source, values, types, target, assemble=False))
     # The names of folders are nobody's business, and would make the output depend on them.
     ptx = re.sub(r'^(\s*\.file\s+\d+\s+")[^"]*[/\\]([^"/\\]*")', r"\1\2", binary.ptx, flags=re.MULTILINE)

@@ -335,7 +335,9 @@ def check_scalar(declared: Declared, value: Any) -> int | float:
         raise LaunchError(f"{name} takes a number, not a tensor", hint=f"{name}.item()")
     if dtype.is_boolean:
         numpy = sys.modules.get("numpy")
-        whole = isinstance(value, int) or (numpy is not None and isinstance(value, (numpy.bool_, numpy.integer)))
+        whole = isinstance(value, int) or (
+            numpy is not None and isinstance(value, (numpy.bool_, numpy.integer))
+        )
         if not whole or value not in (0, 1):
             raise LaunchError(f"{name} is {value!r}, expected True or False")
         return int(value)

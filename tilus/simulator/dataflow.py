@@ -29,15 +29,11 @@ def successors(instruction: Any, count: int) -> list[int]:
 
 def _checked(operation: Any) -> list[Any]:
     """The registers whose values an operation really uses."""
-    reads = [item for item in operation.reads if item not in operation.lenient]
-    return registers_of(reads) + operation.guard_registers
+    return registers_of(operation.reads) + operation.guard_registers
 
 
-def maybe_uninitialized(kernel: Any) -> dict[int, list[Any]]:
-    """For each instruction the registers that it reads and that some path leaves unwritten.
-
-    Also sets ``kernel.watched``, the (bank, row) of those registers, whose writes must be recorded.
-    """
+def maybe_uninitialized(kernel: Any) -> None:
+    """Set ``kernel.watched``: the (bank, row) of registers that some path reads before it writes them."""
     instructions = kernel.instructions
     count = len(instructions)
     numbers: dict[tuple[int, int], int] = {}
@@ -79,20 +75,14 @@ def maybe_uninitialized(kernel: Any) -> dict[int, list[Any]]:
                 entry[target] = merged
                 pending.append(target)
                 visited.add(target)
-    suspicious: dict[int, list[Any]] = {}
     watched = set()
     for leader in visited:
         known = entry[leader]
         for i in range(leader, ends[leader]):
             missing = reads[i] & ~known
             if missing:
-                operation = instructions[i].operation
-                found = [
-                    r for r in _checked(operation)
-                    if missing >> numbers[r.bank, r.row] & 1
-                ]  # fmt: skip
-                suspicious[i] = found
-                watched.update((r.bank, r.row) for r in found)
+                watched.update(
+                    (r.bank, r.row) for r in _checked(instructions[i].operation) if missing >> numbers[r.bank, r.row] & 1
+                )
             known |= writes[i]
     kernel.watched = watched
-    return suspicious

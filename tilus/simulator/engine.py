@@ -217,13 +217,9 @@ class Engine:
             thunk = operation.bind(state, sel.lo, sel.hi)
             if self.check_async and operation.instruction.index in self.kernel.tracked:
                 thunks.append(partial(state.wgmma.used, operation, Selection(sel.lo, sel.hi)))
-            if self.check_registers and operation.instruction.index in self.kernel.maybe_uninitialized:
-                thunks.append(self._register_check(state, operation, Selection(sel.lo, sel.hi)))
+            if self.check_registers and operation.instruction.index in self.kernel.touching:
+                thunks.append(partial(state.poison.step, operation, Selection(sel.lo, sel.hi)))
             thunks.append(thunk)
-            if self.check_registers:
-                mark = self._register_mark(state, operation)
-                if mark:
-                    thunks.append(lambda mark=mark, sel=Selection(sel.lo, sel.hi): mark(sel))
         return thunks
 
     def _run_group(self, state: State, group: Group) -> None:
@@ -252,8 +248,8 @@ class Engine:
             if control is None:
                 group.pc = segment.end
             else:
-                if self.check_registers and control.instruction.index in self.kernel.maybe_uninitialized:
-                    self._register_check(state, control, sel)()
+                if self.check_registers and control.instruction.index in self.kernel.touching:
+                    state.poison.step(control, sel)
                 moved = control.step(self, group)
                 if moved is None:
                     return
@@ -276,61 +272,15 @@ class Engine:
                     self.counters.executed(segment.start, pc, len(sel.warps), sel.n, False)
                     state.add(Group(state, ready, pc, group.round))
                     return None
-            if self.check_registers:
-                if pc in self.kernel.maybe_uninitialized:
-                    self._register_check(state, operation, sel)()
             if self.check_async and pc in self.kernel.tracked:
                 state.wgmma.used(operation, sel)
+            if self.check_registers and pc in self.kernel.touching:
+                state.poison.step(operation, sel)
             operation.run(state, sel)
-            if self.check_registers:
-                mark = self._register_mark(state, operation)
-                if mark:
-                    mark(sel)
             pc += 1
         self.counters.executed(segment.start, pc, len(sel.warps), sel.n, segment.control is not None)
         group.sel = sel
         return group
-
-    # -- uninitialised registers -------------------------------------------------------------------------------
-
-    def _register_mark(self, state: State, operation: Any) -> Any:
-        from .operations import registers_of
-
-        keys = [
-            (r.bank, r.row) for r in registers_of(operation.writes) if (r.bank, r.row) in self.kernel.watched
-        ]  # fmt: skip
-        if not keys:
-            return None
-
-        def mark(sel: Selection) -> None:
-            guard = operation.guard
-            for key in keys:
-                written = state.written.setdefault(key, np.zeros(state.lane_count, bool))
-                if guard is None:
-                    written[sel.lanes] = True
-                else:
-                    written[sel.lanes] |= guard.get(state, sel)
-
-        return mark
-
-    def _register_check(self, state: State, operation: Any, sel: Selection) -> Any:
-        registers = self.kernel.maybe_uninitialized[operation.instruction.index]
-
-        def check() -> None:
-            for register in registers:
-                key = (register.bank, register.row)
-                written = state.written.setdefault(key, np.zeros(state.lane_count, bool))
-                missing = ~written[sel.lanes]
-                if operation.guard is not None and not any(r is register for r in operation.guard_registers):
-                    missing &= operation.guard.get(state, sel)
-                if missing.any():
-                    lane = int(sel.index[np.flatnonzero(missing)[0]])
-                    name = self.kernel.register_names[key]
-                    state.hazard("uninitialized-register", f"register {name} is read before anything wrote it",
-                                 operation.instruction, lane)  # fmt: skip
-                    written[sel.lanes] = True
-
-        return check
 
     # -- waiting -----------------------------------------------------------------------------------------------
 

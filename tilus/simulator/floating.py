@@ -264,7 +264,9 @@ def _unary_float(single: Any, double: Any = None, half: Any = None) -> Callable[
         d.count(2)
         via = _through_double(single)
         if type.name == "f64":
-            function = finish(lambda a: double(a) if double else single(a), False, False)
+            # With .ftz only the upper half of the result is given, to start an iteration from.
+            gross = ftz and mode == "approx"
+            function = finish(_gross64(double or single) if gross else (double or single), False, False)
         else:
             function = by_type(type, via, None, half or (lambda a: via(np.asarray(a, np.float32)).astype(np.float16)),
                                ftz, False)  # fmt: skip
@@ -400,8 +402,8 @@ INSTRUCTIONS: dict[str, Callable[[Decoder], Operation]] = {
     "max": _decode_minmax,
     "copysign": _decode_copysign,
     "testp": _decode_testp,
-    "rcp": _unary_float(lambda a: 1.0 / a, _gross64(lambda a: 1.0 / a)),
-    "rsqrt": _unary_float(_rsqrt, _gross64(_rsqrt)),
+    "rcp": _unary_float(lambda a: 1.0 / a),
+    "rsqrt": _unary_float(_rsqrt),
     "sqrt": _unary_float(np.sqrt, np.sqrt),
     "sin": _unary_float(_finite_only(np.sin)),
     "cos": _unary_float(_finite_only(np.cos)),

@@ -416,7 +416,10 @@ def _decode_selp(d: Decoder) -> Operation:
     type = d.type()
     d.count(4)
     a, b = d.source(d.operands[1], type), d.source(d.operands[2], type)
-    return Map(lambda x, y, p: np.where(p, x, y), [d.target(d.operands[0], type)], [a, b, d.predicate(d.operands[3])])
+    sources = [a, b, d.predicate(d.operands[3])]
+    operation = Map(lambda x, y, p: np.where(p, x, y), [d.target(d.operands[0], type)], sources)
+    operation.selects = True
+    return operation
 
 
 def _decode_slct(d: Decoder) -> Operation:

@@ -175,10 +175,12 @@ class Initialise(_MbarrierOperation):
             state.stop()
         table = state.mbarriers
         slots = table.slot(index, create=True)
-        if table.valid[table.at(slots)].any():
-            position = int(np.flatnonzero(table.valid[table.at(slots)])[0])
-            state.hazard("mbarrier-misuse", "mbarrier.init of a location that holds a valid mbarrier; use mbarrier.inval "
-                         "first", self.instruction, int(sel.index[position]))  # fmt: skip
+        at = table.at(slots)
+        # The ISA asks for mbarrier.inval first; compilers leave it out between uses, so only a busy object is reported.
+        busy = table.valid[at] & ((table.pending[at] != table.expected[at]) | (table.transactions[at] != 0))
+        if busy.any():
+            state.hazard("mbarrier-misuse", "mbarrier.init of an mbarrier whose phase is under way; use mbarrier.inval "
+                         "first", self.instruction, int(sel.index[np.flatnonzero(busy)[0]]))  # fmt: skip
         if state.races is not None:
             self.strong = False
             view = state.memory.shared_view(np.dtype(np.uint64), 1)

@@ -51,6 +51,9 @@ class Operation:
 class Map(Operation):
     """``destinations = function(*sources)``, lane by lane, with no effect besides."""
 
+    # Whether this is a choice between the first two sources by the third.
+    selects = False
+
     def __init__(self, function: Callable[..., Any], destinations: Sequence[Any], sources: Sequence[Any]) -> None:
         super().__init__()
         self.function = function

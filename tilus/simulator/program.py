@@ -76,7 +76,8 @@ class Kernel:
     bank_rows: dict[int, int]
     leaders: set[int]
     register_names: dict[tuple[int, int], str]
-    maybe_uninitialized: dict[int, list[Register]] = field(default_factory=dict)
+    tainted: set[tuple[int, int]] = field(default_factory=set)
+    touching: set[int] = field(default_factory=set)
     files: dict[int, str] = field(default_factory=dict)
     cache: dict[Any, Any] = field(default_factory=dict)
     watched: set[tuple[int, int]] = field(default_factory=set)
@@ -547,7 +548,10 @@ class _Builder:
         kernel.leaders = leaders
         from .dataflow import maybe_uninitialized
 
-        kernel.maybe_uninitialized = maybe_uninitialized(kernel)
+        maybe_uninitialized(kernel)
+        from .poison import affected
+
+        kernel.tainted, kernel.touching = affected(kernel)
         kernel.shared_grain = _grain(kernel, "shared")
         kernel.global_grain = _grain(kernel, "global")
         from .wgmma import WarpgroupMultiply, wgmma_registers

@@ -144,6 +144,7 @@ class SharedRaces:
         read = self.last_read[cells]
         self.engine.tick(copy.instruction)
         self.order.note(sel)
+        self.generic_writes = True
         if int(written.max()) > threshold:
             self._check_against_write(copy, sel, cells, written, "copies to", None)
         if int(read.max()) > self.order.threshold(sel, reads=True):

@@ -17,6 +17,7 @@ from .hazards import Stop
 from .bulk_copy import BulkGroups
 from .mbarrier import BarrierTable
 from .memory_unit import Memory
+from .poison import Poison
 from .selection import LANES, Selection
 from .wgmma import Tracking
 
@@ -81,7 +82,6 @@ class State:
         self.global_thread = (self.blocks[self.block_of_lane] * (self.warps * LANES) + self.thread_of_lane).astype(np.uint32)
         self.memory = Memory(self, engine.shared_bytes, kernel.local_bytes)
         self.shared_base = self.block_of_lane * self.memory.stride
-        self.written: dict[tuple[int, int], Any] = {}
         self.specials: dict[str, Any] = {}
         self.segments: dict[tuple[int, int, int], Any] = {}
         self.groups: dict[int, Group] = {}
@@ -93,6 +93,7 @@ class State:
         self.mbarriers = BarrierTable(self)
         self.bulk_groups = BulkGroups(self)
         self.wgmma = Tracking(self)
+        self.poison = Poison(self)
         self.register_limits = np.full(self.warp_count, kernel.max_registers or 0, np.int64)
         self.parked = 0
         self.frames: dict[int, Any] = {}

@@ -50,26 +50,26 @@ def plan_access(
     checked: tuple[bool, ...],
     masked: bool,
     limit_bits: int = 128,
+    along: int | None = None,
 ) -> Access:
-    """Find the widest accesses that layout, alignment, strides and bounds allow."""
+    """Find the widest accesses, along a dimension of the tile, that layout, alignment, strides and bounds allow."""
     dtype = memory_dtype(tensor.type.dtype)
-    rank, tile_rank = tensor.type.rank, layout.rank
-    last = rank - 1
+    lead = tensor.type.rank - layout.rank
+    dim = layout.rank - 1 if along is None else along
+    fast = lead + dim
     run = 1
-    if tile_rank and tensor.type.strides[last] == 1:
-        run = trailing_run(layout)
+    if layout.rank and not masked and tensor.type.strides[fast] == 1:
+        run = local_run(layout, dim)
         # Every row must start at a multiple of the vector, and the tensor must end at one.
-        aligned = ctx.divisor(offsets[last])
-        run = gcd(run, aligned)
+        run = gcd(run, ctx.divisor(offsets[fast]))
         for d in layout.spatial_digits + layout.local_digits:
-            if d.dim == tile_rank - 1 and d.stride >= run:
+            if d.dim == dim and d.stride >= run:
                 run = gcd(run, d.stride)
-        for axis in range(last):
-            run = gcd(run, divisor_of(tensor.type.strides[axis]))
-        if checked[last]:
-            run = gcd(run, divisor_of(tensor.type.dims[last]))
-        if masked:
-            run = 1
+        for axis, stride in enumerate(tensor.type.strides):
+            if axis != fast:
+                run = gcd(run, divisor_of(stride))
+        if checked[fast]:
+            run = gcd(run, divisor_of(tensor.type.dims[fast]))
         bits = gcd(run * dtype.bits, tensor.type.align * 8, limit_bits)
         run = max(1, bits // dtype.bits) if bits % dtype.bits == 0 else 1
     bits = run * dtype.bits
@@ -84,13 +84,19 @@ def plan_access(
             f"a tile of {dtype} would move in pieces of {bits} bits, which no instruction does",
             hint="keep weights as a tensor of uint8 and use tilus.view on the loaded tile",
         )
-    return Access(group_elements(layout, run), bits, run)
+    return Access(group_elements(layout, dim, run), bits, run)
 
 
-def trailing_run(layout: RegisterLayout) -> int:
-    """Return how many elements of a thread follow one another along the last dimension."""
+def fastest(tensor: GlobalTensor, rank: int) -> int | None:
+    """Return the dimension of a tile that is contiguous in memory, where it is not the last; None for the last."""
+    strides = tensor.type.strides[tensor.type.rank - rank :]
+    return None if not strides or strides[-1] == 1 or 1 not in strides else strides.index(1)
+
+
+def local_run(layout: RegisterLayout, dim: int) -> int:
+    """Return how many elements of a thread follow one another along a dimension."""
     reach = 1
-    rest = [d for d in layout.local_digits if d.dim == layout.rank - 1]
+    rest = [d for d in layout.local_digits if d.dim == dim]
     while True:
         found = next((d for d in rest if d.stride == reach), None)
         if found is None:
@@ -99,16 +105,16 @@ def trailing_run(layout: RegisterLayout) -> int:
         reach *= found.size
 
 
-def group_elements(layout: RegisterLayout, vector: int) -> tuple[tuple[int, ...], ...]:
-    """Group a thread's elements in runs of `vector` along the last dimension."""
+def group_elements(layout: RegisterLayout, dim: int, vector: int) -> tuple[tuple[int, ...], ...]:
+    """Group a thread's elements in runs of `vector` along a dimension."""
     groups: dict[tuple[int, ...], list[tuple[int, int]]] = {}
     for element in range(layout.elements):
         index = layout.element_index(element)
         if not index:
             groups[()] = [(0, element)]
             continue
-        key = (*index[:-1], index[-1] // vector)
-        groups.setdefault(key, []).append((index[-1], element))
+        key = (*index[:dim], index[dim] // vector, *index[dim + 1 :])
+        groups.setdefault(key, []).append((index[dim], element))
     return tuple(tuple(e for _, e in sorted(g)) for g in groups.values())
 
 
@@ -213,7 +219,8 @@ def lower_load_global(ctx: Context, op: ops.LoadGlobal) -> None:
     tensor = ctx.tensor(op.tensor)
     layout = ctx.layout(op.result)
     dtype = tensor.type.dtype
-    access = plan_access(ctx, tensor, op.offsets, layout, op.checked, op.mask is not None)
+    along = fastest(tensor, layout.rank)
+    access = plan_access(ctx, tensor, op.offsets, layout, op.checked, op.mask is not None, along=along)
     addresses = Addresses(ctx, tensor, op.offsets, layout, op.checked)
     mask = elements_of(w, ctx.tile(op.mask)) if op.mask is not None else None
     other = fill_words(ctx, dtype, ctx.scalar(op.other) if op.other is not None else None)
@@ -234,7 +241,8 @@ def lower_store_global(ctx: Context, op: ops.StoreGlobal) -> None:
     w = ctx.w
     tensor = ctx.tensor(op.tensor)
     tile = ctx.tile(op.value)
-    access = plan_access(ctx, tensor, op.offsets, tile.layout, op.checked, op.mask is not None)
+    along = fastest(tensor, tile.layout.rank)
+    access = plan_access(ctx, tensor, op.offsets, tile.layout, op.checked, op.mask is not None, along=along)
     addresses = Addresses(ctx, tensor, op.offsets, tile.layout, op.checked)
     mask = elements_of(w, ctx.tile(op.mask)) if op.mask is not None else None
     once = ctx.is_first_replica(tile.layout)

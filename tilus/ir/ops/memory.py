@@ -304,12 +304,17 @@ class Fence(Operation):
 
 @op("alloc_shared", pure=False)
 class AllocShared(Operation):
-    """A tile in shared memory; planning sets `offset` (bytes). Undefined content."""
+    """A tile in shared memory; planning sets `offset` (bytes). Undefined content.
+
+    `streamed` promises that every copy into the tile is read by the warp group that reads it last, so that
+    nothing arrives there after that group's last read, whatever other groups do.
+    """
 
     dtype: DType = attribute()
     shape: tuple[int, ...] = attribute()
     layout: SharedLayout | None = attribute(default=None)
     offset: int | None = attribute(default=None)
+    streamed: bool = attribute(default=False)
 
     def infer(self) -> tuple[Type, ...]:
         return (SharedType(self.dtype, self.shape, self.layout),)
