@@ -1,6 +1,6 @@
 """Time of Triton's cold compilation of a plain float16 GEMM, without a GPU.
 
-`python benchmarks/triton_gemm.py` prints one line of JSON. Each measurement runs in a fresh process with an empty cache:
+`python benchmarks/triton_gemm.py` prints one line of JSON. Each measurement runs in a fresh process, its cache empty:
 `import_seconds` is the time to import Triton, `compile_seconds` from the kernel's source to its cubin, and
 `process_seconds` all of it with the start of Python. Needs a Python that has Triton; without it the line says so.
 """

@@ -156,10 +156,11 @@ def cold_compile(layer: QuantizedLinear, tokens: dict[str, torch.Tensor]) -> tup
     target = target_of(layer.scale.to(device)).name
     rows = tokens["input_ids"].numel()
     a = torch.empty((rows, layer.in_features), dtype=layer.scale.dtype, device="meta")
-    out = torch.empty((rows, layer.out_features), dtype=layer.scale.dtype, device="meta")
+    out = torch.empty((1, rows, layer.out_features), dtype=layer.scale.dtype, device="meta")
     zero = layer.zero if layer.zero is not None else layer.scale
     options = dict(
-        a_dtype=dtypes.dtype(layer.scale.dtype), b_dtype=layer.weight.dtype, group=layer.group_size,
+        a_dtype=dtypes.dtype(layer.scale.dtype), b_dtype=layer.weight.dtype,
+        c_dtype=dtypes.dtype(layer.scale.dtype), group=layer.group_size,
         has_zero=layer.zero is not None,
         **schedule(rows),
     )  # fmt: skip

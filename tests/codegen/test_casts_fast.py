@@ -15,6 +15,7 @@ from tests.codegen.harness import (
     unpack_words,
     words_of,
 )
+from tests.codegen.test_casts_general import interesting
 from tilus import dtypes
 from tilus.codegen.assemble import available
 from tilus.codegen.casts import (
@@ -104,6 +105,31 @@ def test_a_scaled_cast_is_off_by_the_power_of_two_that_it_says(source: DType) ->
             assert exponents[0] == row.exponent
 
 
+NARROW = [r for s in ("int", "uint") for r in (f"{s}2", f"{s}4", f"{s}8")] + ["e4m3", "e5m2", "e2m1"]
+
+
+@pytest.mark.parametrize("name", NARROW)
+def test_narrowing_by_hardware_is_exact(name: str) -> None:
+    dest = dtypes.dtype(name)
+    targets = {"e4m3": "sm_89", "e5m2": "sm_89", "e2m1": "sm_100a"}
+    target = targets.get(name, "sm_75")
+    assert any(find_target(target).has(row.feature) for row in fast_casts(dtypes.float32, dest))
+    for source in (dtypes.float32, *SIXTEEN):
+        codes = interesting(source)
+        made = run_codes(target, source, dest, codes, casting(source, dest, 8), 8)
+        assert_same_codes(made, expected_codes(source, dest, codes), dest, codes)
+    few = interesting(dtypes.float32)[:15]
+    made = run_codes(target, dtypes.float32, dest, few, casting(dtypes.float32, dest, 3), 3)
+    assert_same_codes(made, expected_codes(dtypes.float32, dest, few), dest, few)
+
+
+def test_the_hardware_unpacks_float4() -> None:
+    codes = some_codes(dtypes.float4_e2m1, 32)
+    for dest in (dtypes.float16, dtypes.float32):
+        made = run_codes("sm_100a", dtypes.float4_e2m1, dest, codes, casting(dtypes.float4_e2m1, dest, 32), 32)
+        assert_same_codes(made, expected_codes(dtypes.float4_e2m1, dest, codes.reshape(-1)), dest, codes)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 7, 33])
 def test_a_cast_takes_any_number_of_elements(count: int) -> None:
     for name in ("uint4", "int3", "e3m2", "int8", "ternary", "e2m1", "uint1"):
@@ -175,8 +201,8 @@ def test_no_narrow_type_costs_more_than_its_limit(source: DType) -> None:
             assert min(row.cost for row in rows) <= 3.0
             assert min(row.cost for row in fast_casts(source, dtypes.float16) if row.feature == "cvt_fp8") <= 0.75
         elif not source.has_nan or source == dtypes.float8_e5m2:
-            wide = source.exponent_bits >= 5 and dest == dtypes.float16 and source.name not in ("float8_e5m2", "float6_e5m0")
-            if not wide:
+            beyond = source.exponent_bits > 5 or source == dtypes.float7_e5m1
+            if not (beyond and dest == dtypes.float16):
                 assert min(row.cost for row in rows) <= _limit(source, dest)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import tilus.lang as tilus
-from tests.lang.support import execute, operations, trace
+from tests.lang.support import operations, trace
 from tilus.ir import ops
 from tilus.lang import InlineFunction, Tensor, constexpr, float32, int32
 
@@ -300,7 +300,7 @@ def evaluate(out: Tensor[int32, "n"], x: int32, y: int32, *, function: constexpr
 
 
 @pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
-def test_control_flow_means_what_python_means(function):
+def test_control_flow_means_what_python_means(execute, function):
     kernel = trace(evaluate, function=function)
     assert operations(kernel, ops.StoreGlobal)
     for x, y in INPUTS:
@@ -318,7 +318,7 @@ NEGATIVE_INPUTS = [(-7, 3), (-8, -3), (7, -3), (-1, 5)]
     "function", [floors, chained, bits, extremes, logic, branches, ranges, aliases], ids=lambda f: f.__name__
 )
 @pytest.mark.parametrize("inputs", NEGATIVE_INPUTS, ids=str)
-def test_negative_numbers_mean_what_python_means(function, inputs):
+def test_negative_numbers_mean_what_python_means(execute, function, inputs):
     expected = function(*inputs)
     out = np.zeros(len(expected), np.int32)
     execute(evaluate, out, *inputs, function=function)
@@ -341,7 +341,7 @@ def returns_early(out: Tensor[int32, "n"], x: int32):
 
 
 @pytest.mark.parametrize(("x", "expected"), [(9, [2, 0]), (2, [1, 102]), (5, [1, 0]), (4, [1, 104])])
-def test_return_leaves_the_kernel_from_any_depth(x, expected):
+def test_return_leaves_the_kernel_from_any_depth(execute, x, expected):
     out = np.zeros(2, np.int32)
     execute(returns_early, out, x)
     assert out.tolist() == expected
@@ -359,7 +359,7 @@ def returns_in_both(out: Tensor[int32, "n"], x: int32):
 
 
 @pytest.mark.parametrize(("x", "expected"), [(9, 2), (2, 3)])
-def test_statements_after_a_certain_return_do_not_run(x, expected):
+def test_statements_after_a_certain_return_do_not_run(execute, x, expected):
     out = np.zeros(1, np.int32)
     execute(returns_in_both, out, x)
     assert out[0] == expected
@@ -381,7 +381,7 @@ def tiles_in_branches(out: Tensor[float32, "n"], x: int32):
 
 
 @pytest.mark.parametrize("x", [0, 2, 7])
-def test_tiles_pass_through_loops_and_branches(x):
+def test_tiles_pass_through_loops_and_branches(execute, x):
     expected = np.zeros(8, np.float32)
     for i in range(4):
         expected = expected * 2 if i == x else expected + np.arange(8) if i > x else expected + 1
@@ -400,7 +400,7 @@ def effects_are_skipped(out: Tensor[int32, "n"], x: int32):
 
 
 @pytest.mark.parametrize(("x", "expected"), [(1, [1, 5, 6]), (0, [10, 0, 6])])
-def test_and_and_or_skip_effects_as_python_does(x, expected):
+def test_and_and_or_skip_effects_as_python_does(execute, x, expected):
     out = np.zeros(3, np.int32)
     execute(effects_are_skipped, out, x)
     assert out.tolist() == expected
@@ -412,7 +412,7 @@ def persistent(out: Tensor[int32, "n"], n: int32):
         tilus.store(out, i * i, i)
 
 
-def test_a_grid_stride_loop_covers_all():
+def test_a_grid_stride_loop_covers_all(execute):
     out = np.zeros(11, np.int32)
     execute(persistent, out, 11)
     assert out.tolist() == [i * i for i in range(11)]
@@ -458,7 +458,7 @@ def count_with_int64(out: Tensor[int32, "n"], n: int32):
     tilus.store(out, (total // 1_000_000_000_000).to(int32), 0)
 
 
-def test_a_literal_that_needs_64_bits_makes_them():
+def test_a_literal_that_needs_64_bits_makes_them(execute):
     out = np.zeros(1, np.int32)
     execute(count_with_int64, out, 5)
     assert out[0] == 10

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import tilus.lang as tilus
-from tests.lang.support import execute, operations, trace
+from tests.lang.support import operations, trace
 from tilus.ir import ops
 from tilus.lang import Tensor, constexpr, float16, float32, int32, int64, uint8, uint32
 
@@ -236,7 +236,7 @@ FUNCTIONS = [
 
 
 @pytest.mark.parametrize("f", FUNCTIONS, ids=lambda f: f.__name__)
-def test_tiles_mean_what_numpy_means(f, x, y):
+def test_tiles_mean_what_numpy_means(execute, f, x, y):
     expected = np.atleast_2d(reference(f.__name__, x, y))
     out = np.full(expected.shape, np.nan, np.float32)
     execute(two_tiles, x, y, out, f=f)
@@ -257,7 +257,7 @@ def integers(a: Tensor[int32, "n"], b: Tensor[int32, "n"], out: Tensor[int32, "k
         tilus.store(out, result[None, :], (row, 0))
 
 
-def test_integer_operators_mean_what_python_means():
+def test_integer_operators_mean_what_python_means(execute):
     generator = np.random.default_rng(2)
     x = generator.integers(-1000, 1000, 16).astype(np.int32)
     y = generator.integers(1, 50, 16).astype(np.int32) * np.where(generator.random(16) < 0.5, -1, 1).astype(
@@ -330,7 +330,7 @@ def bytes_to_nibbles(a: Tensor[uint8, "n"], out: Tensor[int32, "m"]):
     tilus.store(out, high.to(int32), 8)
 
 
-def test_bytes_take_bit_operations():
+def test_bytes_take_bit_operations(execute):
     out = np.zeros(16, np.int32)
     execute(bytes_to_nibbles, np.arange(0, 240, 30, dtype=np.uint8), out)
     assert out[:8].tolist() == [v & 15 for v in range(0, 240, 30)]
@@ -360,7 +360,7 @@ def products(a: Tensor[float16, "m k"], b: Tensor[float16, "k n"], out: Tensor[f
     tilus.store(out, acc + half.to(float32), (0, 0))
 
 
-def test_dot_multiplies_and_adds():
+def test_dot_multiplies_and_adds(execute):
     generator = np.random.default_rng(3)
     a, b = (generator.standard_normal(shape).astype(np.float16) for shape in ((16, 8), (8, 16)))
     out = np.zeros((16, 16), np.float32)
@@ -381,7 +381,7 @@ def random_numbers(out: Tensor[float32, "k n"], seed: int32):
     tilus.static_assert(tilus.randint(seed, counter).dtype == uint32)
 
 
-def test_random_numbers_are_uniform_and_normal():
+def test_random_numbers_are_uniform_and_normal(execute):
     out = np.zeros((6, 4096), np.float32)
     execute(random_numbers, out, 42)
     uniform, normal = out[0].astype(np.float64), out[1].astype(np.float64)
@@ -421,7 +421,7 @@ def next_prime(n: int) -> int:
     return n
 
 
-def test_python_runs_at_compile_time():
+def test_python_runs_at_compile_time(execute):
     out = np.zeros(5, np.int32)
     execute(compile_time, out)
     total = 10 + 2 + 2 + 3 + 2 + 4 + 64 + 4 + 3

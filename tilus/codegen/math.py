@@ -17,8 +17,8 @@ sqrt, rcp     0.5    correctly rounded
 16-bit floats are computed in float32 and rounded once; bfloat16 uses the instructions ``lg2.approx`` and
 ``tanh.approx``, whose errors its rounding hides.
 
-Coefficients: weighted least squares at Chebyshev nodes, reweighted (Lawson) until the relative error is level, rounded to
-float32 one after the other with those left fitted anew.
+Coefficients: weighted least squares at Chebyshev nodes, reweighted (Lawson) until the relative error is level,
+rounded to float32 one after the other with those left fitted anew.
 """
 
 from __future__ import annotations

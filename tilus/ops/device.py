@@ -20,3 +20,11 @@ def target_of(x: torch.Tensor) -> Target:
     if x.device.type == "cuda":
         return _of_device(x.device.index if x.device.index is not None else torch.cuda.current_device())
     return target(default_target())
+
+
+def processors(x: torch.Tensor) -> int:
+    """Return how many multiprocessors a tensor's device has; the simulator counts as one."""
+    if x.device.type != "cuda":
+        return 1
+    count: int = torch.cuda.get_device_properties(x.device).multi_processor_count
+    return count

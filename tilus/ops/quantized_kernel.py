@@ -13,11 +13,12 @@ def quantized_matmul_kernel(
     b: Tensor[uint8, "k_units n_units unit_bytes"],
     scale: Tensor["a_dtype", "groups n_padded"],
     zero: Tensor["a_dtype", "groups n_padded"],
-    c: Tensor["a_dtype", "m n"],
+    c: Tensor["c_dtype", "splits m n"],
     alpha: float32,
     *,
     a_dtype: constexpr,
     b_dtype: constexpr,
+    c_dtype: constexpr,
     group: constexpr,
     has_zero: constexpr,
     block_m: constexpr = 16,
@@ -26,16 +27,22 @@ def quantized_matmul_kernel(
     stages: constexpr = 3,
     warps: constexpr = 4,
 ):
-    """c = alpha * a @ ((b - zero) * scale), the weight's codes b decoded in registers."""
+    """c = alpha * a @ ((b - zero) * scale), the weight's codes b decoded in registers.
+
+    Each index of c's first dimension is the sum over a part of k of its own.
+    """
     m, k = a.shape
-    n = c.shape[1]
-    tilus.grid(tilus.cdiv(m, block_m), tilus.cdiv(n, block_n), warps=warps)
-    bi, bj = tilus.block_id()[:2]
+    splits, n = c.shape[0], c.shape[2]
+    tilus.grid(tilus.cdiv(m, block_m), tilus.cdiv(n, block_n), splits, warps=warps)
+    bi, bj, part = tilus.block_id()
+    # Parts are whole steps of block_k.
+    length = tilus.cdiv(tilus.cdiv(k, block_k), splits) * block_k
+    first = part * length
     row, column = bi * block_m, bj * block_n
     bits = b_dtype.bits
     groups = tilus.max(block_k // group, 1)
     acc = tilus.zeros((block_m, block_n), float32)
-    for k0 in tilus.pipeline(range(0, k, block_k), stages=stages):
+    for k0 in tilus.pipeline(range(first, tilus.min(first + length, k), block_k), stages=stages):
         sa = tilus.shared(a_dtype, (block_m, block_k))
         sb = tilus.shared(uint8, (block_k // UNIT_K, block_n // UNIT_N, unit_bytes(bits)))
         ss = tilus.shared(a_dtype, (groups, block_n))
@@ -51,7 +58,7 @@ def quantized_matmul_kernel(
             weight = weight - spread(tilus.load(sz), block_k, block_n)
         weight = weight * spread(tilus.load(ss), block_k, block_n)
         acc = tilus.dot(tilus.load(sa), weight, acc)
-    tilus.store(c, tilus.cast(acc * alpha, a_dtype), (row, column))
+    tilus.store(c, tilus.cast(acc * alpha, c_dtype), (part, row, column))
 
 
 @tilus.inline
@@ -62,3 +69,17 @@ def spread(rows, block_k, block_n):
         return rows
     wide = tilus.broadcast_to(rows[:, None, :], (groups, block_k // groups, block_n))
     return tilus.reshape(wide, (block_k, block_n))
+
+
+@tilus.kernel
+def sum_parts_kernel(
+    parts: Tensor[float32, "splits size"], out: Tensor["dtype", "size"], *, dtype: constexpr, block: constexpr = 1024
+):
+    """Add the parts in their order, so that the result is the same each time."""
+    splits, size = parts.shape
+    tilus.grid(tilus.cdiv(size, block), warps=4)
+    at = tilus.block_id(0) * block
+    total = tilus.zeros((block,), float32)
+    for part in range(splits):
+        total = total + tilus.load(parts, (part, at), (block,))
+    tilus.store(out, tilus.cast(total, dtype), at)

@@ -6,8 +6,9 @@ import torch
 
 from tilus import dtypes
 from tilus.errors import ShapeMismatch, TypeMismatch
+from tilus.ops.device import processors
 from tilus.ops.library import LIBRARY
-from tilus.ops.quantized_kernel import quantized_matmul_kernel
+from tilus.ops.quantized_kernel import quantized_matmul_kernel, sum_parts_kernel
 from tilus.ops.weights import QuantizedWeight
 
 ACTIVATIONS = {torch.float16: dtypes.float16, torch.bfloat16: dtypes.bfloat16}
@@ -65,6 +66,22 @@ def schedule(m: int) -> dict[str, int]:
     return {"block_m": 64, "block_n": 128, "warps": 4, "stages": 3}
 
 
+BLOCK_K = 128
+MOST_SPLITS = 16
+
+
+def split_count(m: int, n: int, k: int, chosen: dict[str, int], processors: int) -> int:
+    """Return into how many parts k is cut, so that a small problem keeps all multiprocessors busy."""
+    tiles = -(-m // chosen["block_m"]) * -(-n // chosen["block_n"])
+    steps = -(-k // BLOCK_K)
+    # Each part is long enough for its pipeline to fill.
+    most = max(1, min(MOST_SPLITS, steps // chosen["stages"]))
+    wanted = max(1, processors // tiles) if tiles < processors else 1
+    splits = min(wanted, most)
+    # Parts of equal length leave none empty.
+    return -(-steps // -(-steps // splits))
+
+
 def _run(
     a: torch.Tensor,
     packed: torch.Tensor,
@@ -85,19 +102,26 @@ def _run(
     m = rows.shape[0]
     out = torch.empty((m, n), dtype=a.dtype, device=a.device)
     if m and n:
+        chosen = schedule(m)
+        splits = split_count(m, n, k, chosen, processors(a))
+        # With one part the kernel writes the result; else parts are summed in float32, in a fixed order.
+        parts = out.unsqueeze(0) if splits == 1 else torch.empty((splits, m, n), dtype=torch.float32, device=a.device)
         quantized_matmul_kernel(
             rows,
             packed,
             scale,
             zero if zero is not None else scale,
-            out,
+            parts,
             alpha,
             a_dtype=ACTIVATIONS[a.dtype],
             b_dtype=dtypes.dtype(dtype),
+            c_dtype=ACTIVATIONS[a.dtype] if splits == 1 else dtypes.float32,
             group=group,
             has_zero=zero is not None,
-            **schedule(m),
+            **chosen,
         )
+        if splits > 1:
+            sum_parts_kernel(parts.view(splits, m * n), out.view(m * n), dtype=ACTIVATIONS[a.dtype])
     return out.reshape(*a.shape[:-1], n)
 
 

@@ -9,7 +9,7 @@ from tilus.codegen.casts.encode import encode
 from tilus.codegen.casts.general import cast_element
 from tilus.codegen.casts.packed import permute_bytes
 from tilus.codegen.casts.rows import FastCast, best_cast, exact_in_float16, fast_casts
-from tilus.codegen.llvm_text import V, Writer, integer
+from tilus.codegen.llvm_text import V, Writer, floating, integer
 from tilus.codegen.registers import container_count, pack, unpack
 from tilus.codegen.target import Target
 from tilus.dtypes import DType
@@ -70,6 +70,11 @@ def cast_elements(
         if row is not None:
             halves = unpack(w, dtypes.float16, _by_groups(w, row, regs, count), count)
             return tuple(w.convert("fpext", half, "float") for half in halves)
+    if source in (dtypes.float16, dtypes.bfloat16) and order is None:
+        row = best_cast(target, dtypes.float32, dest, None)
+        if row is not None:
+            wide = tuple(w.convert("fpext", x, "float") for x in unpack(w, source, regs, count))
+            return _by_groups(w, row, wide, count)
     if order is None:
         elements = unpack(w, source, regs, count)
         return pack(w, dest, [cast_element(w, target, source, dest, e) for e in elements])
@@ -142,7 +147,8 @@ def _by_groups(w: Writer, row: FastCast, regs: tuple[V, ...], count: int) -> tup
     made: list[V] = []
     for first in range(0, len(regs), row.words):
         words = list(regs[first : first + row.words])
-        words += [integer(0)] * (row.words - len(words))
+        nothing = floating(0.0, "float") if row.source == dtypes.float32 else integer(0)
+        words += [nothing] * (row.words - len(words))
         made += row.emit(w, words)
     return tuple(made[: container_count(row.dest, count)])
 

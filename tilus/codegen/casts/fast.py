@@ -362,6 +362,47 @@ def narrow_to_int8(source: DType) -> Emit:
     return emit
 
 
+class _Windows:
+    """32 bits from any bit of a row of words on, each made once."""
+
+    def __init__(self, w: Writer, words: Sequence[V]) -> None:
+        self.w, self.words = w, words
+        self.made: dict[tuple[int, int], V] = {}
+
+    def get(self, word: int, shift: int) -> V:
+        """Return 32 bits from a bit of a word on."""
+        if not shift:
+            return self.words[word]
+        if (word, shift) not in self.made:
+            upper = self.words[word + 1] if word + 1 < len(self.words) else integer(0)
+            self.made[word, shift] = self.w.call("i32", "llvm.fshr.i32", upper, self.words[word], integer(shift))
+        return self.made[word, shift]
+
+
+def natural_floats(source: DType, dest: DType, factor: float) -> Emit:
+    """`floats` for elements in natural order: a byte permutation puts two neighbours at the same bit of two lanes."""
+    bits = source.bits
+    low = MANTISSA[dest] - source.mantissa_bits
+    mask = both(((1 << bits - 1) - 1) << low)
+
+    def emit(w: Writer, words: Sequence[V]) -> list[V]:
+        windows = _Windows(w, words)
+        made = []
+        for first in range(0, 32 * len(words) // bits - 1, 2):
+            word, start = divmod(first * bits, 32)
+            base = 16 if start >= 16 else 0
+            byte, inside = divmod(start - base, 8)
+            # The neighbour stands where the element does in words that are shifted by its bits.
+            pair = windows.get(word, base), windows.get(word, base + bits)
+            lanes = permute_bytes(w, *pair, (byte, byte + 1, byte + 4, byte + 5))
+            signs = w.binary("and", shift_right(w, lanes, inside + bits - 16), integer(0x80008000))
+            field = w.binary("and", shift_right(w, lanes, inside - low), integer(mask))
+            made.append(multiply(w, dest, w.binary("or", signs, field), factor))
+        return made
+
+    return emit
+
+
 def natural_integers(source: DType, dest: DType) -> Emit:
     """`integers` for elements in natural order: a byte permutation puts two neighbours into two lanes."""
     bits, mantissa = source.bits, MANTISSA[dest]
@@ -369,25 +410,16 @@ def natural_integers(source: DType, dest: DType) -> Emit:
     offset = 1 << (bits - 1) if source.is_signed else 0
 
     def emit(w: Writer, words: Sequence[V]) -> list[V]:
-        shifted: dict[tuple[int, int], V] = {}
-
-        def view(word: int, shift: int) -> V:
-            """32 bits from a bit of a word on."""
-            if (word, shift) not in shifted:
-                upper = words[word + 1] if word + 1 < len(words) else integer(0)
-                shifted[word, shift] = (
-                    w.call("i32", "llvm.fshr.i32", upper, words[word], integer(shift)) if shift else words[word]
-                )
-            return shifted[word, shift]
+        windows = _Windows(w, words)
 
         def lane(start: int) -> tuple[V, int, int]:
             """Return a word, the byte in it and the bit in that byte at which an element begins within the window."""
             word, bit = divmod(start, 32)
-            for shift in (0, *(s for number, s in shifted if number == word and s), bit):
+            for shift in (0, *(s for number, s in windows.made if number == word), bit):
                 byte, inside = divmod(bit - shift, 8)
                 whole = inside + bits <= 8 or byte < 3
                 if 0 <= bit - shift <= 32 - bits and inside + bits <= mantissa and whole:
-                    return view(word, shift), byte, inside
+                    return windows.get(word, shift), byte, inside
             raise AssertionError("the element's own bit is a shift that fits")
 
         made = []
@@ -408,5 +440,5 @@ def natural_integers(source: DType, dest: DType) -> Emit:
 __all__ = [
     "EXPONENT", "Emit", "bytes_to_bfloat16", "bytes_to_float16", "convert_nibbles", "convert_pairs", "e4m3_to_bfloat16",
     "e4m3_to_float16", "e5m2_to_float16", "float_bytes", "float_pattern", "floats", "integers", "narrow_to_int8",
-    "natural_integers", "pair_table", "scaled_integers", "single_bits", "table", "through_float16",
+    "natural_floats", "natural_integers", "pair_table", "scaled_integers", "single_bits", "table", "through_float16",
 ]  # fmt: skip

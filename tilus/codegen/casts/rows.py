@@ -10,6 +10,7 @@ from tilus import dtypes
 from tilus.codegen.casts import fast
 from tilus.codegen.casts.arrangement import Arrangement, element_order
 from tilus.codegen.casts.fast import Emit
+from tilus.codegen.casts.narrowing import NARROWING
 from tilus.codegen.casts.packed import BIAS, EXPONENT, MANTISSA
 from tilus.codegen.casts.plan import Plan, float_plan, integer_plan
 from tilus.codegen.target import Target
@@ -30,7 +31,7 @@ class FastCast:
     elements : int
         Elements of a group, which is the unit of the cast.
     words : int
-        32-bit words of a group of the source.
+        32-bit words of a group of the source (a float32 is one).
     cost : float
         Instructions per element, as counted from the method: the real ones are in the benchmark.
     arrangement : Arrangement or None
@@ -86,6 +87,10 @@ def exact_in_float16(source: DType) -> bool:
 
 
 def _rows(source: DType, dest: DType) -> Iterator[FastCast]:
+    if source == dtypes.float32:
+        for narrow, feature, cost, emit in NARROWING:
+            if narrow == dest:
+                yield FastCast("cvt", source, dest, feature, 32 // dest.bits, 32 // dest.bits, cost, None, emit)
     if source.bits > 8 or source.kind not in ("int", "uint", "float", "table"):
         return
     if dest in MANTISSA:
@@ -114,7 +119,8 @@ def _integer_rows(source: DType, dest: DType, needs: str) -> Iterator[FastCast]:
             cost = (1.5 if brain else 1.0) + (0.25 if source.is_signed and not flipped else 0.0)
             stored = inverted if flipped else None
             if not brain:
-                yield FastCast("magic number", source, dest, "", 4, 1, cost, stored, fast.bytes_to_float16(source, flipped))
+                emit = fast.bytes_to_float16(source, flipped)
+                yield FastCast("magic number", source, dest, "", 4, 1, cost, stored, emit)
             for exponent in (0, 6) if brain else ():
                 emit = fast.bytes_to_bfloat16(source, flipped, exponent != 0)
                 cost -= 0.5 if exponent else 0.0
@@ -172,6 +178,10 @@ def _float_rows(source: DType, dest: DType, needs: str) -> Iterator[FastCast]:
         if source.bits == 8:
             emit = fast.float_bytes(source, dest, factor)
             yield FastCast("rescale", source, dest, needed, 4, 1, 1 + work / 2, None, emit, left)
+        if source.bits in (3, 5, 6, 7):
+            emit = fast.natural_floats(source, dest, factor)
+            cost = 2.5 + work / 2 + 3 * source.bits / 32
+            yield FastCast("rescale", source, dest, needed, plan.elements, plan.words, cost, None, emit, left)
         row = _planned("rescale", plan, source, dest, needed, work, fast.floats(plan, dest, factor))
         yield replace(row, exponent=left)
 

@@ -138,7 +138,7 @@ def call_inline(t: Tracer, callee: InlineFunction, args: list[Any], kwargs: dict
                 f"{name} of {source.name} is a constexpr, but is given {describe(names[name])}",
                 hint="a value known at compile time, or a parameter without that annotation",
             )
-    frame = Frame(source, names, t.loc, inline=True, regions=t.open_regions)
+    frame = Frame(source, names, t.loc, inline=True)
     with t.entered(frame):
         flow = t.execute(source.tree.body)
     return frame.result if flow is Flow.RETURN else None

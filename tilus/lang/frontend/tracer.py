@@ -58,7 +58,6 @@ class Frame:
     names: dict[str, object]
     caller: Location | None = None
     inline: bool = False
-    regions: int = 0
     scopes: list[Scope] = field(default_factory=list)
     result: object = None
 

@@ -1,0 +1,189 @@
+"""Matrix products on the GPU: `tilus.ops.matmul` beside cuBLAS (torch) and Triton, TFLOP/s with cold and warm L2.
+
+    python benchmarks/matmul.py [--types bf16 fp8] [--seconds 600] [--out FILE] [--dry-run]
+
+The weight is the transpose of a row-major n x k matrix, as in a linear layer; `order=nn` cases have it row-major.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from _harness import Bench, Contender, Run, SkipContender, needs_gpu, options, rounding_error
+
+TYPES = {
+    "bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "int8": torch.int8, "fp8": torch.float8_e4m3fn,
+}  # fmt: skip
+EIGHT_BIT = ("int8", "fp8")
+# (n, k) of the linear layers: query-key-value, output, gate and up, down.
+LLAMA_70B = ((10240, 8192), (8192, 8192), (57344, 8192), (8192, 28672))
+ROWS = (16, 128, 1024, 4096, 8192)
+DRY_CASES = ((16, 64, 64, "nt"), (64, 128, 128, "nn"), (40, 72, 128, "nt"))
+
+
+def cases(dry_run: bool) -> Iterator[tuple[int, int, int, str]]:
+    """Yield m, n, k and the order of the operands, the most telling first."""
+    if dry_run:
+        yield from DRY_CASES
+        return
+    yield 8192, 8192, 8192, "nt"
+    yield 4096, 4096, 4096, "nt"
+    yield 8192, 8192, 8192, "nn"
+    for m in sorted(ROWS, key=lambda m: m != 4096):
+        for n, k in LLAMA_70B:
+            if (m, n, k) != (8192, 8192, 8192):
+                yield m, n, k, "nt"
+
+
+def operands(bench: Bench, name: str, m: int, n: int, k: int, order: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return random operands of the case's types."""
+    dtype = TYPES[name]
+    shapes = ((m, k), (n, k) if order == "nt" else (k, n))
+    if name == "int8":
+        made = [torch.randint(-127, 128, shape, dtype=dtype, device=bench.device) for shape in shapes]
+    else:
+        made = [torch.randn(shape, device=bench.device).to(dtype) for shape in shapes]
+    return made[0], made[1].T if order == "nt" else made[1]
+
+
+def best_of(bench: Bench, variants: dict[str, Callable[[], torch.Tensor]], chosen: dict[str, str]) -> Run:
+    """Return the fastest of several ways; one that fails is left out."""
+    times: dict[str, float] = {}
+    failure: Exception | None = None
+    for name, run in variants.items():
+        try:
+            times[name] = bench.timer.quick(run) if bench.timer is not None else float(run().numel() * 0)
+        except Exception as error:
+            failure = error
+    if not times:
+        raise failure or SkipContender("no variant suits the shape")
+    winner = min(times, key=lambda name: times[name])
+    chosen["variant"] = winner
+    return variants[winner]
+
+
+def triton_kernels(bench: Bench) -> Any:
+    """Return the module of Triton's kernels."""
+    try:
+        import _triton_kernels
+    except ImportError as error:
+        raise SkipContender(f"Triton cannot be imported: {error}") from None
+    import os
+
+    if bench.dry_run and os.environ.get("TRITON_INTERPRET") != "1":
+        raise SkipContender("Triton runs without a GPU only with TRITON_INTERPRET=1")
+    return _triton_kernels
+
+
+def contenders(
+    bench: Bench, name: str, a: torch.Tensor, b: torch.Tensor, scales: tuple[torch.Tensor, torch.Tensor] | None,
+    chosen: dict[str, str],
+) -> list[Contender]:  # fmt: skip
+    """Return who takes part in a case."""
+    from tilus import ops
+
+    def tilus() -> Run:
+        if scales is None:
+            return lambda: ops.matmul(a, b)
+        return lambda: ops.matmul(a, b, a_scale=scales[0], b_scale=scales[1])
+
+    def cublas() -> Run:
+        if name == "tf32":
+            torch.backends.cuda.matmul.allow_tf32 = True
+        return lambda: a @ b
+
+    def scaled_mm(per_row: bool, fast: bool) -> Run:
+        assert scales is not None
+        if b.stride(0) != 1:
+            raise SkipContender("torch._scaled_mm wants the transpose of a row-major matrix")
+        # Both ways compute the same numbers only where all rows have one scale, which the caller sees to.
+        left = scales[0][:, None] if per_row else scales[0][:1].reshape(())
+        right = scales[1][None, :] if per_row else scales[1][:1].reshape(())
+        if per_row:
+            left, right = left.contiguous(), right.contiguous()
+        return lambda: torch._scaled_mm(
+            a, b, scale_a=left, scale_b=right, out_dtype=torch.bfloat16, use_fast_accum=fast
+        )
+
+    def int_mm() -> Run:
+        assert scales is not None
+        return lambda: (torch._int_mm(a, b) * (scales[0][:, None] * scales[1][None, :])).to(torch.bfloat16)
+
+    def triton() -> Run:
+        kernels = triton_kernels(bench)
+        if name == "int8":
+            raise SkipContender("the Triton kernel accumulates in float32")
+        out = torch.bfloat16 if scales is not None else a.dtype
+        return best_of(bench, kernels.matmul_variants(a, b, out, scales), chosen)
+
+    if name == "fp8":
+        theirs = [
+            Contender("cublas", lambda: scaled_mm(False, False)),
+            Contender("cublas fast accumulation", lambda: scaled_mm(False, True), bound=0.05),
+            Contender("cublas scaled by row", lambda: scaled_mm(True, False)),
+        ]
+    elif name == "int8":
+        theirs = [Contender("cublas", int_mm)]
+    else:
+        theirs = [Contender("cublas", cublas)]
+    return [*theirs, Contender("triton", triton), Contender("tilus", tilus)]
+
+
+def run_case(bench: Bench, name: str, m: int, n: int, k: int, order: str) -> None:
+    """Compare on one case."""
+    case = {"type": name, "m": m, "n": n, "k": k, "order": order}
+    if bench.done(case):
+        return
+    a, b = operands(bench, name, m, n, k, order)
+    reference = a.double() @ b.double()
+    scales = None
+    if name in EIGHT_BIT:
+        scales = torch.full((m,), 0.5, device=bench.device), torch.full((n,), 0.03125, device=bench.device)
+        reference *= 0.5 * 0.03125
+    out_dtype = torch.bfloat16 if scales is not None else TYPES[name]
+    # What rounding the exact result once costs, doubled; operands in tf32 lose bits before they are multiplied.
+    bound = 2 * rounding_error(reference, out_dtype) if name != "tf32" else 2.0**-10
+    flops = 2 * m * n * k
+    size = a.numel() * a.itemsize + b.numel() * b.itemsize + m * n * out_dtype.itemsize
+    chosen: dict[str, str] = {}
+    rows = bench.compare(
+        case,
+        contenders(bench, name, a, b, scales, chosen),
+        reference,
+        bound,
+        lambda us: {"tflops": flops / us / 1e6, "gbps": size / us / 1e3},
+        raise_bound_by="cublas",
+    )
+    if "triton" in rows:
+        rows["triton"].note = rows["triton"].note or chosen.get("variant", "")
+    bench.save()
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--types", nargs="*", choices=TYPES, default=["bf16", "fp8"])
+    parsed = parser.parse_args()
+    if needs_gpu(parsed):
+        return
+    bench = Bench("matmul", parsed)
+    if not bench.dry_run:
+        from _harness import copy_bandwidth
+
+        bench.facts["copy_bytes_per_second"] = copy_bandwidth()
+    for m, n, k, order in cases(bench.dry_run):
+        for name in parsed.types:
+            if bench.out_of_time:
+                break
+            if name in EIGHT_BIT and order != "nt":
+                continue
+            try:
+                run_case(bench, name, m, n, k, order)
+            except torch.OutOfMemoryError as error:
+                print(f"{name} {m}x{n}x{k}: {str(error).splitlines()[0]}")
+    bench.finish()
+
+
+if __name__ == "__main__":
+    main()
