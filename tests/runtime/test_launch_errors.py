@@ -11,6 +11,7 @@ import torch
 import tilus
 from tests.runtime import kernels
 from tilus.errors import LaunchError, NameNotFound, TilusError
+from tilus.runtime.arguments import Array, Declared, check_tensor
 
 
 def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -113,6 +114,13 @@ def test_layouts_that_are_no_dense_memory() -> None:
     assert message(lambda: kernels.scale_add(frozen, zeros(8), zeros(8))) == (
         "scale_add: x is a read-only array, and a kernel may write to it"
     )
+
+
+def test_address_that_is_no_multiple_of_an_element() -> None:
+    declared = Declared("x", "tensor", tilus.float32, ("n",))
+    check_tensor(declared, Array(4, tilus.float32, (8,), (1,), 0, None))
+    text = message(lambda: check_tensor(declared, Array(2, tilus.float32, (8,), (1,), 0, None)))
+    assert text == "x begins at an address that is no multiple of its 4-byte elements"
 
 
 def test_dtypes_that_no_kernel_takes() -> None:

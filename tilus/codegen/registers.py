@@ -91,9 +91,11 @@ def pack(w: Writer, dtype: DType, elements: list[V]) -> tuple[V, ...]:
     if dtype in (dtypes.float16, dtypes.bfloat16):
         scalar = llvm_type(dtype)
         out = []
-        for i in range(0, len(elements), 2):
-            pair = w.vector(elements[i : i + 2] if i + 1 < len(elements) else [elements[i], V(scalar, "zeroinitializer")])
-            out.append(w.convert("bitcast", pair, "i32"))
+        for i in range(0, len(elements) - 1, 2):
+            out.append(w.convert("bitcast", w.vector(elements[i : i + 2]), "i32"))
+        if len(elements) % 2:
+            # As an integer: LLVM leaves the other half of a vector that nobody reads undefined.
+            out.append(w.convert("zext", w.convert("bitcast", elements[-1], "i16"), "i32"))
         return tuple(out)
     mask = integer((1 << dtype.bits) - 1)
     return join_bits(w, [w.binary("and", element, mask) for element in elements], dtype.bits)
