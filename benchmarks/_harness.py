@@ -50,9 +50,18 @@ class Contender:
     """One way to compute a case: `make` prepares it and returns what is called and timed."""
 
     name: str
-    make: Callable[[], Run]
+    make: Callable[[], Run | OwnReference]
     bound: float | None = None
     """Relative error that is allowed, where it differs from the case's."""
+
+
+@dataclass(frozen=True)
+class OwnReference:
+    """What `make` returns for a contender whose operands are others than the case's: with what its result is compared."""
+
+    run: Run
+    reference: torch.Tensor
+    view: Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -365,7 +374,11 @@ class Bench:
     ) -> Run | None:
         self._alive = time.monotonic()
         try:
-            run = contender.make()
+            made = contender.make()
+            if isinstance(made, OwnReference):
+                run, reference, view = made.run, made.reference, made.view
+            else:
+                run = made
             row.error = relative_error(view(run()), reference)
         except SkipContender as reason:
             row.status, row.note = "skipped", str(reason)

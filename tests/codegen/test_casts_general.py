@@ -5,8 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.codegen.harness import assert_same_codes, expected_codes, run_codes
+from tests.codegen.harness import (
+    assert_same_codes,
+    compile_module,
+    expected_codes,
+    run_codes,
+    run_words,
+    unpack_words,
+)
 from tilus import dtypes
+from tilus.codegen.casts.encode import encode
 from tilus.codegen.casts.general import cast_element
 from tilus.codegen.llvm_text import V, Writer
 from tilus.codegen.registers import pack, unpack
@@ -67,6 +75,30 @@ def _around(narrow: DType, source: DType) -> np.ndarray:
     special = dtypes.encode(np.array([np.inf, -np.inf, np.nan, 0.0, -0.0]), source).astype(np.uint64)
     step = np.uint64(1 << source.unused_bits)
     return np.concatenate([codes, codes + step, codes - step, special])
+
+
+@pytest.mark.parametrize("name", ["e4m3", "e5m2", "e2m1", "e3m2", "e2m3", "e1m2", "e3m0", "e7m0", "e3m4"])
+def test_rounding_at_random_is_up_where_the_random_bits_are_less(name: str) -> None:
+    dest = dtypes.dtype(name)
+
+    def emit(w: Writer, target: Target, regs: tuple[V, ...]) -> tuple[V, ...]:
+        return pack(w, dest, [encode(w, dest, regs[0], w.convert("bitcast", regs[1], "i32"))])
+
+    rng = np.random.default_rng(1)
+    top = min(float(dest.max), 1e30)
+    points = np.concatenate([
+        rng.uniform(-top, top, 3000), rng.uniform(-1, 1, 3000) * dest.smallest_normal * 2,
+        np.ldexp(rng.uniform(1, 2, 2000), rng.integers(-40, 20, 2000)) * dest.smallest_subnormal,
+        [0.0, -0.0, np.inf, -np.inf, np.nan, 1e-45],
+    ])  # fmt: skip
+    values = points.astype(np.float32)
+    random = rng.integers(0, 1 << 32, values.size, np.uint32)
+    random[: values.size // 4] >>= 12
+    words = np.stack([values.view(np.uint32), random], axis=1)
+    ptx = compile_module("sm_80", dtypes.float32, dest, 2, emit, check=False)
+    made = unpack_words(run_words(ptx, words, 1), dest, 1).reshape(-1)
+    expected = dtypes.encode(values, dest, random=random / 2.0**32)
+    np.testing.assert_array_equal(made, expected)
 
 
 def pairs() -> list[tuple[DType, DType]]:

@@ -167,9 +167,14 @@ def test_a_pointer_that_is_not_aligned_narrows_the_accesses():
         assert accesses(made, "ld") == {width}
 
 
+def across(a: Tensor["dtype", "m n"], out: Tensor["dtype", "m n"], *, dtype: constexpr):
+    tilus.grid(1, warps=2)
+    tilus.store(out, tilus.load(a, (8, 3), (32, 50)), (8, 3))
+
+
 def test_the_fastest_dimension_is_accessed_in_vectors_wherever_it_stands():
     a = d.random(float16, 64, 48).T
-    made = d.run(copy2, a, np.zeros((64, 48), np.float16).T, 0, 0, dtype=float16, shape=(48, 64))
+    made = d.run(across, a, np.zeros((64, 48), np.float16).T, dtype=float16)
     assert accesses(made, "ld") == {16}
     assert accesses(made, "st") == {16}
 

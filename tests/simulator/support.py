@@ -101,8 +101,10 @@ def floats(bits: int, count: int = 300, seed: int = 0, special: bool = True) -> 
         normal = rng.standard_normal(count).astype(dtype).tolist()
         scaled = (rng.standard_normal(count) * np.exp2(rng.integers(-20, 20, count))).astype(dtype).tolist()
     raw = rng.integers(0, 1 << 32, count, dtype=np.uint64) * (1 << 32 if bits == 64 else 1)
-    anything = [v for v in raw.astype(f"u{bits // 8}").view(dtype).tolist() if special or np.isfinite(v)]
+    anything = raw.astype(f"u{bits // 8}").view(dtype).tolist()
     values = edges + normal[: count // 3] + scaled[: count // 3] + anything
+    if not special:
+        values = [v for v in values if np.isfinite(v)]
     chosen = np.array(values[:count], dtype)
     rng.shuffle(chosen)
     return chosen

@@ -18,6 +18,8 @@ _NATIVE = {
     dtypes.bfloat16: "bfloat", dtypes.boolean: "i1",
 }  # fmt: skip
 
+_HALVES = (dtypes.float16, dtypes.bfloat16)
+
 
 def llvm_type(dtype: DType) -> str:
     """Return the LLVM type in which one element is computed."""
@@ -57,7 +59,7 @@ def unpack(w: Writer, dtype: DType, regs: tuple[V, ...], count: int) -> list[V]:
     """Return the elements one by one in their LLVM type (narrow integers extended to i32, other codes as i32)."""
     if dtype.bits >= 32 or dtype is dtypes.boolean:
         return list(regs)
-    if dtype in (dtypes.float16, dtypes.bfloat16):
+    if dtype in _HALVES:
         scalar = llvm_type(dtype)
         out = []
         for index, reg in enumerate(regs):
@@ -88,7 +90,7 @@ def pack(w: Writer, dtype: DType, elements: list[V]) -> tuple[V, ...]:
     """Return containers that hold the elements; upper bits of narrow codes are dropped."""
     if dtype.bits >= 32 or dtype is dtypes.boolean:
         return tuple(elements)
-    if dtype in (dtypes.float16, dtypes.bfloat16):
+    if dtype in _HALVES:
         scalar = llvm_type(dtype)
         out = []
         for i in range(0, len(elements) - 1, 2):
@@ -129,6 +131,9 @@ def codes_of(w: Writer, tile: Tile) -> list[V]:
     if tile.dtype.bits >= 32 or tile.dtype is dtypes.boolean:
         return list(tile.regs)
     bits = tile.dtype.bits
+    if tile.dtype in _HALVES:
+        # As halves of vectors, which LLVM follows better than shifts.
+        return [w.convert("zext", w.convert("bitcast", e, "i16"), "i32") for e in elements_of(w, tile)]
     return [extract_bits(w, tile.regs, i * bits, bits, False) for i in range(tile.count)]
 
 
@@ -136,6 +141,9 @@ def tile_of_codes(w: Writer, dtype: DType, layout: RegisterLayout, codes: list[V
     """Return the tile that holds elements as `codes_of` gives them."""
     if dtype.bits >= 32 or dtype is dtypes.boolean:
         return Tile(dtype, layout, tuple(codes))
+    if dtype in _HALVES:
+        halves = [w.convert("bitcast", w.convert("trunc", code, "i16"), llvm_type(dtype)) for code in codes]
+        return tile_of(w, dtype, layout, halves)
     return Tile(dtype, layout, join_bits(w, codes, dtype.bits))
 
 

@@ -184,6 +184,12 @@ def _select(group: Group, op: ops.Select) -> tuple[Any, ...]:
 
 @means(ops.Cast)
 def _cast(group: Group, op: ops.Cast) -> tuple[Any, ...]:
+    if op.arranged:
+        raise TilusError(
+            "the interpreter does not know how a target arranges prepacked codes",
+            op.loc,
+            hint="run the kernel on the simulator",
+        )
     return (numerics.cast(group.block.values[op.x], _dtype(op.x), op.dtype),)
 
 

@@ -119,11 +119,11 @@ class Tile:
     Operators act on each element, with NumPy's broadcasting; `@` is `tilus.dot`. Slices with constant bounds and
     `None` mean what they mean in NumPy. A tile is a value: nothing changes it, operations make new ones.
 
-    Operands of two dtypes meet in the wider one of two floats or two integers (float16 with bfloat16 in float32), and in
-    the float of an integer and a float. Integers of different sign mix only where the signed one is wider. A Python
-    number takes the dtype of the tile, but for a Python float with an integer tile, which gives float32; a number
-    that the dtype does not hold is refused. Types of 8 bits and less are for storage: cast them before arithmetic.
-    Bytes take comparisons and bit operations, too.
+    Operands of two dtypes meet in the wider one of two floats or two integers (float16 with bfloat16 in float32),
+    and in the float of an integer and a float. Integers of different sign mix only where the signed one is wider. A
+    Python number takes the dtype of the tile, but for a Python float with an integer tile, which gives float32; a
+    number that the dtype does not hold is refused. Types of 8 bits and less are for storage: cast them before
+    arithmetic. Bytes take comparisons and bit operations, too.
     """
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 
@@ -170,8 +171,10 @@ def _run(
     if not c.numel():
         return c
     flat = b.ndim == 2
-    left = a.reshape(1, -1, k) if flat else a.reshape(-1, *a.shape[-2:])
-    right = b.unsqueeze(0) if flat else b.reshape(-1, k, n)
+    # Sizes are said: where k is 0 torch cannot tell what -1 stands for.
+    batches = prod(b.shape[:-2])
+    left = a.reshape(batches, prod(a.shape[:-1]) // batches, k)
+    right = b.reshape(batches, k, n)
     result = c.view(1, -1, n) if flat else c.view(-1, *c.shape[-2:])
     bits = OPERANDS[a.dtype].bits
     left, a_turned = _oriented(left, allow_turned=bits == 16, wanted=False)

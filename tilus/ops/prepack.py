@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from tilus.codegen.casts import stored_arrangement
 from tilus.dtypes import DType, pack, unpack
 from tilus.layout import Digit, RegisterLayout, column_spatial, local, spatial
 
@@ -58,7 +59,9 @@ def _unit_indices() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     return index[..., 0], index[..., 1]
 
 
-def pack_weight(codes: np.ndarray[Any, Any], dtype: DType) -> np.ndarray[Any, Any]:
+def pack_weight(
+    codes: np.ndarray[Any, Any], dtype: DType, dest: DType | None = None
+) -> np.ndarray[Any, Any]:
     """Lay out weights as the kernels read them.
 
     Parameters
@@ -67,6 +70,9 @@ def pack_weight(codes: np.ndarray[Any, Any], dtype: DType) -> np.ndarray[Any, An
         Codes of `dtype`; k and n are filled up to whole units with the code 0.
     dtype : DType
         Of 1 to 8 bits.
+    dest : DType, optional
+        What the kernel casts codes to, whose cast decides the order of bits within each thread's codes; natural
+        order unless given.
 
     Returns
     -------
@@ -81,17 +87,26 @@ def pack_weight(codes: np.ndarray[Any, Any], dtype: DType) -> np.ndarray[Any, An
     units = full.reshape(kp // UNIT_K, UNIT_K, np_ // UNIT_N, UNIT_N).transpose(0, 2, 1, 3)
     held = units[:, :, rows, columns]
     bytes_ = pack(held, dtype)  # [..., thread, 16 * bits]
+    arrangement = None if dest is None else stored_arrangement(dtype, dest)
+    if arrangement is not None:
+        bytes_ = arrangement.store(bytes_.view("<u4")).view(np.uint8)
     chunks = bytes_.reshape(*bytes_.shape[:-1], dtype.bits, 16)
     return np.ascontiguousarray(chunks.transpose(0, 1, 3, 2, 4)).reshape(
         kp // UNIT_K, np_ // UNIT_N, unit_bytes(dtype.bits)
     )
 
 
-def unpack_weight(packed: np.ndarray[Any, Any], dtype: DType, k: int, n: int) -> np.ndarray[Any, Any]:
+def unpack_weight(
+    packed: np.ndarray[Any, Any], dtype: DType, k: int, n: int, dest: DType | None = None
+) -> np.ndarray[Any, Any]:
     """Return the codes of a packed weight: the inverse of `pack_weight`."""
     rows_of_units, columns_of_units, _ = packed.shape
     chunks = packed.reshape(rows_of_units, columns_of_units, dtype.bits, THREADS, 16).transpose(0, 1, 3, 2, 4)
-    held = unpack(chunks.reshape(rows_of_units, columns_of_units, THREADS, -1), dtype, CODES)
+    bytes_ = np.ascontiguousarray(chunks).reshape(rows_of_units, columns_of_units, THREADS, -1)
+    arrangement = None if dest is None else stored_arrangement(dtype, dest)
+    if arrangement is not None:
+        bytes_ = arrangement.load(bytes_.view("<u4")).view(np.uint8)
+    held = unpack(bytes_, dtype, CODES)
     units = np.zeros((rows_of_units, columns_of_units, UNIT_K, UNIT_N), np.uint8)
     rows, columns = _unit_indices()
     units[:, :, rows, columns] = held

@@ -51,7 +51,7 @@ def quantized_matmul_kernel(
         tilus.copy_async(ss, scale, (k0 // group, column))
         codes = tilus.load(sb, layout=byte_layout(block_k, block_n, bits, warps))
         low = tilus.view(codes, b_dtype, (block_k, block_n), layout=code_layout(block_k, block_n, warps))
-        weight = tilus.cast(low, a_dtype)
+        weight = tilus.cast(low, a_dtype, arranged=True)
         if has_zero:
             sz = tilus.shared(a_dtype, (groups, block_n))
             tilus.copy_async(sz, zero, (k0 // group, column))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 
 from tilus import dtypes
+from tilus.codegen import Target
 from tilus.errors import ShapeMismatch, TypeMismatch
-from tilus.ops.device import processors
+from tilus.ops.device import processors, target_of
 from tilus.ops.library import LIBRARY
+from tilus.ops.prepack import UNIT_K, UNIT_N, unit_bytes
 from tilus.ops.quantized_kernel import quantized_matmul_kernel, sum_parts_kernel
 from tilus.ops.weights import QuantizedWeight
 
@@ -67,7 +69,21 @@ def schedule(m: int) -> dict[str, int]:
 
 
 BLOCK_K = 128
+FEWEST_STAGES = 2
 MOST_SPLITS = 16
+
+
+def fitting(chosen: dict[str, int], bits: int, group: int, has_zero: bool, target: Target) -> dict[str, int]:
+    """Return the tile sizes with as few stages, and rows, as the target's shared memory asks for."""
+    groups = max(1, BLOCK_K // group) * (2 if has_zero else 1)
+    units = (BLOCK_K // UNIT_K) * (chosen["block_n"] // UNIT_N)
+    buffers = (chosen["block_m"] * BLOCK_K * 2, unit_bytes(bits) * units, groups * chosen["block_n"] * 2)
+    # Each buffer begins at a multiple of the longest swizzle's period.
+    stage = sum(-(-size // 1024) * 1024 for size in buffers)
+    stages = min(chosen["stages"], target.shared_bytes // stage)
+    if stages < FEWEST_STAGES and chosen["block_m"] > 16:
+        return fitting({**chosen, "block_m": chosen["block_m"] // 2}, bits, group, has_zero, target)
+    return {**chosen, "stages": max(stages, FEWEST_STAGES)}
 
 
 def split_count(m: int, n: int, k: int, chosen: dict[str, int], processors: int) -> int:
@@ -102,10 +118,18 @@ def _run(
     m = rows.shape[0]
     out = torch.empty((m, n), dtype=a.dtype, device=a.device)
     if m and n:
-        chosen = schedule(m)
+        code_type = dtypes.dtype(dtype)
+        if group < BLOCK_K and BLOCK_K % group:
+            # The one group of a weight with fewer rows than a tile.
+            group = BLOCK_K
+        chosen = fitting(schedule(m), code_type.bits, group, zero is not None, target_of(a))
         splits = split_count(m, n, k, chosen, processors(a))
         # With one part the kernel writes the result; else parts are summed in float32, in a fixed order.
-        parts = out.unsqueeze(0) if splits == 1 else torch.empty((splits, m, n), dtype=torch.float32, device=a.device)
+        parts = (
+            out.unsqueeze(0)
+            if splits == 1
+            else torch.empty((splits, m, n), dtype=torch.float32, device=a.device)
+        )
         quantized_matmul_kernel(
             rows,
             packed,
@@ -114,7 +138,7 @@ def _run(
             parts,
             alpha,
             a_dtype=ACTIVATIONS[a.dtype],
-            b_dtype=dtypes.dtype(dtype),
+            b_dtype=code_type,
             c_dtype=ACTIVATIONS[a.dtype] if splits == 1 else dtypes.float32,
             group=group,
             has_zero=zero is not None,

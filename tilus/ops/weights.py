@@ -59,7 +59,9 @@ class QuantizedWeight:
 
     def codes(self) -> np.ndarray[Any, Any]:
         """Return the codes as uint8, shape (k, n)."""
-        found = unpack_weight(self.packed.cpu().numpy(), self.dtype, *self.shape)
+        found = unpack_weight(
+            self.packed.cpu().numpy(), self.dtype, *self.shape, dtypes.dtype(self.scale.dtype)
+        )
         if self.order is None:
             return found
         sorted_back = np.empty_like(found)
@@ -188,12 +190,9 @@ def check_group(k: int, group_size: int) -> int:
             f"a group of {group_size} elements does not divide k = {k}",
             hint="use a group size that divides k, or -1",
         )
-    fits = (
-        UNIT_K % group == 0 and group % GROUP_STEP == 0
-        if group <= UNIT_K
-        else group % UNIT_K == 0 or group == k
-    )
-    if not fits:
+    whole_units = group % UNIT_K == 0
+    part_of_unit = UNIT_K % group == 0 and group % GROUP_STEP == 0
+    if not (group == k or whole_units or part_of_unit):
         raise ShapeMismatch(
             f"a group of {group} elements is not supported",
             hint="use 16, 32, 64, 128, a multiple of 128, or -1",
@@ -257,7 +256,7 @@ def from_codes(
         dtype,
         (k, n),
         group,
-        torch.from_numpy(pack_weight(codes, dtype)),
+        torch.from_numpy(pack_weight(codes, dtype, dtypes.dtype(scale.dtype))),
         _fill(scale, rows, np_),
         None if zero is None else _fill(zero, rows, np_),
         alpha,

@@ -177,6 +177,8 @@ def _select(facts: Facts, op: ops.Select) -> Found:
 
 @rule(ops.Cast)
 def _cast(facts: Facts, op: ops.Cast) -> Found:
+    if op.arranged:
+        return None
     source = _dtype(op.x)
     if source == op.dtype:
         return op.x

@@ -75,10 +75,10 @@ class GlobalRaces:
         if cells.ndim > 1:
             who = who[:, None]
         if access.strong:
-            self._strong(state, access, sel, allocation, offset, True, False)
             if state.order.acquired:
                 # A strong read after one that saw a release is taken to be ordered as if a fence stood between.
                 state.order.take_pending(sel)
+            self._strong(state, access, sel, allocation, offset, True, False)
         now = self.engine.tick(access.instruction)
         written = shadow.written[cells]
         if int(written.max()) > 0:
@@ -141,8 +141,7 @@ class GlobalRaces:
     def _strong(self, state: Any, access: Any, sel: Selection, allocation: Any, offset: Any, reads: bool, writes: bool) -> None:
         engine = self.engine
         if engine.locations or state.order.released or access.order in ("release", "acq_rel"):
-            keys = [(allocation.base, int(o)) for o in offset]
-            state.order.strong(sel, keys, access, reads, writes)
+            state.order.strong(sel, ("global", allocation.base), offset, access, reads, writes)
 
     # -- slow path ---------------------------------------------------------------------------------------------
 

@@ -290,20 +290,24 @@ class Order:
             self.remote[row] = join(self.remote.get(row, {}), remote)
         self.version += 1
 
-    def strong(self, sel: Selection, keys: Any, access: Any, reads: bool, writes: bool) -> None:
-        """A relaxed, acquire, release or atomic access of the locations ``keys`` (one per lane)."""
+    def strong(self, sel: Selection, space: Any, offset: Any, access: Any, reads: bool, writes: bool) -> None:
+        """A relaxed, acquire, release or atomic access of locations, one ``offset`` in ``space`` per lane."""
         engine = self.engine
         order = access.order
         releases = writes and (order in ("release", "acq_rel") or self.released)
         if not releases and not (reads and engine.locations):
             return
-        rows = sel.index >> 5
-        own_cta = access.scope == "cta"
-        for lane in range(sel.n):
-            row = int(rows[lane])
-            key: Any = keys[lane]
-            if own_cta:
-                key = (key, int(self.state.blocks[self.state.block_of_warp[row]]))
+        # One step for each warp and location.
+        pairs = np.unique((sel.index >> 5) << 44 | offset)
+        if not releases:
+            known = [o for o in np.unique(offset).tolist() if self._key(space, o, access, None) in engine.locations
+                     or access.scope == "cta"]  # fmt: skip
+            if not known:
+                return
+            pairs = pairs[np.isin(pairs & ((1 << 44) - 1), known)]
+        for pair in pairs.tolist():
+            row = pair >> 44
+            key = self._key(space, pair & ((1 << 44) - 1), access, row)
             found = engine.locations.get(key)
             if reads and found:
                 if order in ("acquire", "acq_rel"):
@@ -323,6 +327,12 @@ class Order:
                 if gift is not None:
                     # A read-modify-write continues the release sequence, a store begins a new one.
                     engine.locations[key] = self._add(row, found, gift) if reads and found else [gift]
+
+    def _key(self, space: Any, offset: int, access: Any, row: int | None) -> Any:
+        """The name of a location; with block scope each block has its own."""
+        if access.scope != "cta" or row is None:
+            return (*space, offset)
+        return (*space, offset, int(self.state.blocks[self.state.block_of_warp[row]]))
 
     def _add(self, row: int, found: list[Payload], gift: Payload) -> list[Payload]:
         """The payloads of a location after another release; what the releaser knows already is in its own."""

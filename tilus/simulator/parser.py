@@ -22,6 +22,7 @@ from .syntax import (
     Pair,
     Registers,
     Scope,
+    SourceFile,
     Statement,
     SyntaxTree,
     Targets,
@@ -54,7 +55,7 @@ param: SPACE var_part* PTR? SPACE? (".align" NUMBER)? WORD dim*
 perf: DOTWORD (NUMBER ("," NUMBER)*)? | PRAGMA
 body: ";" | "{" statement* "}" -> full_body
 
-?statement: instruction | LOC | PRAGMA | registers | variable | label | scope | targets | ";" | SECTION
+?statement: instruction | LOC | FILE | PRAGMA | registers | variable | label | scope | targets | ";" | SECTION
 scope: "{" statement* "}"
 registers: ".reg" DOTWORD+ reg_name ("," reg_name)* ";"
 reg_name: WORD ("<" NUMBER ">")?
@@ -140,6 +141,10 @@ def _lark() -> Any:
         def LOC(self, token: Any) -> Any:
             words = token.split(None, 4)
             return Location(int(words[1]), int(words[2]), int(words[3].rstrip(",")) if len(words) > 3 else 0)
+
+        def FILE(self, token: Any) -> Any:
+            words = token.split(None, 2)
+            return SourceFile(int(words[1]), _file_name(words[2]))
 
         def PRAGMA(self, token: Any) -> Any:
             return ";"
@@ -398,11 +403,12 @@ def parse(text: str) -> SyntaxTree:
             version = item.split()[1]
         elif kind == "TARGET":
             target = item.split(None, 1)[1].replace(" ", "")
-        elif kind == "FILE":
-            words = item.split(None, 2)
-            files[int(words[1])] = _file_name(words[2])
+        elif isinstance(item, SourceFile):
+            files[item.number] = item.name
         elif isinstance(item, tuple) and item and item[0] == "alias":
             aliases[item[1]] = item[2]
+    for function in functions:
+        files.update((i.number, i.name) for i in function.body or () if isinstance(i, SourceFile))
     return SyntaxTree(version, target, files, tuple(variables), tuple(functions), aliases)
 
 

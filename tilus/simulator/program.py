@@ -18,7 +18,7 @@ from .operands import Not, Register
 from .operations import Control, Operation, registers_of
 from .parser import flatten, parse
 from .spaces import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, AddressSpace, Allocation
-from .syntax import Float, Function, Group, Integer, Label, Location, Name, Registers, Scope, Statement, SyntaxTree, Targets, Variable
+from .syntax import Float, Function, Group, Integer, Label, Location, Name, Registers, Scope, SourceFile, Statement, SyntaxTree, Targets, Variable
 from .types import TYPES, ScalarType
 
 _MAX_CALL_DEPTH = 32
@@ -375,7 +375,7 @@ class _Builder:
                 self.walk(item.body, _Scope(self, scope, scope.prefix))
             elif isinstance(item, Targets):
                 scope.targets[item.name] = item
-            elif getattr(item, "type", "") in (";", "SEMICOLON") or item == ";":
+            elif isinstance(item, SourceFile) or item == ";":
                 continue
             else:
                 raise PtxError(f"unsupported directive {str(item)[:60]!r}")

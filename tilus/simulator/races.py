@@ -126,10 +126,8 @@ class SharedRaces:
         self._strong(access, sel, index, True, True)
 
     def _strong(self, access: Any, sel: Selection, index: Any, reads: bool, writes: bool) -> None:
-        if self.engine.locations or writes:
-            keys = [("shared", int(i), id(self.state)) for i in index] if self._needs_keys(access, writes) else None
-            if keys is not None:
-                self.order.strong(sel, keys, access, reads, writes)
+        if self._needs_keys(access, writes):
+            self.order.strong(sel, ("shared", id(self.state)), index, access, reads, writes)
 
     def _needs_keys(self, access: Any, writes: bool) -> bool:
         return bool(self.engine.locations or self.order.released or (writes and access.order in ("release", "acq_rel")))

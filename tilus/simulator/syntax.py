@@ -93,6 +93,13 @@ class Location(NamedTuple):
     column: int
 
 
+class SourceFile(NamedTuple):
+    """A ``.file`` directive."""
+
+    number: int
+    name: str
+
+
 class Registers(NamedTuple):
     """``.reg .type names``; a count makes ``name0 .. name(count-1)``."""
 

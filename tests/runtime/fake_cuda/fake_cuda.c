@@ -2,7 +2,8 @@
  *
  * The environment decides what it shows: FAKE_CUDA_CAPABILITY (80), FAKE_CUDA_DEVICES (1), FAKE_CUDA_DEVICE (0),
  * FAKE_CUDA_CAPTURING (0), FAKE_CUDA_FAIL ("cuLaunchKernel=701": this function fails so), and FAKE_CUDA_LAYOUT, the
- * kinds of a launch's arguments: 1, 2, 4 and 8 for their sizes in bytes and m for a tensor map.
+ * kinds of a launch's arguments: 1, 2, 4 and 8 for their sizes in bytes and m for a tensor map. Loading takes
+ * FAKE_CUDA_LOAD_MILLISECONDS (0).
  */
 #define _GNU_SOURCE
 #include "cuda.h"
@@ -11,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 static int number(const char *variable, int otherwise) {
     const char *text = getenv(variable);
@@ -34,10 +36,13 @@ static CUresult result_of(const char *function) {
     return CUDA_SUCCESS;
 }
 
-/* A hash of the beginning of a cubin (its ELF header has the architecture) or of the whole PTX. */
+/* A hash of the PTX, or of a cubin up to its section headers, whose place is in the ELF header at byte 40. */
 static unsigned int image_hash(const unsigned char *code) {
     unsigned int hash = 2166136261u;
-    size_t i, size = code[0] == 0x7f ? 64 : strlen((const char *)code);
+    uint64_t headers;
+    size_t i, size;
+    memcpy(&headers, code + 40, 8);
+    size = code[0] == 0x7f ? (size_t)headers : strlen((const char *)code);
     for (i = 0; i < size; ++i) hash = (hash ^ code[i]) * 16777619u;
     return hash;
 }
@@ -122,6 +127,8 @@ static CUresult load(const char *what, const void *code, void **handle) {
     static int loads;
     char line[64];
     CUresult result = result_of(what);
+    struct timespec pause = {0, 1000000L * number("FAKE_CUDA_LOAD_MILLISECONDS", 0)};
+    nanosleep(&pause, NULL);
     snprintf(line, sizeof line, "load %s %08x", ((const unsigned char *)code)[0] == 0x7f ? "cubin" : "ptx",
              image_hash((const unsigned char *)code));
     note(line);

@@ -11,7 +11,7 @@ from tilus.codegen.casts.packed import permute_bytes
 from tilus.codegen.casts.rows import FastCast, best_cast, exact_in_float16, fast_casts
 from tilus.codegen.llvm_text import V, Writer, floating, integer
 from tilus.codegen.registers import container_count, pack, unpack
-from tilus.codegen.target import Target
+from tilus.codegen.target import TARGETS, Target
 from tilus.dtypes import DType
 from tilus.errors import TypeMismatch
 
@@ -114,6 +114,11 @@ def preferred_arrangement(
         if target.has(row.feature) and (scaled or not row.exponent):
             return row.arrangement
     return None
+
+
+def stored_arrangement(source: DType, dest: DType) -> Arrangement | None:
+    """Return how codes are stored for casts to `dest`: the same for all targets, so that weights are packed once."""
+    return preferred_arrangement(TARGETS["sm_80"], source, dest)
 
 
 def preferred_order(source: DType, dest: DType, target: Target | None = None) -> tuple[int, ...] | None:

@@ -72,17 +72,19 @@ def _round_at_random(w: Writer, dtype: DType, magnitude: V, random: V) -> V:
     significand = w.binary("or", fraction, implicit)
     # Below the smallest normal value the spacing stays: one more bit is cut off for each power of two.
     below = w.call("i32", "llvm.smax.i32", w.binary("sub", integer(128 - bias), exponent), integer(0))
-    below = w.call("i32", "llvm.umin.i32", below, integer(mantissa + 8))
-    # 64 bits hold the significand, its cut and 32 random bits below each other.
+    # 64 bits hold the significand and what is compared with the random bits; what does not fit is less than they tell.
+    most = integer(mantissa + 8)
+    excess = w.call("i32", "llvm.usub.sat.i32", below, most)
+    excess = w.call("i32", "llvm.umin.i32", excess, integer(63))
     wide = w.binary("shl", w.convert("zext", significand, "i64"), integer(32, 64))
-    drop = w.convert("zext", w.add(below, integer(32 + 23 - mantissa)), "i64")
-    ones = w.binary("sub", w.binary("shl", integer(1, 64), drop), integer(1, 64))
-    # 32 random bits as the upper bits of a number below 2**drop, inverted so that a carry means "greater".
-    shift = w.binary("sub", drop, integer(32, 64))
+    wide = w.binary("lshr", wide, w.convert("zext", excess, "i64"))
+    drop = w.add(w.call("i32", "llvm.umin.i32", below, most), integer(32 + 23 - mantissa))
+    places = w.convert("zext", drop, "i64")
+    ones = w.binary("sub", w.binary("shl", integer(1, 64), places), integer(1, 64))
+    # The random bits as the upper bits of a number below 2**drop: adding its complement carries where it is less.
+    shift = w.convert("zext", w.binary("sub", drop, integer(32)), "i64")
     number = w.binary("shl", w.convert("zext", random, "i64"), shift)
-    tail = w.binary("sub", w.binary("shl", integer(1, 64), shift), integer(1, 64))
-    addend = w.binary("sub", ones, w.binary("or", number, tail))
-    carried = w.binary("lshr", w.add(wide, addend), drop)
+    carried = w.binary("lshr", w.add(wide, w.binary("sub", ones, number)), places)
     kept = w.convert("trunc", carried, "i32")
     # The implicit one of a normal value adds itself to the exponent field.
     steps = w.call("i32", "llvm.smax.i32", w.binary("sub", exponent, integer(128 - bias)), integer(0))

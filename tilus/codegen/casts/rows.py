@@ -198,7 +198,7 @@ def _table_rows(source: DType, dest: DType) -> Iterator[FastCast]:
         each = [0 if not used else 2 if signs else 5 for used in planes]
         cost = (3 + 2 * (sum(each) + (2 if signs else 1) + (2 if len(planes) > 1 else 0))) / 8
         yield FastCast("byte table", source, dest, "", 8, 1, cost, None, fast.table(codes, dest))
-    elif isinstance(source, TableType):
+    elif isinstance(source, TableType) or dest.bits == 8:
         order = element_order(2, tuple(p // 2 + 8 * (p % 2) for p in range(16)))
         cost = (5 + 8 * sum(planes) + (8 if len(planes) > 1 else 0)) / 16
         yield FastCast("byte table", source, dest, "", 16, 1, cost, order, fast.pair_table(codes, dest))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import gcd
+from math import gcd, prod
 
 from tilus.codegen.atoms.matrix import MatrixLoad, plan_ldmatrix
 from tilus.codegen.llvm_text import V, integer
@@ -293,8 +293,14 @@ def lower_scatter(ctx: Context, op: ops.Scatter) -> None:
 
 
 def copy_layout(shape: tuple[int, ...], threads: int, bits: int) -> RegisterLayout:
-    """Return which thread copies which part of a tile: 16 bytes each, neighbours next to each other."""
-    return coalesced(shape, threads, max(1, 128 // bits))
+    """Return which thread copies which part of a tile: 16 bytes each, neighbours next to each other.
+
+    A tile of fewer such parts than threads is copied by some of them.
+    """
+    vector = max(1, 128 // bits)
+    busy = gcd(threads, max(1, prod(shape) // vector))
+    layout = coalesced(shape, busy, vector)
+    return layout if busy == threads else layout.with_replication(threads // busy)
 
 
 @lowers(ops.CopyAsync)

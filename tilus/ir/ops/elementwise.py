@@ -142,13 +142,19 @@ class Cast(Operation):
     """Conversion by value: to nearest even, saturating for types without infinity; float to integer truncates.
 
     Integer to integer keeps the low bits. A boolean is what is not zero.
+
+    With `arranged`, each thread's codes lie in the order of bits that the cast to `dtype` prefers, as weights are
+    prepacked.
     """
 
     x: Value = operand()
     dtype: DType = attribute()
+    arranged: bool = attribute(default=False)
 
     def infer(self) -> tuple[Type, ...]:
         element_type(self.x)
+        if self.arranged and not isinstance(self.x.type, RegisterType):
+            raise TypeMismatch(f"only a tile's codes may lie arranged, not those of {self.x.type}")
         return (with_dtype(self.x.type, self.dtype),)
 
 

@@ -19,7 +19,7 @@ from tilus.lang.inline import InlineFunction
 from tilus.lang.semantics import atomics, debug, elementwise, hopper, launch, memory, random, tiles  # noqa: F401
 from tilus.lang.semantics.arithmetic import truth
 from tilus.lang.semantics.debug import FormattedText
-from tilus.lang.semantics.elementwise import cast, extreme
+from tilus.lang.semantics.elementwise import extreme
 from tilus.lang.semantics.launch import LoopRange
 from tilus.lang.semantics.registry import FUNCTIONS
 from tilus.lang.semantics.shapes import is_tile, operand_shape
@@ -222,7 +222,11 @@ def builtin_number(name: str, dtype: DType | None) -> Builtin:
                 raise TypeMismatch(
                     f"{name} takes a scalar, not {describe(args[0])}", hint="x.to(dtype) for a tile"
                 )
-            return truth(t, name, args[0]) if dtype is None else cast(t, args[0], dtype)
+            return (
+                truth(t, name, args[0])
+                if dtype is None
+                else call_stub(t, functions.cast, [args[0], dtype], {})
+            )
         return call_python(t, getattr(builtins, name), args, kwargs)
 
     return convert

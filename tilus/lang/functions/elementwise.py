@@ -46,7 +46,7 @@ def next_power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def cast(x: Any, dtype: DType) -> Any:
+def cast(x: Any, dtype: DType, *, arranged: bool = False) -> Any:
     """Convert by value: to the nearest, ties to even; float to integer rounds towards zero.
 
     A conversion to a type without infinity saturates.
@@ -57,6 +57,9 @@ def cast(x: Any, dtype: DType) -> Any:
         What to convert.
     dtype : DType
         Any dtype.
+    arranged : bool
+        Whether each thread's codes lie in the order of bits that the cast prefers, as `tilus.ops.prepack` stores
+        weights for `dtype`.
 
     Returns
     -------

@@ -20,7 +20,7 @@ def dot(a: Tile, b: Tile, acc: Tile | None = None, *, out_dtype: DType | None = 
     a : Tile
         [m, k], of float16, bfloat16, tfloat32, float64, float8_e4m3, float8_e5m2, int8 or uint8.
     b : Tile
-        [k, n], of the same dtype.
+        [k, n], of the same dtype; int8 and uint8 go together, and so do both float8 types.
     acc : Tile, optional
         [m, n], of the accumulator's dtype; zero unless given.
     out_dtype : DType, optional

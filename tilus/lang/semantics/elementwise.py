@@ -13,7 +13,7 @@ from tilus.lang.diagnostics import describe
 from tilus.lang.promotion import is_number, require_arithmetic, require_float, require_integer, require_number
 from tilus.lang.semantics.arithmetic import binary, convert, meet, select
 from tilus.lang.semantics.registry import implements
-from tilus.lang.semantics.shapes import operand_dtype, static_dtype, static_int
+from tilus.lang.semantics.shapes import operand_dtype, static_dtype, static_int, tile_type
 
 if TYPE_CHECKING:
     from tilus.lang.frontend.tracer import Tracer
@@ -36,8 +36,11 @@ def next_power_of_2(t: Tracer, n: Any) -> int:
 
 
 @implements(functions.cast)
-def cast(t: Tracer, x: Any, dtype: Any) -> Value:
+def cast(t: Tracer, x: Any, dtype: Any, arranged: Any) -> Value:
     chosen = static_dtype("cast", dtype)
+    if arranged:
+        tile_type("an arranged cast", x)
+        return t.value(ops.Cast, x, chosen, True)
     if is_number(x):
         if isinstance(x, float) and chosen.is_integer:
             x = int(x)

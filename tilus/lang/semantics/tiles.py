@@ -241,6 +241,8 @@ def item(t: Tracer, x: Any) -> Value:
 
 DOT_FLOATS = ("float16", "bfloat16", "tfloat32", "float64", "float8_e4m3", "float8_e5m2")
 DOT_INTEGERS = ("int8", "uint8")
+# Instructions multiply these by one another.
+DOT_MIXED = (set(DOT_INTEGERS), {"float8_e4m3", "float8_e5m2"})
 
 
 @implements(functions.dot)
@@ -253,7 +255,8 @@ def dot(t: Tracer, a: Any, b: Any, acc: Any, out_dtype: Any) -> Value:
                 f"dot multiplies {', '.join((*DOT_FLOATS, *DOT_INTEGERS))}, not {type.dtype}",
                 hint=f"x.to(tilus.{cast_to}) before dot",
             )
-    if left.dtype != right.dtype and not {left.dtype.name, right.dtype.name} <= set(DOT_INTEGERS):
+    names = {left.dtype.name, right.dtype.name}
+    if left.dtype != right.dtype and not any(names <= mixed for mixed in DOT_MIXED):
         raise TypeMismatch(
             f"dot multiplies tiles of one dtype, not {left.dtype} and {right.dtype}",
             hint="x.to(...) before dot",
