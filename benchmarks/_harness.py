@@ -386,7 +386,7 @@ class Bench:
         except Exception as error:
             row.status = "failed"
             row.note = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300]
-            self._survive(row)
+            self.survive(row)
             return None
         if not row.error <= bound:
             row.status, row.note = "wrong", f"relative error {row.error:.1e}, allowed {bound:.1e}"
@@ -404,7 +404,7 @@ class Bench:
         except RuntimeError as error:
             for name in runs:
                 rows[name].status, rows[name].note = "failed", f"while timed: {str(error).splitlines()[0]}"[:300]
-            self._survive(rows[next(iter(runs))])
+            self.survive(rows[next(iter(runs))])
             return
         for name, (cold, warm, host) in times.items():
             rows[name].status, rows[name].note = "ok", ""
@@ -412,7 +412,7 @@ class Bench:
             rows[name].figures = {key: round(value, 3) for key, value in figures(cold.median).items()}
             rows[name].figures |= {f"warm_{key}": round(value, 3) for key, value in figures(warm.median).items()}
 
-    def _survive(self, row: Row) -> None:
+    def survive(self, row: Row) -> None:
         """After a failure: go on if the CUDA context still works, or else end so that a new process can go on."""
         if self.device.type != "cuda":
             return

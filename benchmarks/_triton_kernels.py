@@ -101,6 +101,16 @@ def matmul_int4(
         tl.atomic_add(at, acc.to(tl.float16), mask=keep, sem="relaxed")
 
 
+@triton.jit
+def softmax_rows(x, out, columns, WIDTH: tl.constexpr):
+    """Softmax of one row for each program."""
+    at = tl.program_id(0) * columns + tl.arange(0, WIDTH)
+    keep = tl.arange(0, WIDTH) < columns
+    row = tl.load(x + at, mask=keep, other=float("-inf"))
+    row = tl.exp(row - tl.max(row, axis=0))
+    tl.store(out + at, row / tl.sum(row, axis=0), mask=keep)
+
+
 # Tile m, n, k, warps, stages.
 POINTER_CONFIGS = ((128, 256, 64, 8, 3), (128, 128, 64, 4, 4), (64, 128, 64, 4, 4), (16, 64, 128, 4, 5))
 DESCRIPTOR_CONFIGS = ((128, 256, 64, 8, 3), (256, 128, 64, 8, 3), (128, 128, 64, 4, 4), (64, 128, 128, 4, 4))

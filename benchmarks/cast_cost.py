@@ -85,7 +85,12 @@ def kernel(target: Target, loads: int, stores: int, make: Callable[[Writer, list
 
 
 def instructions_per_element(
-    nvdisasm: Path, target: Target, source: DType, dest: DType, arrangement: Arrangement | None, scaled: bool = False
+    nvdisasm: Path,
+    target: Target,
+    source: DType,
+    dest: DType,
+    arrangement: Arrangement | None,
+    scaled: bool = False,
 ) -> tuple[float, dict[str, float]]:
     """Return the machine instructions of one element's cast, and how many of each there are.
 
@@ -140,7 +145,9 @@ def main() -> None:
     target = find_target(options.target)
     sources = [dtypes.dtype(name) for name in options.types] if options.types else list(SOURCES)
     rows = []
-    print(f"instructions per element on {target.name}; arranged: stored as the cast prefers; scaled: and off by a power of 2")
+    print(
+        f"instructions per element on {target.name}; arranged: as the cast prefers; scaled: off by a power of 2"
+    )
     print(f"{'source':>16} {'dest':>9} {'arranged':>9} {'natural':>9} {'scaled':>9}  counted by method")
     for source in sources:
         for dest in DESTS:
@@ -153,7 +160,9 @@ def main() -> None:
             scaled_arrangement = preferred_arrangement(target, source, dest, scaled=True)
             least = cast_cost(target, source, dest, scaled_arrangement, scaled=True)
             if least is not None and least < best - 0.01:
-                scaled, _ = instructions_per_element(nvdisasm, target, source, dest, scaled_arrangement, scaled=True)
+                scaled, _ = instructions_per_element(
+                    nvdisasm, target, source, dest, scaled_arrangement, scaled=True
+                )
             method = cast_cost(target, source, dest, arrangement)
             shown = f"{method:.3f}" if method is not None else "general path"
             line = f"{source!s:>16} {dest!s:>9} {best:9.3f} {natural:9.3f} {scaled:9.3f}  {shown}"

@@ -53,7 +53,9 @@ def module(target: Target, source: DType, dest: DType, count: int, emit: Emit) -
     for i, word in enumerate(words):
         w.run(f"store {word}, {place('%out', len(words), i)}")
     w.leave()
-    return w.module("", f'define ptx_kernel void @cast({GLOBAL} %in, {GLOBAL} %out) "denormal-fp-math"="ieee,ieee"')
+    return w.module(
+        "", f'define ptx_kernel void @cast({GLOBAL} %in, {GLOBAL} %out) "denormal-fp-math"="ieee,ieee"'
+    )
 
 
 def _bits(w: Writer, dest: DType, made: tuple[V, ...]) -> tuple[V, ...]:
@@ -62,7 +64,9 @@ def _bits(w: Writer, dest: DType, made: tuple[V, ...]) -> tuple[V, ...]:
     return bits_of(w, SimpleNamespace(dtype=dest, regs=made))  # type: ignore[arg-type]
 
 
-def compile_module(target: str, source: DType, dest: DType, count: int, emit: Emit, check: bool = True) -> str:
+def compile_module(
+    target: str, source: DType, dest: DType, count: int, emit: Emit, check: bool = True
+) -> str:
     """Return the PTX, which the assembler has taken where there is one."""
     machine = find_target(target)
     ptx = to_ptx(module(machine, source, dest, count, emit), machine)
@@ -141,7 +145,8 @@ def assert_same_codes(made: np.ndarray, expected: np.ndarray, dest: DType, codes
         same |= np.isnan(dtypes.decode(made, dest)) & np.isnan(dtypes.decode(expected, dest))
     wrong = np.flatnonzero(~same)
     assert wrong.size == 0, [
-        f"code {int(codes.reshape(-1)[i]):#x}: got {int(made[i]):#x}, expected {int(expected[i]):#x}" for i in wrong[:8]
+        f"code {int(codes.reshape(-1)[i]):#x}: got {int(made[i]):#x}, expected {int(expected[i]):#x}"
+        for i in wrong[:8]
     ] + [f"{wrong.size} of {made.size} are wrong"]
 
 

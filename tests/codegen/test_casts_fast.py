@@ -98,7 +98,9 @@ def test_a_scaled_cast_is_off_by_the_power_of_two_that_it_says(source: DType) ->
                 exponents.append(exponent)
                 return made
 
-            arrangement = row.arrangement or element_order(source.bits, tuple(range(32 * row.words // source.bits)))
+            arrangement = row.arrangement or element_order(
+                source.bits, tuple(range(32 * row.words // source.bits))
+            )
             made = run_stored("sm_80", source, dest, codes, arrangement, emit)
             values = np.ldexp(dtypes.decode(made, dest), exponents[0])
             np.testing.assert_array_equal(values, dtypes.decode(codes.reshape(-1), source).astype(np.float64))
@@ -126,7 +128,9 @@ def test_narrowing_by_hardware_is_exact(name: str) -> None:
 def test_the_hardware_unpacks_float4() -> None:
     codes = some_codes(dtypes.float4_e2m1, 32)
     for dest in (dtypes.float16, dtypes.float32):
-        made = run_codes("sm_100a", dtypes.float4_e2m1, dest, codes, casting(dtypes.float4_e2m1, dest, 32), 32)
+        made = run_codes(
+            "sm_100a", dtypes.float4_e2m1, dest, codes, casting(dtypes.float4_e2m1, dest, 32), 32
+        )
         assert_same_codes(made, expected_codes(dtypes.float4_e2m1, dest, codes.reshape(-1)), dest, codes)
 
 
@@ -135,8 +139,12 @@ def test_a_cast_takes_any_number_of_elements(count: int) -> None:
     for name in ("uint4", "int3", "e3m2", "int8", "ternary", "e2m1", "uint1"):
         source = dtypes.dtype(name)
         codes = some_codes(source, count)
-        made = run_codes("sm_90a", source, dtypes.float16, codes, casting(source, dtypes.float16, count), count)
-        assert_same_codes(made, expected_codes(source, dtypes.float16, codes.reshape(-1)), dtypes.float16, codes)
+        made = run_codes(
+            "sm_90a", source, dtypes.float16, codes, casting(source, dtypes.float16, count), count
+        )
+        assert_same_codes(
+            made, expected_codes(source, dtypes.float16, codes.reshape(-1)), dtypes.float16, codes
+        )
 
 
 @pytest.mark.parametrize("order", [(3, 1, 0, 2, 7, 6, 5, 4), tuple(range(8))[::-1]])
@@ -144,7 +152,9 @@ def test_any_order_of_elements_is_taken(order: tuple[int, ...]) -> None:
     for names in (("int4", "float16"), ("e2m1", "float32"), ("uint4", "int32")):
         source, dest = map(dtypes.dtype, names)
         codes = some_codes(source, 16)
-        made = run_stored("sm_90a", source, dest, codes, element_order(4, order), casting(source, dest, 16, order))
+        made = run_stored(
+            "sm_90a", source, dest, codes, element_order(4, order), casting(source, dest, 16, order)
+        )
         assert_same_codes(made, expected_codes(source, dest, codes.reshape(-1)), dest, codes)
 
 
@@ -159,7 +169,9 @@ def test_an_arrangement_made_for_another_type_is_undone() -> None:
 
 def test_an_order_that_does_not_fit_is_refused() -> None:
     emit = casting(dtypes.uint4, dtypes.float16, 12, tuple(range(8)))
-    with pytest.raises(TypeMismatch, match=r"an order of 8 elements of 4 bits does not fit 12 elements of uint4"):
+    with pytest.raises(
+        TypeMismatch, match=r"an order of 8 elements of 4 bits does not fit 12 elements of uint4"
+    ):
         compile_module("sm_80", dtypes.uint4, dtypes.float16, 12, emit)
     with pytest.raises(ValueError, match="is no order of elements of 4 bits"):
         element_order(4, (0, 0, 1, 2, 3, 4, 5, 6))
@@ -178,7 +190,24 @@ def test_storing_in_an_arrangement_and_loading_gives_the_words_back(source: DTyp
 
 def test_an_element_order_says_which_element_lies_where() -> None:
     assert preferred_order(dtypes.uint4, dtypes.float16) == (0, 2, 4, 6, 1, 3, 5, 7)
-    assert preferred_order(dtypes.int2, dtypes.bfloat16) == (0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15)
+    assert preferred_order(dtypes.int2, dtypes.bfloat16) == (
+        0,
+        2,
+        4,
+        6,
+        8,
+        10,
+        12,
+        14,
+        1,
+        3,
+        5,
+        7,
+        9,
+        11,
+        13,
+        15,
+    )
     assert preferred_order(dtypes.uint8, dtypes.float16) is None
     stored = element_order(4, (0, 2, 4, 6, 1, 3, 5, 7)).store(np.array([0x76543210], np.uint32))
     assert stored.tolist() == [0x75316420]
@@ -196,10 +225,15 @@ def _limit(source: DType, dest: DType) -> float:
 @pytest.mark.parametrize("source", [t for t in SOURCES if not t.is_table and t.kind != "scale"], ids=str)
 def test_no_narrow_type_costs_more_than_its_limit(source: DType) -> None:
     for dest in SIXTEEN:
-        rows = [r for r in fast_casts(source, dest) if not r.exponent and r.feature in ("", "bf16_arithmetic")]
+        rows = [
+            r for r in fast_casts(source, dest) if not r.exponent and r.feature in ("", "bf16_arithmetic")
+        ]
         if source == dtypes.float8_e4m3:
             assert min(row.cost for row in rows) <= 3.0
-            assert min(row.cost for row in fast_casts(source, dtypes.float16) if row.feature == "cvt_fp8") <= 0.75
+            assert (
+                min(row.cost for row in fast_casts(source, dtypes.float16) if row.feature == "cvt_fp8")
+                <= 0.75
+            )
         elif not source.has_nan or source == dtypes.float8_e5m2:
             beyond = source.exponent_bits > 5 or source == dtypes.float7_e5m1
             if not (beyond and dest == dtypes.float16):
@@ -210,12 +244,15 @@ def test_no_narrow_type_costs_more_than_its_limit(source: DType) -> None:
 def test_signed_integers_cost_what_unsigned_ones_cost(bits: int) -> None:
     for dest in SIXTEEN:
         signed, unsigned = (
-            min(row.cost for row in fast_casts(dtypes.dtype(f"{kind}{bits}"), dest)) for kind in ("int", "uint")
+            min(row.cost for row in fast_casts(dtypes.dtype(f"{kind}{bits}"), dest))
+            for kind in ("int", "uint")
         )
         assert signed == unsigned
 
 
-@pytest.mark.skipif(available() is not None, reason="no assembler: pip install nvidia-nvjitlink cuda-bindings")
+@pytest.mark.skipif(
+    available() is not None, reason="no assembler: pip install nvidia-nvjitlink cuda-bindings"
+)
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_assembler_takes_every_packed_cast(target: str) -> None:
     machine = find_target(target)

@@ -65,7 +65,9 @@ def _around(narrow: DType, source: DType) -> np.ndarray:
         values = np.array([float(narrow.max), float(narrow.min), 0.5, 1.5, 2.5])
     values = np.unique(values[np.isfinite(values)])
     if values.size > 64:
-        values = np.concatenate([values[:12], values[values.size // 2 - 20 : values.size // 2 + 20], values[-12:]])
+        values = np.concatenate(
+            [values[:12], values[values.size // 2 - 20 : values.size // 2 + 20], values[-12:]]
+        )
     middles = (values[1:] + values[:-1]) / 2
     # Beyond the largest value lies the midpoint to what would come next.
     above, below = values[-1] + (values[-1] - values[-2]) / 2, values[0] - (values[1] - values[0]) / 2

@@ -31,7 +31,9 @@ UNITS = {
 
 def applying(kind: str, dtype: DType, count: int):  # type: ignore[no-untyped-def]
     def emit(w: Writer, target: Target, regs: tuple[V, ...]) -> tuple[V, ...]:
-        return pack(w, dtype, [float_function(w, target, kind, dtype, e) for e in unpack(w, dtype, regs, count)])
+        return pack(
+            w, dtype, [float_function(w, target, kind, dtype, e) for e in unpack(w, dtype, regs, count)]
+        )
 
     return emit
 

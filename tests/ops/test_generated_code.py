@@ -20,7 +20,9 @@ from tilus.runtime.kernel import Kernel
 from tilus.simulator import Report
 
 TARGETS = ["sm_80", "sm_89", "sm_90a"]
-ASSEMBLES = pytest.mark.skipif(available() is not None, reason="NVIDIA's assembler has no package for this platform")
+ASSEMBLES = pytest.mark.skipif(
+    available() is not None, reason="NVIDIA's assembler has no package for this platform"
+)
 
 
 def accesses(ptx: str) -> Counter[str]:
@@ -70,7 +72,11 @@ def matmul_arguments(
     from tilus.dtypes import float16
 
     options: dict[str, object] = dict(
-        dtype=float16, b_dtype=float16, out_dtype=float16, b_turned=turned, **vars(matmul_schedule(m, n, 16, target(name)))
+        dtype=float16,
+        b_dtype=float16,
+        out_dtype=float16,
+        b_turned=turned,
+        **vars(matmul_schedule(m, n, 16, target(name))),
     )
     return [a, b, c, c[0, 0], c, none, none, 1.0, 1.0], options
 
@@ -129,7 +135,8 @@ def test_float16_matmul_has_no_bank_conflicts(name: str) -> None:
 @ASSEMBLES
 @pytest.mark.parametrize("m", [16, 64])
 @pytest.mark.parametrize(
-    ("dtype", "zero_point"), [("uint4", True), ("int6", False), ("float6_e3m2", False), ("uint1", True), ("uint8", False)]
+    ("dtype", "zero_point"),
+    [("uint4", True), ("int6", False), ("float6_e3m2", False), ("uint1", True), ("uint8", False)],
 )
 @pytest.mark.parametrize("name", TARGETS)
 def test_quantized_matmul(name: str, dtype: str, zero_point: bool, m: int) -> None:

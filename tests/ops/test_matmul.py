@@ -38,7 +38,8 @@ def test_numbers_of_rows(m: int, dtype: torch.dtype, turned: bool, device: str) 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
-    ("m", "n", "k"), [(1, 1, 1), (5, 3, 7), (33, 65, 31), (100, 130, 70), (16, 200, 33), (130, 9, 257), (64, 64, 8)]
+    ("m", "n", "k"),
+    [(1, 1, 1), (5, 3, 7), (33, 65, 31), (100, 130, 70), (16, 200, 33), (130, 9, 257), (64, 64, 8)],
 )
 def test_ragged_shapes(m: int, n: int, k: int, device: str) -> None:
     """Odd extents leave no vector whole, so each element is moved and masked for itself."""
@@ -84,7 +85,9 @@ def test_a_vector() -> None:
     check_product(found, normal(40).double() @ normal(40, 24).double(), normal(40) @ normal(40, 24))
 
 
-@pytest.mark.parametrize(("a", "b"), [((0, 8), (8, 4)), ((4, 8), (8, 0)), ((0, 4, 8), (8, 4)), ((0, 4, 8), (0, 8, 4))])
+@pytest.mark.parametrize(
+    ("a", "b"), [((0, 8), (8, 4)), ((4, 8), (8, 0)), ((0, 4, 8), (8, 4)), ((0, 4, 8), (0, 8, 4))]
+)
 def test_empty_results(a: tuple[int, ...], b: tuple[int, ...]) -> None:
     found = matmul(normal(*a), normal(*b))
     assert found.shape == (torch.empty(a) @ torch.empty(b)).shape
@@ -125,7 +128,11 @@ def epilogue(a: torch.Tensor, b: torch.Tensor, options: dict[str, Any]) -> torch
         {"bias": normal(72), "activation": "relu"},
         {"bias": normal(72), "activation": "gelu", "alpha": 0.1},
         {"activation": "silu", "residual": normal(33, 72)},
-        {"a_scale": normal(33, dtype=torch.float32).abs(), "b_scale": normal(72, dtype=torch.float32), "bias": normal(72)},
+        {
+            "a_scale": normal(33, dtype=torch.float32).abs(),
+            "b_scale": normal(72, dtype=torch.float32),
+            "bias": normal(72),
+        },
     ],
     ids=lambda options: "-".join(options),
 )
@@ -166,7 +173,9 @@ def test_int8_is_exact(device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("types", [(torch.float8_e4m3fn,) * 2, (torch.float8_e5m2, torch.float8_e4m3fn)], ids=str)
+@pytest.mark.parametrize(
+    "types", [(torch.float8_e4m3fn,) * 2, (torch.float8_e5m2, torch.float8_e4m3fn)], ids=str
+)
 def test_float8(types: tuple[torch.dtype, torch.dtype], device: str) -> None:
     a, b = normal(33, 64).to(types[0]), normal(72, 64).to(types[1]).t()
     found = matmul(a.to(device), b.to(device))

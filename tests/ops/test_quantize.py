@@ -32,7 +32,9 @@ def test_codes_are_the_nearest_there_are(weight_type: DType, activations: torch.
     rows = torch.arange(64) // 32
     scale = made.scale.double()[rows, :9]
     zero = 0.0 if made.zero is None else made.zero.double()[rows, :9]
-    reachable = torch.from_numpy(decode(finite_codes(weight_type, activations), weight_type).astype(np.float64))
+    reachable = torch.from_numpy(
+        decode(finite_codes(weight_type, activations), weight_type).astype(np.float64)
+    )
     choices = (reachable[:, None, None] - zero) * scale
     best = (choices - original).abs().amin(0)
     assert ((made.dequantize() - original).abs() <= best * (1 + 1e-12) + 1e-15).all()

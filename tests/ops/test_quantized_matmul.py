@@ -15,7 +15,13 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def random_weight(
-    dtype: str, k: int, n: int, group: int, *, zero_point: bool = False, activations: torch.dtype = torch.float16
+    dtype: str,
+    k: int,
+    n: int,
+    group: int,
+    *,
+    zero_point: bool = False,
+    activations: torch.dtype = torch.float16,
 ) -> QuantizedWeight:
     torch.manual_seed(0)
     return quantize(torch.randn(k, n), dtype, group, zero_point=zero_point, scale_dtype=activations)
@@ -68,9 +74,7 @@ def test_every_code_of_every_type(
     ("dtype", "zero_point", "activations"),
     [("uint4", True, torch.float16), ("float6_e3m2", False, torch.bfloat16)],
 )
-def test_numbers_of_rows(
-    m: int, dtype: str, zero_point: bool, activations: torch.dtype, device: str
-) -> None:
+def test_numbers_of_rows(m: int, dtype: str, zero_point: bool, activations: torch.dtype, device: str) -> None:
     weight = random_weight(dtype, 160, 100, 32, zero_point=zero_point, activations=activations)
     check(weight, torch.randn(m, 160).to(activations), device)
 
@@ -171,7 +175,12 @@ def test_checks_notice_wrong_kernels() -> None:
     no_zero = QuantizedWeight(weight.dtype, weight.shape, 32, weight.packed, weight.scale, None)
     lost = a.clone()
     lost[:, 64:96] = 0
-    wrong = [torch.zeros_like(found), found.roll(1, 1), quantized_matmul(lost, weight), quantized_matmul(a, no_zero)]
+    wrong = [
+        torch.zeros_like(found),
+        found.roll(1, 1),
+        quantized_matmul(lost, weight),
+        quantized_matmul(a, no_zero),
+    ]
     for result in wrong:
         with pytest.raises(AssertionError, match="the largest error"):
             check_product(result, exact, by_torch)

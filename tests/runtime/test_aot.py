@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +302,37 @@ def test_c_makes_tensor_maps_and_asks_for_shared_memory(
     shared = int(re.search(r"shared (\d+)", launch)[1])  # type: ignore[index]
     assert shared >= 64 * 64 * 2
     assert not any(line.startswith("attribute") for line in log), "48 KiB need no asking"
+
+
+def test_c_makes_tensor_maps_only_for_code_that_takes_them(
+    tma_package: Package, c_program: Callable[..., Program]
+) -> None:
+    (variant,) = tma_package.variants
+    (binary,) = variant.binaries
+    without = replace(binary, target="sm_80", signature=replace(binary.signature, tensor_maps=()))
+    for binaries in ((binary, without), (without, binary)):
+        package = replace(tma_package, variants=(replace(variant, binaries=binaries),))
+        body = "int main(void) { tma_copy_tensor2 x = {memory, {64, 96}, {96, 1}}; return (int)tma_copy(0, &x, &x); }"
+        run = c_program(package, body)
+        for capability, maps in ((90, 1), (80, 0), (86, 0)):
+            _, log = run(capability=capability, layout="884488" + "m" * maps)
+            assert sum(line.startswith("map") for line in log) == maps
+            (launch,) = (line for line in log if line.startswith("launch"))
+            assert launch.split(" args ")[1].split()[2:] == ["40", "60", "60", "60", "1"][: 4 + maps]
+
+
+def test_code_for_targets_that_takes_other_arguments_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = aot._compile
+
+    def compile(kernel: Any, values: Any, types: Any, target: str) -> Any:
+        binary = original(kernel, values, types, target)
+        if target == "sm_80":
+            return replace(binary, signature=replace(binary.signature, grid=(1, 2, 3)))
+        return binary
+
+    monkeypatch.setattr(aot, "_compile", compile)
+    with pytest.raises(TilusError, match="scale_add takes other arguments on sm_80 than on sm_90a"):
+        build(kernels.scale_add, ["sm_90a", "sm_80"])
 
 
 def test_c_asks_for_much_shared_memory_on_each_device(c_program: Callable[..., Program]) -> None:

@@ -36,7 +36,11 @@ def bits_of(values: Any, bits: int) -> Any:
 
 
 def apply(
-    instruction: str, *operands: Any, result: int | str = 32, predicates: tuple[Any, ...] = (), launches: dict[str, Any] | None = None
+    instruction: str,
+    *operands: Any,
+    result: int | str = 32,
+    predicates: tuple[Any, ...] = (),
+    launches: dict[str, Any] | None = None,
 ) -> Any:
     """Execute one instruction once per value and return the results as unsigned integers.
 
@@ -54,7 +58,9 @@ def apply(
         bits = np.asarray(values).dtype.itemsize * 8
         args.append(np.ascontiguousarray(values))
         body.append(f".reg .{REGISTERS[bits]} %{name};")
-        body.append(f"ld.param.u64 %x, [p{len(args) - 1}]; mul.wide.u32 %y, %t, {bits // 8}; add.u64 %x, %x, %y;")
+        body.append(
+            f"ld.param.u64 %x, [p{len(args) - 1}]; mul.wide.u32 %y, %t, {bits // 8}; add.u64 %x, %x, %y;"
+        )
         body.append(f"ld.global.b{bits} %{name}, [%x];")
     for name, values in zip("pq", predicates):
         args.append(np.asarray(values, np.uint32))
@@ -68,7 +74,9 @@ def apply(
     body.append(instruction.format(d=target, p="%p", q="%q", **{n: f"%{n}" for n in names}))
     if result == "pred":
         body.append("selp.u32 %d, 1, 0, %d_pred;")
-    body.append(f"ld.param.u64 %x, [p{len(args) - 1}]; mul.wide.u32 %y, %t, {width // 8}; add.u64 %x, %x, %y;")
+    body.append(
+        f"ld.param.u64 %x, [p{len(args) - 1}]; mul.wide.u32 %y, %t, {width // 8}; add.u64 %x, %x, %y;"
+    )
     body.append(f"st.global.b{width} [%x], %d;")
     parameters = ", ".join(f".param .u64 p{i}" for i in range(len(args)))
     report = load("\n".join(body), parameters).launch((count + 255) // 256, 256, args, **(launches or {}))
@@ -80,7 +88,25 @@ def integers(bits: int, count: int = 300, seed: int = 0) -> Any:
     """Integers of a width: edge values and random ones, as unsigned."""
     rng = np.random.default_rng(seed)
     top = 1 << bits
-    edges = [0, 1, 2, 3, 7, top - 1, top - 2, top // 2, top // 2 - 1, top // 2 + 1, 31, 32, 33, 63, 64, 255, 256]
+    edges = [
+        0,
+        1,
+        2,
+        3,
+        7,
+        top - 1,
+        top - 2,
+        top // 2,
+        top // 2 - 1,
+        top // 2 + 1,
+        31,
+        32,
+        33,
+        63,
+        64,
+        255,
+        256,
+    ]
     small = rng.integers(0, min(top, 70), count // 3).tolist()
     wide = [int(rng.integers(0, 1 << 32)) | int(rng.integers(0, 1 << 32)) << 32 for _ in range(count)]
     values = [v % top for v in (edges + small + wide)[:count]]
@@ -93,8 +119,25 @@ def floats(bits: int, count: int = 300, seed: int = 0, special: bool = True) -> 
     rng = np.random.default_rng(seed)
     dtype: Any = {16: np.float16, 32: np.float32, 64: np.float64}[bits]
     info = np.finfo(dtype)
-    edges = [0.0, -0.0, 1.0, -1.0, 0.5, 1.5, 2.5, -2.5, 3.0, 1 / 3, float(info.max), -float(info.max), float(info.tiny),
-             float(info.smallest_subnormal), -float(info.smallest_subnormal), 1 + float(info.eps), 2 - float(info.eps)]  # fmt: skip
+    edges = [
+        0.0,
+        -0.0,
+        1.0,
+        -1.0,
+        0.5,
+        1.5,
+        2.5,
+        -2.5,
+        3.0,
+        1 / 3,
+        float(info.max),
+        -float(info.max),
+        float(info.tiny),
+        float(info.smallest_subnormal),
+        -float(info.smallest_subnormal),
+        1 + float(info.eps),
+        2 - float(info.eps),
+    ]
     if special:
         edges += [np.inf, -np.inf, np.nan]
     with np.errstate(over="ignore"):
@@ -123,8 +166,11 @@ def unsigned(value: int, bits: int) -> int:
 
 def round_fraction(value: Fraction, bits: int, mode: str = "rn") -> float:
     """A rational rounded to a binary format, in any direction, by integer arithmetic alone."""
-    precision, minimum, maximum = {16: (11, -24, 65504.0), 32: (24, -149, float(np.finfo(np.float32).max)),
-                                   64: (53, -1074, float(np.finfo(np.float64).max))}[bits]  # fmt: skip
+    precision, minimum, maximum = {
+        16: (11, -24, 65504.0),
+        32: (24, -149, float(np.finfo(np.float32).max)),
+        64: (53, -1074, float(np.finfo(np.float64).max)),
+    }[bits]
     if value == 0:
         return 0.0
     negative, size = value < 0, abs(value)

@@ -16,7 +16,9 @@ ld.param.u64 %c, [cells]; ld.param.u64 %v, [values]; ld.param.u64 %o, [olds]; mo
 """
 
 
-def run(operation: str, bits: int, cells: np.ndarray, values: np.ndarray, keys: int, extra: str = "") -> np.ndarray:
+def run(
+    operation: str, bits: int, cells: np.ndarray, values: np.ndarray, keys: int, extra: str = ""
+) -> np.ndarray:
     """Thread t applies the operation with values[t] to cell t % keys; returns what each saw before."""
     size = bits // 8
     body = f"""{BEGIN} .reg .b{bits} %b, %d, %e;
@@ -31,8 +33,14 @@ def run(operation: str, bits: int, cells: np.ndarray, values: np.ndarray, keys: 
     return olds
 
 
-def check_chain(cells_before: np.ndarray, cells_after: np.ndarray, values: np.ndarray, olds: np.ndarray, keys: int,
-                step: Callable[[int, int], int]) -> None:  # fmt: skip
+def check_chain(
+    cells_before: np.ndarray,
+    cells_after: np.ndarray,
+    values: np.ndarray,
+    olds: np.ndarray,
+    keys: int,
+    step: Callable[[int, int], int],
+) -> None:
     """Each cell's old values must be reachable one after the other in some order: here, in order of lanes."""
     for key in range(keys):
         current = int(cells_before[key])
@@ -57,8 +65,8 @@ OPERATIONS: dict[str, Callable[[int, int, int], int]] = {
 }
 
 
-@pytest.mark.parametrize("keys", (1, 5, 64))
-@pytest.mark.parametrize("bits", (32, 64))
+@pytest.mark.parametrize("keys", [1, 5, 64])
+@pytest.mark.parametrize("bits", [32, 64])
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_integers(name: str, bits: int, keys: int) -> None:
     if name in ("inc", "dec") and bits == 64:
@@ -71,7 +79,7 @@ def test_integers(name: str, bits: int, keys: int) -> None:
     check_chain(before, cells, values, olds, keys, lambda a, b: OPERATIONS[name](a, b, bits))
 
 
-@pytest.mark.parametrize("bits", (16, 32, 64))
+@pytest.mark.parametrize("bits", [16, 32, 64])
 def test_compare_and_swap(bits: int) -> None:
     before = np.array([3, 7], f"u{bits // 8}")
     values = np.arange(64, dtype=before.dtype)
@@ -79,7 +87,9 @@ def test_compare_and_swap(bits: int) -> None:
     extra = f"mov.b{bits} %e, 3;"
     olds = run(f"atom.global.cas.b{bits} %d, [%c], %e, %b;", bits, cells, values, 2, extra)
     # Only the first lane of cell 0 finds 3; it swaps its own number in.
-    assert olds[0] == 3 and set(olds[2::2].tolist()) == {0} and set(olds[1::2].tolist()) == {7}
+    assert olds[0] == 3
+    assert set(olds[2::2].tolist()) == {0}
+    assert set(olds[1::2].tolist()) == {7}
     assert cells.tolist() == [0, 7]
 
 
@@ -115,7 +125,8 @@ def test_reductions_in_shared_memory_and_vectors() -> None:
     """
     total, vector = np.zeros(1, np.uint32), np.zeros(2, np.float32)
     assert load(body, PARAMETERS).launch(1, 128, [total, vector, vector]).hazards == []
-    assert total[0] == sum(range(128)) and vector.tolist() == [float(total[0])] * 2
+    assert total[0] == sum(range(128))
+    assert vector.tolist() == [float(total[0])] * 2
 
 
 def test_contention_is_counted() -> None:
@@ -136,4 +147,5 @@ def test_a_lock_taken_by_every_block_makes_progress() -> None:
     """
     lock, counter = np.zeros(1, np.uint32), np.zeros(1, np.uint32)
     report = load(body, PARAMETERS).launch(50, 32, [lock, counter, lock])
-    assert report.hazards == [] and counter[0] == 50
+    assert report.hazards == []
+    assert counter[0] == 50

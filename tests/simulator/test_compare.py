@@ -11,11 +11,18 @@ import pytest
 
 from tests.simulator.support import apply, floats, integers, signed
 
-INTEGER = {"eq": operator.eq, "ne": operator.ne, "lt": operator.lt, "le": operator.le, "gt": operator.gt, "ge": operator.ge}
+INTEGER = {
+    "eq": operator.eq,
+    "ne": operator.ne,
+    "lt": operator.lt,
+    "le": operator.le,
+    "gt": operator.gt,
+    "ge": operator.ge,
+}
 UNSIGNED = {"lo": operator.lt, "ls": operator.le, "hi": operator.gt, "hs": operator.ge}
 
 
-@pytest.mark.parametrize("type", ("u16", "s16", "u32", "s32", "u64", "s64"))
+@pytest.mark.parametrize("type", ["u16", "s16", "u32", "s32", "u64", "s64"])
 def test_integers(type: str) -> None:
     bits = int(type[1:])
     a, b = integers(bits, 60, seed=1), integers(bits, 60, seed=2)
@@ -41,7 +48,7 @@ def float_comparison(name: str, x: float, y: float) -> bool:
 FLOAT_NAMES = ("eq", "ne", "lt", "le", "gt", "ge", "equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan")
 
 
-@pytest.mark.parametrize("bits", (16, 32, 64))
+@pytest.mark.parametrize("bits", [16, 32, 64])
 def test_floats(bits: int) -> None:
     a, b = floats(bits, 80, seed=1), floats(bits, 80, seed=2)
     b = np.where(np.arange(80) % 4 == 0, a, b).astype(a.dtype)
@@ -57,13 +64,17 @@ def test_bfloat_and_packed() -> None:
     got = apply("setp.lt.bf16 {d}, {a}, {b};", x, y, result="pred")
     assert got.tolist() == [int(u < v) for u, v in zip(*values)]
     p, q = floats(16, 80, seed=3), floats(16, 80, seed=4)
-    got = apply(".reg .pred %h; setp.gt.f16x2 {d}|%h, {a}, {b};", p.view(np.uint32), q.view(np.uint32), result="pred")
+    got = apply(
+        ".reg .pred %h; setp.gt.f16x2 {d}|%h, {a}, {b};", p.view(np.uint32), q.view(np.uint32), result="pred"
+    )
     assert got.tolist() == (p > q)[::2].astype(int).tolist()
-    got = apply(".reg .pred %l; setp.gt.f16x2 %l|{d}, {a}, {b};", p.view(np.uint32), q.view(np.uint32), result="pred")
+    got = apply(
+        ".reg .pred %l; setp.gt.f16x2 %l|{d}, {a}, {b};", p.view(np.uint32), q.view(np.uint32), result="pred"
+    )
     assert got.tolist() == (p > q)[1::2].astype(int).tolist()
 
 
-@pytest.mark.parametrize("boolean", ("and", "or", "xor"))
+@pytest.mark.parametrize("boolean", ["and", "or", "xor"])
 def test_combination_with_a_predicate_and_its_complement(boolean: str) -> None:
     a, b = integers(32, 60, seed=1), integers(32, 60, seed=2)
     c = (np.arange(60) % 3 == 0).astype(int)
@@ -86,7 +97,9 @@ def test_set_gives_ones_or_one() -> None:
     a, b = floats(32, 60, seed=1), floats(32, 60, seed=2)
     less = a < b
     assert apply("set.lt.u32.f32 {d}, {a}, {b};", a, b).tolist() == np.where(less, 0xFFFFFFFF, 0).tolist()
-    assert apply("set.lt.f32.f32 {d}, {a}, {b};", a, b).view(np.float32).tolist() == less.astype(float).tolist()
+    assert (
+        apply("set.lt.f32.f32 {d}, {a}, {b};", a, b).view(np.float32).tolist() == less.astype(float).tolist()
+    )
     p, q = floats(16, 60, seed=3), floats(16, 60, seed=4)
     got = apply("set.ge.f16x2.f16x2 {d}, {a}, {b};", p.view(np.uint32), q.view(np.uint32)).view(np.float16)
     assert got.tolist() == (p >= q).astype(float).tolist()

@@ -49,8 +49,8 @@ def rounded(mode: str, x: float) -> int:
 
 
 @pytest.mark.parametrize("target", INTEGERS)
-@pytest.mark.parametrize("bits", (16, 32, 64))
-@pytest.mark.parametrize("mode", ("rni", "rzi", "rmi", "rpi"))
+@pytest.mark.parametrize("bits", [16, 32, 64])
+@pytest.mark.parametrize("mode", ["rni", "rzi", "rmi", "rpi"])
 def test_floats_to_integers_saturate(mode: str, bits: int, target: str) -> None:
     a = floats(bits)
     width = int(target[1:])
@@ -66,16 +66,18 @@ def test_floats_to_integers_saturate(mode: str, bits: int, target: str) -> None:
         assert int(result) == unsigned(want, width), x
 
 
-@pytest.mark.parametrize("mode", ("rn", "rz", "rm", "rp"))
-@pytest.mark.parametrize("bits", (16, 32, 64))
+@pytest.mark.parametrize("mode", ["rn", "rz", "rm", "rp"])
+@pytest.mark.parametrize("bits", [16, 32, 64])
 @pytest.mark.parametrize("source", INTEGERS)
 def test_integers_to_floats(source: str, bits: int, mode: str) -> None:
     a = integers(int(source[1:]))
     got = apply(f"cvt.{mode}.f{bits}.{source} {{d}}, {{a}};", a, result=bits)
-    assert got.tolist() == [float_bits(round_fraction(Fraction(value(source, x)), bits, mode), bits) for x in a]
+    assert got.tolist() == [
+        float_bits(round_fraction(Fraction(value(source, x)), bits, mode), bits) for x in a
+    ]
 
 
-@pytest.mark.parametrize("mode", ("rn", "rz", "rm", "rp"))
+@pytest.mark.parametrize("mode", ["rn", "rz", "rm", "rp"])
 @pytest.mark.parametrize(("source", "target"), [(64, 32), (64, 16), (32, 16)])
 def test_narrowing(source: int, target: int, mode: str) -> None:
     a = floats(source)
@@ -147,15 +149,24 @@ NARROW: dict[str, tuple[Any, float]] = {
 def test_narrow_pairs_from_single(name: str) -> None:
     dtype, largest = NARROW[name]
     rng = np.random.default_rng(0)
-    a, b = (np.clip(rng.standard_normal(300) * s, -largest, largest).astype(np.float32) for s in (largest / 8, 0.1))
+    a, b = (
+        np.clip(rng.standard_normal(300) * s, -largest, largest).astype(np.float32)
+        for s in (largest / 8, 0.1)
+    )
     got = apply(f"cvt.rn.satfinite.{name}.f32 {{d}}, {{a}}, {{b}};", a, b, result=16)
     high, low = a.astype(dtype).view(np.uint8), b.astype(dtype).view(np.uint8)
     assert got.tolist() == (high.astype(np.uint16) << 8 | low).tolist()
     big = np.float32([1e9, -1e9, np.inf])
-    got = apply(f"cvt.rn.satfinite.{name}.f32 {{d}}, {{a}}, {{a}};", big, result=16).view(np.uint8).view(dtype)
+    got = (
+        apply(f"cvt.rn.satfinite.{name}.f32 {{d}}, {{a}}, {{a}};", big, result=16).view(np.uint8).view(dtype)
+    )
     assert got.astype(np.float32)[::2].tolist() == [largest, -largest, largest]
     codes = rng.integers(0, 256 if "8" in dtype.__name__ else 64, (200, 2)).astype(np.uint8)
-    halves = apply(f"cvt.rn.f16x2.{name} {{d}}, {{a}};", codes.view(np.uint16)[:, 0]).view(np.float16).reshape(-1, 2)
+    halves = (
+        apply(f"cvt.rn.f16x2.{name} {{d}}, {{a}};", codes.view(np.uint16)[:, 0])
+        .view(np.float16)
+        .reshape(-1, 2)
+    )
     np.testing.assert_array_equal(halves.astype(np.float32), codes.view(dtype).astype(np.float32))
 
 
@@ -185,7 +196,9 @@ def test_pack_saturates() -> None:
 
     c = integers(32, seed=3)
     got = apply("cvt.pack.sat.s8.s32.b32 {d}, {a}, {b}, {c};", a, b, c)
-    assert got.tolist() == [(int(z) << 16 & 0xFFFFFFFF) | clamp(x) << 8 | clamp(y) for x, y, z in zip(a, b, c)]
+    assert got.tolist() == [
+        (int(z) << 16 & 0xFFFFFFFF) | clamp(x) << 8 | clamp(y) for x, y, z in zip(a, b, c)
+    ]
 
 
 def test_saturating_to_the_unit_interval() -> None:

@@ -30,15 +30,22 @@ def exact(function: Callable[..., Fraction], bits: int, mode: str, *operands: An
 def same(got: Any, want: list[int], bits: int) -> None:
     """Equal bits; a zero may have either sign where an exact zero is rounded."""
     magnitude = (1 << (bits - 1)) - 1
-    differing = [(int(g), w) for g, w in zip(got, want) if int(g) != w and (int(g) & magnitude or w & magnitude)]
+    differing = [
+        (int(g), w) for g, w in zip(got, want) if int(g) != w and (int(g) & magnitude or w & magnitude)
+    ]
     assert differing == []
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("bits", (32, 64))
+@pytest.mark.parametrize("bits", [32, 64])
 @pytest.mark.parametrize(
     ("name", "function"),
-    [("add", lambda a, b: a + b), ("sub", lambda a, b: a - b), ("mul", lambda a, b: a * b), ("div", lambda a, b: a / b)],
+    [
+        ("add", lambda a, b: a + b),
+        ("sub", lambda a, b: a - b),
+        ("mul", lambda a, b: a * b),
+        ("div", lambda a, b: a / b),
+    ],
 )
 def test_arithmetic_in_every_rounding_mode(name: str, function: Any, bits: int, mode: str) -> None:
     a, b = finite(bits, 1), finite(bits, 2)
@@ -47,7 +54,7 @@ def test_arithmetic_in_every_rounding_mode(name: str, function: Any, bits: int, 
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("bits", (32, 64))
+@pytest.mark.parametrize("bits", [32, 64])
 def test_fma_rounds_once(bits: int, mode: str) -> None:
     a, b = finite(bits, 1), finite(bits, 2)
     near = -(a.astype(np.float64) * b.astype(np.float64))
@@ -61,7 +68,7 @@ def test_fma_rounds_once(bits: int, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("bits", (32, 64))
+@pytest.mark.parametrize("bits", [32, 64])
 def test_square_roots_and_reciprocals(bits: int, mode: str) -> None:
     a = np.abs(finite(bits, 1))
     got = apply(f"sqrt.{mode}.f{bits} {{d}}, {{a}};", a, result=bits)
@@ -85,7 +92,9 @@ def test_half_and_packed_half(name: str, function: Any) -> None:
     a, b = finite(16, 1), finite(16, 2)
     want = exact(function, 16, "rn", a, b)
     same(apply(f"{name}.f16 {{d}}, {{a}}, {{b}};", a, b, result=16), want, 16)
-    packed = apply(f"{name}.f16x2 {{d}}, {{a}}, {{b}};", bits_of(a, 16).view(np.uint32), bits_of(b, 16).view(np.uint32))
+    packed = apply(
+        f"{name}.f16x2 {{d}}, {{a}}, {{b}};", bits_of(a, 16).view(np.uint32), bits_of(b, 16).view(np.uint32)
+    )
     same(packed.view(np.uint16), want, 16)
 
 
@@ -126,7 +135,7 @@ def test_bfloat_arithmetic() -> None:
     assert got.view(np.uint16).tolist() == [round_bfloat(x * y) for x, y, _ in fractions]
 
 
-@pytest.mark.parametrize("bits", (16, 32, 64))
+@pytest.mark.parametrize("bits", [16, 32, 64])
 def test_special_values_give_canonical_nan_and_infinities(bits: int) -> None:
     dtype = {16: np.float16, 32: np.float32, 64: np.float64}[bits]
     inf, nan = np.inf, np.nan
@@ -158,11 +167,22 @@ def test_flushing_and_saturation() -> None:
     tiny = np.float32(1e-40)
     a, b = np.array([tiny, 1.5, -3.0, np.nan], np.float32), np.array([tiny, 2.0, 1.0, 1.0], np.float32)
     flushed = apply("add.ftz.f32 {d}, {a}, {b};", a, b).view(np.float32)
-    assert flushed[0] == 0 and flushed[1] == 3.5
+    assert flushed[0] == 0
+    assert flushed[1] == 3.5
     assert apply("add.f32 {d}, {a}, {b};", a, b).view(np.float32)[0] == tiny + tiny
-    assert apply("add.sat.f32 {d}, {a}, {b};", a, b).view(np.float32).tolist() == [float(tiny + tiny), 1.0, 0.0, 0.0]
-    assert apply("fma.rn.relu.f16 {d}, {a}, {b}, {c};", np.float16([1, -1]), np.float16([2, 2]), np.float16([0, 0]),
-                 result=16).view(np.float16).tolist() == [2.0, 0.0]  # fmt: skip
+    assert apply("add.sat.f32 {d}, {a}, {b};", a, b).view(np.float32).tolist() == [
+        float(tiny + tiny),
+        1.0,
+        0.0,
+        0.0,
+    ]
+    assert apply(
+        "fma.rn.relu.f16 {d}, {a}, {b}, {c};",
+        np.float16([1, -1]),
+        np.float16([2, 2]),
+        np.float16([0, 0]),
+        result=16,
+    ).view(np.float16).tolist() == [2.0, 0.0]
 
 
 def test_signs() -> None:
@@ -228,8 +248,12 @@ def test_division_forms() -> None:
 def test_classification() -> None:
     x = np.array([0.0, 1.0, 1e-40, np.inf, np.nan], np.float32)
     want = {
-        "finite": [1, 1, 1, 0, 0], "infinite": [0, 0, 0, 1, 0], "number": [1, 1, 1, 1, 0], "notanumber": [0, 0, 0, 0, 1],
-        "normal": [0, 1, 0, 0, 0], "subnormal": [0, 0, 1, 0, 0],
-    }  # fmt: skip
+        "finite": [1, 1, 1, 0, 0],
+        "infinite": [0, 0, 0, 1, 0],
+        "number": [1, 1, 1, 1, 0],
+        "notanumber": [0, 0, 0, 0, 1],
+        "normal": [0, 1, 0, 0, 0],
+        "subnormal": [0, 0, 1, 0, 0],
+    }
     for kind, flags in want.items():
         assert apply(f"testp.{kind}.f32 {{d}}, {{a}};", x, result="pred").tolist() == flags

@@ -37,7 +37,8 @@ def expect(report: Any, kind: str, line: int | None, **where: Any) -> Any:
     for name, value in where.items():
         assert getattr(hazard, name) == value
     assert hazard.kind in simulator.KINDS
-    assert hazard.kernel == "k" and hazard.message in str(hazard)
+    assert hazard.kernel == "k"
+    assert hazard.message in str(hazard)
     return hazard
 
 
@@ -45,20 +46,28 @@ def shared_exchange(barrier: str) -> str:
     return f"{BEGIN}st.shared.u32 [%u], %t;\n{barrier}\n{MIRROR}\nld.shared.u32 %v, [%w];\n{FINISH}"
 
 
-@pytest.mark.parametrize("barrier", ("bar.sync 0;", "barrier.sync 0;", "bar.sync 3, 128;", "barrier.cta.sync.aligned 1;"))
+@pytest.mark.parametrize(
+    "barrier", ["bar.sync 0;", "barrier.sync 0;", "bar.sync 3, 128;", "barrier.cta.sync.aligned 1;"]
+)
 def test_a_barrier_orders_shared_memory(barrier: str) -> None:
     assert run(shared_exchange(barrier)).hazards == []
 
 
-@pytest.mark.parametrize("barrier", ("", "bar.warp.sync -1;", "membar.cta;", "fence.acq_rel.gpu;"))
+@pytest.mark.parametrize("barrier", ["", "bar.warp.sync -1;", "membar.cta;", "fence.acq_rel.gpu;"])
 def test_reading_another_threads_write_without_a_barrier(barrier: str) -> None:
     body = shared_exchange(barrier)
-    hazard = expect(run(body), "shared-race", line_of("ld.shared.u32 %v", body), thread=(0, 0, 0), address=127 * 4)
-    assert "thread (127, 0, 0) wrote" in hazard.message and f"PTX line {line_of('st.shared.u32 [%u]', body)}" in hazard.message
+    hazard = expect(
+        run(body), "shared-race", line_of("ld.shared.u32 %v", body), thread=(0, 0, 0), address=127 * 4
+    )
+    assert "thread (127, 0, 0) wrote" in hazard.message
+    assert f"PTX line {line_of('st.shared.u32 [%u]', body)}" in hazard.message
 
 
 def test_overwriting_what_another_thread_still_reads() -> None:
-    body = f"{BEGIN}st.shared.u32 [%u], %t;\nbar.sync 0;\n{MIRROR}\nld.shared.u32 %v, [%w];\n{{}}\nst.shared.u32 [%u], 1;\n{FINISH}"
+    body = (
+        f"{BEGIN}st.shared.u32 [%u], %t;\nbar.sync 0;\n{MIRROR}\nld.shared.u32 %v, [%w];\n"
+        f"{{}}\nst.shared.u32 [%u], 1;\n{FINISH}"
+    )
     assert run(body.format("bar.sync 0;")).hazards == []
     expect(run(body.format("")), "shared-race", line_of("st.shared.u32 [%u], 1", body))
 
@@ -99,12 +108,20 @@ def test_uninitialised_shared_memory() -> None:
     body = f"{BEGIN}{{}}ld.shared.u32 %v, [%u];\n{FINISH}"
     assert run(body.format("st.shared.u32 [%u], 0;")).hazards == []
     guard = "setp.lt.u32 %p, %t, 100; @%p st.shared.u32 [%u], 0; bar.sync 0;\n"
-    expect(run(body.format(guard)), "uninitialized-shared", line_of("ld.shared", body.format(guard)), thread=(100, 0, 0), address=400)
+    expect(
+        run(body.format(guard)),
+        "uninitialized-shared",
+        line_of("ld.shared", body.format(guard)),
+        thread=(100, 0, 0),
+        address=400,
+    )
 
 
 def test_uninitialised_registers_that_decide_something() -> None:
     body = f"{BEGIN}setp.lt.u32 %p, %t, 100;\n@%p mov.u32 %v, 1;\nadd.u32 %v, %v, 1;\n{{}}\n{FINISH}"
-    hazard = expect(run(body.format("")), "uninitialized-register", line_of("st.global", body), thread=(100, 0, 0))
+    hazard = expect(
+        run(body.format("")), "uninitialized-register", line_of("st.global", body), thread=(100, 0, 0)
+    )
     assert "%v" in hazard.message
     # A lane without a value may compute, as long as nobody uses the result.
     assert run(body.format("setp.ge.u32 %q, %t, 100; @%q mov.u32 %v, 0;")).hazards == []
@@ -116,15 +133,22 @@ def test_an_uninitialised_predicate_at_a_branch() -> None:
     expect(run(body), "uninitialized-register", line_of("bra done", body))
 
 
-@pytest.mark.parametrize(("offset", "gap"), [(4096, "0 bytes past the end"), (4196, "100 bytes past the end"), (-8, "8 bytes before")])
+@pytest.mark.parametrize(
+    ("offset", "gap"),
+    [(4096, "0 bytes past the end"), (4196, "100 bytes past the end"), (-8, "8 bytes before")],
+)
 def test_out_of_bounds_names_the_nearest_allocation(offset: int, gap: str) -> None:
     body = f"{BEGIN}\nld.global.u32 %v, [%in+{offset}];\n{FINISH}"
     hazard = expect(run(body, block=1), "out-of-bounds", line_of("ld.global", body), thread=(0, 0, 0))
-    assert gap in hazard.message and "argument 0 (in), uint32[1024]" in hazard.message
+    assert gap in hazard.message
+    assert "argument 0 (in), uint32[1024]" in hazard.message
 
 
 def test_out_of_bounds_of_a_vector_whose_start_is_inside() -> None:
-    body = f"{BEGIN} .reg .b32 %c<4>;\nst.global.v4.u32 [%out+4080], {{%t, %t, %t, %t}};\nst.global.v4.u32 [%out+4096], {{%t, %t, %t, %t}};"
+    body = (
+        f"{BEGIN} .reg .b32 %c<4>;\nst.global.v4.u32 [%out+4080], {{%t, %t, %t, %t}};\n"
+        f"st.global.v4.u32 [%out+4096], {{%t, %t, %t, %t}};"
+    )
     expect(run(body, block=1), "out-of-bounds", line_of("4096", body))
 
 
@@ -138,7 +162,11 @@ def test_shared_and_local_bounds() -> None:
 
 
 def test_misaligned_accesses() -> None:
-    for text in ("ld.global.u32 %v, [%in+2];", "ld.global.v2.u32 {%v, %w}, [%in+4];", "st.shared.u16 [%u+1], 3;"):
+    for text in (
+        "ld.global.u32 %v, [%in+2];",
+        "ld.global.v2.u32 {%v, %w}, [%in+4];",
+        "st.shared.u16 [%u+1], 3;",
+    ):
         body = f"{BEGIN}\n{text}"
         expect(run(body, block=1), "misaligned", line_of(text, body))
 
@@ -157,7 +185,9 @@ def test_writing_constant_memory_or_a_read_only_array() -> None:
 def test_blocks_that_write_one_place() -> None:
     body = f"{BEGIN}\nst.global.u32 [%out], {{}};"
     assert run(body.format("1"), grid=3, block=1).hazards == []
-    hazard = expect(run(body.format("%b"), grid=3, block=1), "global-race", line_of("st.global", body), block=(1, 0, 0))
+    hazard = expect(
+        run(body.format("%b"), grid=3, block=1), "global-race", line_of("st.global", body), block=(1, 0, 0)
+    )
     assert "block (0, 0, 0)" in hazard.message
 
 
@@ -181,7 +211,13 @@ ACQUIRE, RELAXED = "ld.acquire.gpu.global.u32 %v, [%out];", "ld.relaxed.gpu.glob
     [
         ("", "st.release.gpu.global.u32 [%out], 1;", ACQUIRE, "", True),
         ("fence.acq_rel.gpu;", "st.relaxed.gpu.global.u32 [%out], 1;", ACQUIRE, "", True),
-        ("membar.gl;", "st.volatile.global.u32 [%out], 1;", "ld.volatile.global.u32 %v, [%out];", "membar.gl;", True),
+        (
+            "membar.gl;",
+            "st.volatile.global.u32 [%out], 1;",
+            "ld.volatile.global.u32 %v, [%out];",
+            "membar.gl;",
+            True,
+        ),
         ("", "atom.release.gpu.global.add.u32 %w, [%out], 1;", RELAXED, "fence.acq_rel.gpu;", True),
         ("", "st.relaxed.gpu.global.u32 [%out], 1;", ACQUIRE, "", False),
         ("", "st.release.gpu.global.u32 [%out], 1;", RELAXED, "", False),
@@ -198,14 +234,20 @@ def test_a_flag_between_blocks(release: str, store: str, read: str, fence: str, 
 
 
 def test_threads_of_a_block_through_global_memory() -> None:
-    body = f"{BEGIN}add.u64 %a, %out, %x;\nst.global.u32 [%a], %t;\n{{}}\nxor.b32 %w, %t, 64; mul.wide.u32 %a, %w, 4; add.u64 %a, %out, %a;\nld.global.u32 %v, [%a];"
+    body = (
+        f"{BEGIN}add.u64 %a, %out, %x;\nst.global.u32 [%a], %t;\n{{}}\n"
+        f"xor.b32 %w, %t, 64; mul.wide.u32 %a, %w, 4; add.u64 %a, %out, %a;\nld.global.u32 %v, [%a];"
+    )
     assert run(body.format("bar.sync 0;")).hazards == []
     expect(run(body.format("")), "global-race", line_of("ld.global", body))
 
 
 # -- asynchronous copies ---------------------------------------------------------------------------------------------
 
-COPY = f"{BEGIN}add.u64 %a, %in, %x;\ncp.async.ca.shared.global [%u], [%a], 4;\n{{0}}\n{{1}}\nld.shared.u32 %v, [%u];\n{FINISH}"
+COPY = (
+    f"{BEGIN}add.u64 %a, %in, %x;\ncp.async.ca.shared.global [%u], [%a], 4;\n{{0}}\n"
+    f"{{1}}\nld.shared.u32 %v, [%u];\n{FINISH}"
+)
 WAIT = "cp.async.wait_all;"
 
 
@@ -224,14 +266,19 @@ def test_cp_async_arrives_at_the_wait() -> None:
 def test_the_wait_must_cover_the_group() -> None:
     body = COPY.format("cp.async.commit_group;", "cp.async.wait_group 1;")
     expect(run(body), "async-read", line_of("ld.shared", body))
-    older = COPY.format("cp.async.commit_group;\ncp.async.ca.shared.global [%u+512], [%a], 4;\ncp.async.commit_group;",
-                        "cp.async.wait_group 1;")  # fmt: skip
+    older = COPY.format(
+        "cp.async.commit_group;\ncp.async.ca.shared.global [%u+512], [%a], 4;\ncp.async.commit_group;",
+        "cp.async.wait_group 1;",
+    )
     assert run(older).hazards == []
     assert run(COPY.format("", "cp.async.wait_group 0;")).hazards[0].kind == "async-read"
 
 
 def test_other_threads_need_a_barrier_after_the_wait() -> None:
-    body = f"{BEGIN}add.u64 %a, %in, %x;\ncp.async.ca.shared.global [%u], [%a], 4;\n{WAIT}\n{{}}\n{MIRROR}\nld.shared.u32 %v, [%w];\n{FINISH}"
+    body = (
+        f"{BEGIN}add.u64 %a, %in, %x;\ncp.async.ca.shared.global [%u], [%a], 4;\n{WAIT}\n"
+        f"{{}}\n{MIRROR}\nld.shared.u32 %v, [%w];\n{FINISH}"
+    )
     assert run(body.format("bar.sync 0;")).hazards == []
     expect(run(body.format("")), "shared-race", line_of("ld.shared", body))
 
@@ -244,7 +291,8 @@ def test_writing_the_target_of_a_copy_in_flight() -> None:
 
 
 def test_zero_fill_and_ignored_sources() -> None:
-    body = f"""{BEGIN}add.u64 %a, %in, %x; mul.lo.u32 %w, %t, 16; mov.u32 %v, sh; add.u32 %w, %w, %v; mul.wide.u32 %a, %t, 16; add.u64 %a, %in, %a;
+    body = f"""{BEGIN}add.u64 %a, %in, %x; mul.lo.u32 %w, %t, 16; mov.u32 %v, sh; add.u32 %w, %w, %v;
+    mul.wide.u32 %a, %t, 16; add.u64 %a, %in, %a;
     cp.async.cg.shared.global [%w], [%a], 16, %t; {WAIT} ld.shared.u32 %v, [%w+8];
     {FINISH}"""
     out, data = np.zeros(64, np.uint32), np.arange(1, 65, dtype=np.uint32)
@@ -254,7 +302,11 @@ def test_zero_fill_and_ignored_sources() -> None:
         row = np.zeros(16, np.uint8)
         row[:t] = whole[t, :t]
         assert out[t] == row.view(np.uint32)[2]
-    body = COPY.replace("[%a], 4;", "[%a], 4, %p;").replace("add.u64 %a", "setp.gt.u32 %p, %t, 5; add.u64 %a").format("", WAIT)
+    body = (
+        COPY.replace("[%a], 4;", "[%a], 4, %p;")
+        .replace("add.u64 %a", "setp.gt.u32 %p, %t, 5; add.u64 %a")
+        .format("", WAIT)
+    )
     assert load(body, POINTERS).launch(1, 16, [data, out]).hazards == []
     assert out[:16].tolist() == [1, 2, 3, 4, 5, 6] + [0] * 10
 
@@ -268,7 +320,8 @@ def test_a_barrier_that_some_threads_never_reach() -> None:
     assert "(64, 0, 0) ended" in hazard.message
     body = f"{BEGIN}setp.ge.u32 %p, %t, 64;\n@%p bra other;\nbar.sync 0;\nret;\nother: bar.sync 1;"
     hazard = expect(run(body), "deadlock", None)
-    assert "barrier 0 has 64 of 128 threads" in hazard.message and "barrier 1 has 64 of 128" in hazard.message
+    assert "barrier 0 has 64 of 128 threads" in hazard.message
+    assert "barrier 1 has 64 of 128" in hazard.message
 
 
 def test_half_a_warp_at_an_aligned_barrier() -> None:
@@ -298,7 +351,8 @@ def test_polling_for_what_never_comes_is_a_deadlock() -> None:
 
 def test_blocks_may_wait_for_later_blocks() -> None:
     # Block b waits for block b + 1: far more blocks than are in flight at a time.
-    body = f"""{BEGIN} .reg .b32 %n; mov.u32 %n, %nctaid.x; sub.u32 %n, %n, 1; mul.wide.u32 %a, %b, 4; add.u64 %a, %out, %a;
+    body = f"""{BEGIN} .reg .b32 %n; mov.u32 %n, %nctaid.x; sub.u32 %n, %n, 1;
+    mul.wide.u32 %a, %b, 4; add.u64 %a, %out, %a;
     setp.eq.u32 %p, %b, %n; @%p bra ready;
     spin: ld.acquire.gpu.global.u32 %v, [%a+4]; setp.eq.u32 %p, %v, 0; @%p bra spin;
     ready: st.release.gpu.global.u32 [%a], 1;"""
@@ -334,6 +388,7 @@ ld.shared.u32 %v, [%w];
 {FINISH}
 }}"""
     report = simulator.load(text)["k"].launch(1, 128, [np.zeros(1, np.uint32), np.zeros(128, np.uint32)])
-    assert report.hazards[0].source == ("kernels.py", 43) and "kernels.py:42" in report.hazards[0].message
+    assert report.hazards[0].source == ("kernels.py", 43)
+    assert "kernels.py:42" in report.hazards[0].message
     with pytest.raises(simulator.HazardError, match=r"kernels\.py:43, PTX line"):
         report.raise_if_hazards()

@@ -41,11 +41,13 @@ def test_binary(name: str, type: str) -> None:
     if name in ("div", "rem"):
         b = np.where(b == 0, 3, b).astype(b.dtype)
     got = apply(f"{name}.{type} {{d}}, {{a}}, {{b}};", a, b, result=bits)
-    want = [unsigned(BINARY[name](value(bits, kind, x), value(bits, kind, y), bits), bits) for x, y in zip(a, b)]
+    want = [
+        unsigned(BINARY[name](value(bits, kind, x), value(bits, kind, y), bits), bits) for x, y in zip(a, b)
+    ]
     assert got.tolist() == want
 
 
-@pytest.mark.parametrize("type", ("u16", "s16", "u32", "s32"))
+@pytest.mark.parametrize("type", ["u16", "s16", "u32", "s32"])
 def test_wide_products(type: str) -> None:
     kind, bits = type[0], int(type[1:])
     a, b = integers(bits, seed=1), integers(bits, seed=2)
@@ -58,18 +60,21 @@ def test_wide_products(type: str) -> None:
 
 
 @pytest.mark.parametrize("type", TYPES)
-@pytest.mark.parametrize("part", ("lo", "hi"))
+@pytest.mark.parametrize("part", ["lo", "hi"])
 def test_mad(part: str, type: str) -> None:
     kind, bits = type[0], int(type[1:])
     a, b, c = (integers(bits, seed=s) for s in (1, 2, 3))
     got = apply(f"mad.{part}.{type} {{d}}, {{a}}, {{b}}, {{c}};", a, b, c, result=bits)
     shift = bits if part == "hi" else 0
-    want = [unsigned((value(bits, kind, x) * value(bits, kind, y) >> shift) + int(z), bits) for x, y, z in zip(a, b, c)]
+    want = [
+        unsigned((value(bits, kind, x) * value(bits, kind, y) >> shift) + int(z), bits)
+        for x, y, z in zip(a, b, c)
+    ]
     assert got.tolist() == want
 
 
-@pytest.mark.parametrize("type", ("u32", "s32"))
-@pytest.mark.parametrize("part", ("lo", "hi"))
+@pytest.mark.parametrize("type", ["u32", "s32"])
+@pytest.mark.parametrize("part", ["lo", "hi"])
 def test_24_bit_products(part: str, type: str) -> None:
     a, b, c = (integers(32, seed=s) for s in (1, 2, 3))
 
@@ -77,7 +82,9 @@ def test_24_bit_products(part: str, type: str) -> None:
         return signed(int(x), 24) if type[0] == "s" else int(x) & 0xFFFFFF
 
     products = [low(x) * low(y) >> (16 if part == "hi" else 0) for x, y in zip(a, b)]
-    assert apply(f"mul24.{part}.{type} {{d}}, {{a}}, {{b}};", a, b).tolist() == [unsigned(p, 32) for p in products]
+    assert apply(f"mul24.{part}.{type} {{d}}, {{a}}, {{b}};", a, b).tolist() == [
+        unsigned(p, 32) for p in products
+    ]
     got = apply(f"mad24.{part}.{type} {{d}}, {{a}}, {{b}}, {{c}};", a, b, c)
     assert got.tolist() == [unsigned(p + int(z), 32) for p, z in zip(products, c)]
 
@@ -86,15 +93,19 @@ def test_24_bit_products(part: str, type: str) -> None:
 def test_saturation(name: str, operation: Callable[[int, int], int]) -> None:
     a, b = integers(32, seed=1), integers(32, seed=2)
     got = apply(f"{name}.sat.s32 {{d}}, {{a}}, {{b}};", a, b)
-    want = [max(-(2**31), min(2**31 - 1, operation(signed(int(x), 32), signed(int(y), 32)))) for x, y in zip(a, b)]
+    want = [
+        max(-(2**31), min(2**31 - 1, operation(signed(int(x), 32), signed(int(y), 32)))) for x, y in zip(a, b)
+    ]
     assert got.tolist() == [unsigned(w, 32) for w in want]
 
 
-@pytest.mark.parametrize("type", ("s16", "s32", "s64"))
+@pytest.mark.parametrize("type", ["s16", "s32", "s64"])
 def test_abs_and_neg(type: str) -> None:
     bits = int(type[1:])
     a = integers(bits)
-    assert apply(f"abs.{type} {{d}}, {{a}};", a, result=bits).tolist() == [unsigned(abs(signed(int(x), bits)), bits) for x in a]
+    assert apply(f"abs.{type} {{d}}, {{a}};", a, result=bits).tolist() == [
+        unsigned(abs(signed(int(x), bits)), bits) for x in a
+    ]
     assert apply(f"neg.{type} {{d}}, {{a}};", a, result=bits).tolist() == [unsigned(-int(x), bits) for x in a]
 
 
@@ -103,12 +114,14 @@ def test_sad(type: str) -> None:
     kind, bits = type[0], int(type[1:])
     a, b, c = (integers(bits, seed=s) for s in (1, 2, 3))
     got = apply(f"sad.{type} {{d}}, {{a}}, {{b}}, {{c}};", a, b, c, result=bits)
-    want = [unsigned(abs(value(bits, kind, x) - value(bits, kind, y)) + int(z), bits) for x, y, z in zip(a, b, c)]
+    want = [
+        unsigned(abs(value(bits, kind, x) - value(bits, kind, y)) + int(z), bits) for x, y, z in zip(a, b, c)
+    ]
     assert got.tolist() == want
 
 
-@pytest.mark.parametrize("type", ("u16x2", "s16x2"))
-@pytest.mark.parametrize("name", ("add", "min", "max"))
+@pytest.mark.parametrize("type", ["u16x2", "s16x2"])
+@pytest.mark.parametrize("name", ["add", "min", "max"])
 def test_packed_halves(name: str, type: str) -> None:
     a, b = integers(32, seed=1), integers(32, seed=2)
     got = apply(f"{name}.{type} {{d}}, {{a}}, {{b}};", a, b)
@@ -119,7 +132,7 @@ def test_packed_halves(name: str, type: str) -> None:
             assert (int(z) >> shift) & 0xFFFF == unsigned(operation(u, v), 16)
 
 
-@pytest.mark.parametrize("word", (32, 64))
+@pytest.mark.parametrize("word", [32, 64])
 def test_carry_chains_add_and_subtract_wide_numbers(word: int) -> None:
     low_a, low_b = integers(word, seed=1), integers(word, seed=2)
     high_a, high_b = integers(word, seed=3), integers(word, seed=4)
@@ -138,7 +151,7 @@ def test_multiply_with_carry() -> None:
     assert got.tolist() == [(int(x) * int(y) + int(z)) >> 32 for x, y, z in zip(a, b, c)]
 
 
-@pytest.mark.parametrize("types", ("u32.u32", "s32.u32", "u32.s32", "s32.s32"))
+@pytest.mark.parametrize("types", ["u32.u32", "s32.u32", "u32.s32", "s32.s32"])
 def test_dot_products(types: str) -> None:
     first, second = types.split(".")
     a, b, c = (integers(32, seed=s) for s in (1, 2, 3))
@@ -147,7 +160,10 @@ def test_dot_products(types: str) -> None:
         return [value(bits, type[0], (int(word) >> s) & ((1 << bits) - 1)) for s in range(0, 32, bits)]
 
     got = apply(f"dp4a.{types} {{d}}, {{a}}, {{b}}, {{c}};", a, b, c)
-    want = [sum(p * q for p, q in zip(parts(x, 8, first), parts(y, 8, second))) + int(z) for x, y, z in zip(a, b, c)]
+    want = [
+        sum(p * q for p, q in zip(parts(x, 8, first), parts(y, 8, second))) + int(z)
+        for x, y, z in zip(a, b, c)
+    ]
     assert got.tolist() == [unsigned(w, 32) for w in want]
     for half, at in (("lo", 0), ("hi", 2)):
         got = apply(f"dp2a.{half}.{types} {{d}}, {{a}}, {{b}}, {{c}};", a, b, c)
@@ -168,7 +184,7 @@ VIDEO = {
 }
 
 
-@pytest.mark.parametrize("count", (2, 4))
+@pytest.mark.parametrize("count", [2, 4])
 @pytest.mark.parametrize("name", VIDEO)
 def test_video_instructions(name: str, count: int) -> None:
     bits = 32 // count

@@ -12,18 +12,22 @@ from tests.simulator.support import apply, integers, signed, unsigned
 WORDS = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=20)
 
 
-@pytest.mark.parametrize("bits", (16, 32, 64))
-@pytest.mark.parametrize(("name", "function"), [("and", int.__and__), ("or", int.__or__), ("xor", int.__xor__)])
+@pytest.mark.parametrize("bits", [16, 32, 64])
+@pytest.mark.parametrize(
+    ("name", "function"), [("and", int.__and__), ("or", int.__or__), ("xor", int.__xor__)]
+)
 def test_binary(name: str, function: object, bits: int) -> None:
     a, b = integers(bits, seed=1), integers(bits, seed=2)
     got = apply(f"{name}.b{bits} {{d}}, {{a}}, {{b}};", a, b, result=bits)
     assert got.tolist() == [function(int(x), int(y)) for x, y in zip(a, b)]  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("bits", (16, 32, 64))
+@pytest.mark.parametrize("bits", [16, 32, 64])
 def test_unary(bits: int) -> None:
     a = integers(bits)
-    assert apply(f"not.b{bits} {{d}}, {{a}};", a, result=bits).tolist() == [unsigned(~int(x), bits) for x in a]
+    assert apply(f"not.b{bits} {{d}}, {{a}};", a, result=bits).tolist() == [
+        unsigned(~int(x), bits) for x in a
+    ]
     assert apply(f"cnot.b{bits} {{d}}, {{a}};", a, result=bits).tolist() == [int(x == 0) for x in a]
 
 
@@ -50,13 +54,38 @@ def test_lop3_is_its_truth_table(table: int) -> None:
 
 def test_lop3_tables_that_compilers_use() -> None:
     a, b, c = (integers(32, 40, seed=s) for s in (1, 2, 3))
-    for table in (0xC0, 0xFC, 0x3C, 0x80, 0xFE, 0x96, 0xEA, 0xF8, 0xE2, 0xCA, 0x6A, 0x78, 0xA8, 0xE8, 0xD8, 0xB8, 0x1E):
+    for table in (
+        0xC0,
+        0xFC,
+        0x3C,
+        0x80,
+        0xFE,
+        0x96,
+        0xEA,
+        0xF8,
+        0xE2,
+        0xCA,
+        0x6A,
+        0x78,
+        0xA8,
+        0xE8,
+        0xD8,
+        0xB8,
+        0x1E,
+    ):
         test_lop3_is_its_truth_table(table)
-    got = apply(".reg .b32 %z; lop3.or.b32 %z|{d}, {a}, {b}, {c}, 0x80, {p};", a, b, c, predicates=(np.zeros(40),), result="pred")
+    got = apply(
+        ".reg .b32 %z; lop3.or.b32 %z|{d}, {a}, {b}, {c}, 0x80, {p};",
+        a,
+        b,
+        c,
+        predicates=(np.zeros(40),),
+        result="pred",
+    )
     assert got.tolist() == [int((int(x) & int(y) & int(z)) != 0) for x, y, z in zip(a, b, c)]
 
 
-@pytest.mark.parametrize("type", ("u16", "s16", "u32", "s32", "u64", "s64"))
+@pytest.mark.parametrize("type", ["u16", "s16", "u32", "s32", "u64", "s64"])
 def test_shifts(type: str) -> None:
     bits = int(type[1:])
     a, b = integers(bits, seed=1), integers(32, seed=2)
@@ -70,8 +99,8 @@ def test_shifts(type: str) -> None:
         assert got.tolist() == [unsigned(value(x) >> min(amount, bits), bits) for x in a]
 
 
-@pytest.mark.parametrize("mode", ("wrap", "clamp"))
-@pytest.mark.parametrize("direction", ("l", "r"))
+@pytest.mark.parametrize("mode", ["wrap", "clamp"])
+@pytest.mark.parametrize("direction", ["l", "r"])
 def test_funnel_shift(direction: str, mode: str) -> None:
     a, b, c = (integers(32, seed=s) for s in (1, 2, 3))
     got = apply(f"shf.{direction}.{mode}.b32 {{d}}, {{a}}, {{b}}, {{c}};", a, b, c)
@@ -82,7 +111,7 @@ def test_funnel_shift(direction: str, mode: str) -> None:
         assert int(value) == unsigned(want, 32)
 
 
-@pytest.mark.parametrize("bits", (32, 64))
+@pytest.mark.parametrize("bits", [32, 64])
 def test_counts(bits: int) -> None:
     a = integers(bits)
     assert apply(f"popc.b{bits} {{d}}, {{a}};", a).tolist() == [bin(int(x)).count("1") for x in a]
@@ -91,7 +120,7 @@ def test_counts(bits: int) -> None:
     assert got.tolist() == [int(f"{int(x):0{bits}b}"[::-1], 2) for x in a]
 
 
-@pytest.mark.parametrize("type", ("u32", "s32", "u64", "s64"))
+@pytest.mark.parametrize("type", ["u32", "s32", "u64", "s64"])
 def test_bfind(type: str) -> None:
     bits = int(type[1:])
     a = integers(bits)
@@ -107,7 +136,7 @@ def test_bfind(type: str) -> None:
     assert apply(f"bfind.shiftamt.{type} {{d}}, {{a}};", a).tolist() == want
 
 
-@pytest.mark.parametrize("type", ("u32", "s32", "u64", "s64"))
+@pytest.mark.parametrize("type", ["u32", "s32", "u64", "s64"])
 def test_bfe(type: str) -> None:
     bits = int(type[1:])
     a, b, c = integers(bits, seed=1), integers(32, seed=2), integers(32, seed=3)
@@ -125,7 +154,7 @@ def test_bfe(type: str) -> None:
         assert int(value) == want
 
 
-@pytest.mark.parametrize("bits", (32, 64))
+@pytest.mark.parametrize("bits", [32, 64])
 def test_bfi(bits: int) -> None:
     a, b, c, e = integers(bits, seed=1), integers(bits, seed=2), integers(32, seed=3), integers(32, seed=4)
     got = apply(f"bfi.b{bits} {{d}}, {{a}}, {{b}}, {{c}}, {{e}};", a, b, c, e, result=bits)
@@ -181,9 +210,13 @@ def test_selection_and_packing() -> None:
     a, b = integers(32, seed=1), integers(32, seed=2)
     p = np.arange(len(a)) % 2
     assert apply("selp.b32 {d}, {a}, {b}, {p};", a, b, predicates=(p,)).tolist() == np.where(p, a, b).tolist()
-    assert apply("mov.b64 {d}, {{{a}, {b}}};", a, b, result=64).tolist() == [int(y) << 32 | int(x) for x, y in zip(a, b)]
+    assert apply("mov.b64 {d}, {{{a}, {b}}};", a, b, result=64).tolist() == [
+        int(y) << 32 | int(x) for x, y in zip(a, b)
+    ]
     wide = integers(64)
-    assert apply(".reg .b32 %h; mov.b64 {{{d}, %h}}, {a};", wide).tolist() == [int(x) & 0xFFFFFFFF for x in wide]
+    assert apply(".reg .b32 %h; mov.b64 {{{d}, %h}}, {a};", wide).tolist() == [
+        int(x) & 0xFFFFFFFF for x in wide
+    ]
     assert apply(".reg .b32 %l; mov.b64 {{%l, {d}}}, {a};", wide).tolist() == [int(x) >> 32 for x in wide]
     text = ".reg .b16 %l<4>; mov.b64 {{%l0, %l1, %l2, %l3}}, {a}; mov.b32 {d}, {{%l3, %l0}};"
     assert apply(text, wide).tolist() == [(int(x) & 0xFFFF) << 16 | int(x) >> 48 for x in wide]
@@ -198,10 +231,15 @@ def test_slct_takes_the_first_unless_negative() -> None:
 def test_masks_and_extensions() -> None:
     a, b = integers(32, seed=1) % 40, integers(32, seed=2) % 40
     got = apply("bmsk.clamp.b32 {d}, {a}, {b};", a, b)
-    assert got.tolist() == [sum(1 << i for i in range(int(x), min(int(x) + int(y), 32))) for x, y in zip(a, b)]
+    assert got.tolist() == [
+        sum(1 << i for i in range(int(x), min(int(x) + int(y), 32))) for x, y in zip(a, b)
+    ]
     value = integers(32, seed=3)
     got = apply("szext.clamp.s32 {d}, {a}, {b};", value, b)
-    want = [unsigned(signed(int(x), int(n)) if 0 < n < 32 else (0 if n == 0 else int(x)), 32) for x, n in zip(value, b)]
+    want = [
+        unsigned(signed(int(x), int(n)) if 0 < n < 32 else (0 if n == 0 else int(x)), 32)
+        for x, n in zip(value, b)
+    ]
     assert got.tolist() == want
 
 

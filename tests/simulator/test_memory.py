@@ -18,10 +18,12 @@ mov.u32 %t, %tid.x;
 """
 
 
-@pytest.mark.parametrize(("count", "bits"), [(1, 8), (1, 16), (1, 32), (1, 64), (2, 32), (4, 32), (2, 64), (4, 16), (8, 32)])
-@pytest.mark.parametrize("modifier", ("", ".nc", ".volatile", ".relaxed.gpu", ".L1::no_allocate", ".cg"))
+@pytest.mark.parametrize(
+    ("count", "bits"), [(1, 8), (1, 16), (1, 32), (1, 64), (2, 32), (4, 32), (2, 64), (4, 16), (8, 32)]
+)
+@pytest.mark.parametrize("modifier", ["", ".nc", ".volatile", ".relaxed.gpu", ".L1::no_allocate", ".cg"])
 def test_global_vectors(count: int, bits: int, modifier: str) -> None:
-    if modifier == ".volatile" and count * bits > 128 or modifier == ".nc" and bits == 8 and count > 1:
+    if (modifier == ".volatile" and count * bits > 128) or (modifier == ".nc" and bits == 8 and count > 1):
         modifier = ""
     size = count * bits // 8
     register = f"%r<{count}>"
@@ -56,7 +58,8 @@ def test_narrow_loads_extend_by_their_sign() -> None:
 def test_spaces_by_generic_address() -> None:
     body = f"""{BEGIN} .reg .b64 %g<3>; .reg .b32 %v<3>; .reg .pred %p, %q, %z;
     .shared .align 4 .b8 sh[256]; .local .align 4 .b8 lo[8];
-    cvta.shared.u64 %g0, sh; mul.wide.u32 %o, %t, 4; add.u64 %g0, %g0, %o; st.u32 [%g0], %t; bar.warp.sync -1; ld.shared.u32 %v0, [sh];
+    cvta.shared.u64 %g0, sh; mul.wide.u32 %o, %t, 4; add.u64 %g0, %g0, %o; st.u32 [%g0], %t;
+    bar.warp.sync -1; ld.shared.u32 %v0, [sh];
     mov.u64 %g1, lo; cvta.local.u64 %g1, %g1; add.u32 %v1, %t, 100; st.u32 [%g1+4], %v1; ld.local.u32 %v1, [lo+4];
     ld.u32 %v2, [%g0];
     isspacep.shared %p, %g0; isspacep.local %q, %g1; isspacep.global %z, %d;
@@ -102,7 +105,8 @@ def test_module_variables_keep_their_values() -> None:
 
 def test_structs_by_value_and_parameter_arrays() -> None:
     body = """
-    .reg .b64 %d, %p; .reg .b32 %a, %t; .reg .f64 %f; ld.param.u64 %d, [out]; ld.param.b32 %a, [s]; ld.param.f64 %f, [s+8];
+    .reg .b64 %d, %p; .reg .b32 %a, %t; .reg .f64 %f; ld.param.u64 %d, [out]; ld.param.b32 %a, [s];
+    ld.param.f64 %f, [s+8];
     mov.b64 %p, s; cvta.param.u64 %p, %p; mov.u32 %t, %tid.x; mul.lo.u32 %t, %t, 8; cvt.u64.u32 %p, %t;
     st.global.u32 [%d], %a; st.global.f64 [%d+8], %f;
     """
@@ -112,18 +116,23 @@ def test_structs_by_value_and_parameter_arrays() -> None:
     kernel = load(body, ".param .align 8 .b8 s[16], .param .u64 out")
     assert [(p.name, p.size, p.offset) for p in kernel.params] == [("s", 16, 0), ("out", 8, 16)]
     assert kernel.launch(1, 1, [struct.pack("<i4xd", 3, 2.5), out]).hazards == []
-    assert out.view(np.int32)[0] == 3 and out[1] == 2.5
+    assert out.view(np.int32)[0] == 3
+    assert out[1] == 2.5
 
 
 def test_numbers_are_packed_by_the_parameters_type() -> None:
-    parameters = ".param .f32 a, .param .f64 b, .param .u8 c, .param .s16 e, .param .b32 f, .param .b64 g, .param .u64 out"
+    parameters = (
+        ".param .f32 a, .param .f64 b, .param .u8 c, .param .s16 e, .param .b32 f, "
+        ".param .b64 g, .param .u64 out"
+    )
     body = """.reg .b32 %a, %c, %e, %f; .reg .b64 %b, %g, %d; ld.param.b32 %a, [a]; ld.param.b64 %b, [b];
     ld.param.u8 %c, [c]; ld.param.s16 %e, [e]; ld.param.b32 %f, [f]; ld.param.b64 %g, [g]; ld.param.u64 %d, [out];
     st.global.b32 [%d], %a; st.global.b64 [%d+8], %b; st.global.b32 [%d+16], %c; st.global.b32 [%d+20], %e;
     st.global.b32 [%d+24], %f; st.global.b64 [%d+32], %g;"""
     out = np.zeros(5, np.uint64)
     load(body, parameters).launch(1, 1, [1.5, 2.5, 200, -2, 0.5, -1, out]).raise_if_hazards()
-    assert out.view(np.float32)[0] == 1.5 and out.view(np.float64)[1] == 2.5
+    assert out.view(np.float32)[0] == 1.5
+    assert out.view(np.float64)[1] == 2.5
     assert out.view(np.int32)[4:7].tolist() == [200, -2, 0x3F000000]
     assert out.view(np.int64)[4] == -1
 

@@ -12,20 +12,23 @@ from tests.simulator.support import apply, integers, load
 LANES = np.arange(32, dtype=np.uint32)
 
 
-@pytest.mark.parametrize("mode", ("up", "down", "bfly", "idx"))
-@pytest.mark.parametrize("width", (32, 16, 8, 4))
+@pytest.mark.parametrize("mode", ["up", "down", "bfly", "idx"])
+@pytest.mark.parametrize("width", [32, 16, 8, 4])
 def test_shuffles(mode: str, width: int) -> None:
     values = integers(32, 32)
     c = (32 - width) << 8 | (0 if mode == "up" else 31)
     for b in (0, 1, 2, 5, 15, 31):
         moved = apply(f"shfl.sync.{mode}.b32 {{d}}, {{a}}, {b}, {c}, -1;", values)
-        valid = apply(f".reg .b32 %z; shfl.sync.{mode}.b32 %z|{{d}}, {{a}}, {b}, {c}, -1;", values, result="pred")
+        valid = apply(
+            f".reg .b32 %z; shfl.sync.{mode}.b32 %z|{{d}}, {{a}}, {b}, {c}, -1;", values, result="pred"
+        )
         segment, clamp = c >> 8 & 31, c & 31
         for lane in range(32):
             top, bottom = (lane & segment) | (clamp & ~segment), lane & segment
             j = {"up": lane - b, "down": lane + b, "bfly": lane ^ b, "idx": bottom | (b & ~segment)}[mode]
             ok = j >= top if mode == "up" else j <= top
-            assert int(moved[lane]) == int(values[j if ok else lane]) and int(valid[lane]) == int(ok)
+            assert int(moved[lane]) == int(values[j if ok else lane])
+            assert int(valid[lane]) == int(ok)
 
 
 def test_votes() -> None:
@@ -35,8 +38,18 @@ def test_votes() -> None:
     for warp in range(2):
         want = sum(int(f) << i for i, f in enumerate(flags[warp * 32 : warp * 32 + 32]))
         assert set(ballot[warp * 32 : warp * 32 + 32].tolist()) == {want}
-    for name, pattern, want in (("any", [0] * 31 + [1], 1), ("all", [0] * 31 + [1], 0), ("uni", [0] * 32, 1), ("all", [1] * 32, 1)):
-        got = apply(f"vote.sync.{name}.pred {{d}}, {{p}}, -1;", zero[:32], predicates=(np.array(pattern),), result="pred")
+    for name, pattern, want in (
+        ("any", [0] * 31 + [1], 1),
+        ("all", [0] * 31 + [1], 0),
+        ("uni", [0] * 32, 1),
+        ("all", [1] * 32, 1),
+    ):
+        got = apply(
+            f"vote.sync.{name}.pred {{d}}, {{p}}, -1;",
+            zero[:32],
+            predicates=(np.array(pattern),),
+            result="pred",
+        )
         assert set(got.tolist()) == {want}
 
 
@@ -73,7 +86,9 @@ def test_float_redux() -> None:
     got = apply("redux.sync.max.abs.f32 {d}, {a}, -1;", values).view(np.float32)
     assert set(got.tolist()) == {float(np.abs(values).max())}
     values[3] = np.nan
-    assert set(apply("redux.sync.min.f32 {d}, {a}, -1;", values).view(np.float32).tolist()) == {float(np.nanmin(values))}
+    assert set(apply("redux.sync.min.f32 {d}, {a}, -1;", values).view(np.float32).tolist()) == {
+        float(np.nanmin(values))
+    }
     assert set(apply("redux.sync.min.NaN.f32 {d}, {a}, -1;", values).tolist()) == {0x7FFFFFFF}
 
 
@@ -137,7 +152,8 @@ def test_lanes_that_never_come_are_reported() -> None:
     done: ret;
     """
     report = load(body, ".param .u64 out").launch(1, 32, [np.zeros(32, np.uint32)])
-    assert [h.kind for h in report.hazards] == ["barrier-divergence"] * len(report.hazards) and report.hazards
+    assert [h.kind for h in report.hazards] == ["barrier-divergence"] * len(report.hazards)
+    assert report.hazards
 
 
 def test_ragged_blocks_run_their_last_warp_with_fewer_lanes() -> None:

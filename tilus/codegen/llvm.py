@@ -19,6 +19,10 @@ def _load() -> Any:
 
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
+    # Layouts say what moves together. LLVM's own vectoriser also fills gaps, and so reads what was never written.
+    llvm.set_option("tilus", "-disable-nvptx-load-store-vectorizer")
+    # And it would take vector loads apart whose elements are used one by one, counting on being put together again.
+    llvm.set_option("tilus", "-disable-vector-combine")
     return llvm
 
 

@@ -100,7 +100,13 @@ _HALF_PI = [*float32_parts(math.pi / 2, 2), -1.7151245100058819e-15]
 
 _SIN = (-0.16666655242443085, 0.008332191035151482, -0.00019518619228620082)
 _COS = (0.04166664555668831, -0.0013887310633435845, 2.4432563805021346e-05)
-_TANH = (-0.33333298563957214, 0.13331936299800873, -0.05378471687436104, 0.02079862542450428, -0.005897966679185629)
+_TANH = (
+    -0.33333298563957214,
+    0.13331936299800873,
+    -0.05378471687436104,
+    0.02079862542450428,
+    -0.005897966679185629,
+)
 _ERF = (
     0.12837916612625122, -0.3761262595653534, 0.11283578723669052, -0.026853347197175026, 0.005187162198126316,
     -0.0007997853099368513, 7.806903158780187e-05,
@@ -294,7 +300,9 @@ def _erf(w: Writer, x: V) -> V:
     square = _mul(w, x, x)
     near = _fma(w, x, _polynomial(w, square, _ERF), x)
     # From 4 on the result rounds to 1. (The comparison keeps NaN.)
-    bounded = w.select(w.value("i1", f"fcmp ogt {size}, {_constant(_ERF_END).name}"), _constant(_ERF_END), size)
+    bounded = w.select(
+        w.value("i1", f"fcmp ogt {size}, {_constant(_ERF_END).name}"), _constant(_ERF_END), size
+    )
     far = _add(w, _negate(w, _exp2(w, _polynomial(w, bounded, _LOG2_ERFC))), 1.0)
     return w.select(_less(w, size, _ERF_SPLIT), near, _with_sign(w, far, x))
 

@@ -3,7 +3,8 @@
 The pass walks the program with the accesses that other threads may not have seen yet. A new access that conflicts
 with one of them gets a barrier before it. Loops are walked until nothing changes. Asynchronous copies count as
 writes from the wait that covers them; reading or overwriting their target before is an error where it is certain.
-Accesses to different stages of one buffer, `(index + a) % n` and `(index + b) % n`, do not conflict.
+Accesses to different stages of one buffer, `(index + a) % n` and `(index + b) % n`, do not conflict. A load from a
+tensor in global memory and a store to it conflict, unless the same threads hold the same elements of the same tile.
 
 Nothing is placed between warp groups: there the user says what he means with barriers. Where wgmma or a bulk
 store reads what threads wrote, a proxy fence stands before the barrier.
@@ -18,10 +19,11 @@ from tilus.ir import ops
 from tilus.ir.core import Operation, Region, Value
 from tilus.ir.kernel import Kernel
 from tilus.ir.rewrite import Rewriter
-from tilus.ir.types import SharedType
+from tilus.ir.types import RegisterType, SharedType
 from tilus.passes.shared_memory import scratch_bytes, shared_bytes
 
 MAX_AGE = 16
+WARP = 32
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Access:
     what: str
     proxy: str = "generic"
     group: tuple[int, ...] = ()
+    # For a tensor in global memory: where the tile lies and which thread has which element.
+    tile: tuple[object, ...] | None = None
 
     def conflicts(self, other: Access) -> bool:
         """Tell whether two accesses of different threads must be ordered.
@@ -63,6 +67,8 @@ class Access:
         shorter, longer = sorted((self.group, other.group), key=len)
         if longer[: len(shorter)] != shorter:
             return False
+        if self.tile is not None or other.tile is not None:
+            return self.buffer is other.buffer and self.write != other.write and self.tile != other.tile
         if not (self.write or other.write) or self.high <= other.low or other.high <= self.low:
             return False
         if self.buffer is other.buffer and self.stage is not None and other.stage is not None:
@@ -182,6 +188,8 @@ class Analysis:
         Bulk copies into shared memory are not among them: mbarriers say when they arrive.
         """
         out = []
+        if isinstance(op, (ops.LoadGlobal, ops.StoreGlobal)) and self.threads > WARP:
+            out.append(self.global_access(op))
         for effect in op.effects():
             if effect.space != "shared" or effect.kind == "sync" or effect.value not in self.place:
                 continue
@@ -190,6 +198,14 @@ class Analysis:
                 made = self.access(effect.value, effect.kind == "write", op.opcode)
                 out.append(replace(made, proxy=effect.proxy))
         return out
+
+    def global_access(self, op: ops.LoadGlobal | ops.StoreGlobal) -> Access:
+        """Return an access to a tensor in global memory; without copies, a thread meets its own elements again."""
+        write = isinstance(op, ops.StoreGlobal)
+        type = (op.value if isinstance(op, ops.StoreGlobal) else op.result).type
+        assert isinstance(type, RegisterType) and type.layout is not None
+        own: object = type.layout if type.layout.replication == 1 else (op.opcode, type.layout)
+        return Access(0, 0, None, write, op.tensor, op.opcode, group=self.group, tile=(op.offsets, own))
 
     def access(self, tensor: Value, write: bool, what: str) -> Access:
         """Return an access to a whole shared tensor."""
@@ -208,9 +224,9 @@ class Analysis:
     def operation(self, op: Operation, state: State) -> State | None:
         """Walk one operation."""
         if id(op) in self.wanted:
-            state = State(frozenset(), state.flying)
+            state = self.synced(state)
         if isinstance(op, ops.Sync):
-            return State(frozenset(), state.flying)
+            return self.synced(state)
         if isinstance(op, ops.CopyAsyncCommit):
             return replace(state, flying=frozenset((a, min(age + 1, MAX_AGE)) for a, age in state.flying))
         if isinstance(op, ops.CopyAsyncWait):
@@ -255,12 +271,18 @@ class Analysis:
                 op.scratch if isinstance(op, (ops.ConvertLayout, ops.Reduce, ops.Scan)) and op.scratch else 0
             )
             made = Access(low, low + scratch, None, False, None, op.opcode, group=self.group)
-            return State(frozenset({made}), state.flying)
+            ordered = self.synced(state)
+            return replace(ordered, accesses=ordered.accesses | {made})
         found = self.accesses(op)
         if found:
             state = self._check(op, found, state)
             return replace(state, accesses=state.accesses | set(found))
         return state
+
+    def synced(self, state: State) -> State:
+        """Return the state after a barrier of the current group of warps: what others did stays unordered."""
+        depth = len(self.group)
+        return replace(state, accesses=frozenset(a for a in state.accesses if a.group[:depth] != self.group))
 
     def _check(self, op: Operation, found: list[Access], state: State) -> State:
         for access in found:
@@ -282,8 +304,9 @@ class Analysis:
                     if access.proxy == "async" and earlier.write:
                         # What threads wrote is read through another proxy.
                         self.fences.add(id(place))
+                    space = "shared" if access.tile is None else "global"
                     where = f" at line {op.loc.line}" if op.loc is not None else ""
-                    self.report[id(place)] = f"barrier{where}: {reason} of the same shared memory"
+                    self.report[id(place)] = f"barrier{where}: {reason} of the same {space} memory"
                     raise _Again
         return state
 

@@ -10,8 +10,7 @@ a conversion.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from math import gcd, prod
 
 from tilus.errors import LayoutConflict, Location, TilusError
@@ -20,7 +19,7 @@ from tilus.ir.core import Operation, Region, Value
 from tilus.ir.kernel import Kernel
 from tilus.ir.rewrite import Rewriter
 from tilus.ir.types import Extent, GlobalType, RegisterType, SharedType, Symbol
-from tilus.layout import Digit, LayoutError, RegisterLayout, coalesced, local
+from tilus.layout import Digit, RegisterLayout, coalesced
 from tilus.passes.reshaping import Mapped, attempt, mapped, narrow, plain_result, plain_source
 from tilus.passes.select import DotChoice, Selector
 

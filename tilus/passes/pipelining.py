@@ -14,7 +14,8 @@ from tilus.ir import ops
 from tilus.ir.core import Operation, Region, Value, walk
 from tilus.ir.kernel import Kernel
 from tilus.ir.rewrite import Rewriter
-from tilus.ir.types import SharedType
+from tilus.ir.types import ScalarType, SharedType
+from tilus.passes.turns import index_of_turn, turn_count
 
 
 def pipeline_loops(kernel: Kernel) -> Kernel:
@@ -54,8 +55,6 @@ class Pipeliner(Rewriter):
                 hint="allocate tiles with tilus.shared inside the loop and fill them with tilus.copy_async",
             )
         produced = _slice(op.body, copies)
-        start, stop, step = (self.value(v) for v in (op.start, op.stop, op.step))
-        index_type = op.start.type
         staged: dict[Value, Value] = {}
         for buffer in buffers:
             made = ops.AllocShared(
@@ -67,21 +66,21 @@ class Pipeliner(Rewriter):
         zero = self.constant(0, loc)
         one = self.constant(1, loc)
         depth = self.constant(stages, loc)
-        count = self._trip_count(start, stop, step, loc)
+        count = turn_count(self, op)
         for ahead in range(stages - 1):
             number = self.constant(ahead, loc)
-            self._issue(op, produced, staged, number, number, count, start, step, loc)
+            self._issue(op, produced, staged, number, number, count, loc)
         # The steady loop counts iterations from zero; the user's index follows from that.
-        number = Value(index_type, "iteration")
+        number = Value(ScalarType(int32), "iteration")
         carried = tuple(self.argument(a) for a in op.body.args[1:])
         self.blocks.append([])
         self.emit(ops.CopyAsyncWait(stages - 2, loc=loc))
         later = self.binary("add", number, self.constant(stages - 1, loc), loc)
         self._issue(
-            op, produced, staged, later, self.binary("mod", later, depth, loc), count, start, step, loc
+            op, produced, staged, later, self.binary("mod", later, depth, loc), count, loc
         )
         current = self.binary("mod", number, depth, loc)
-        self._bind_index(op, number, start, step, loc)
+        self.mapping[op.body.args[0]] = index_of_turn(self, op, number)
         for buffer in buffers:
             self.mapping[buffer.result] = self.emit(
                 ops.SharedIndex(staged[buffer.result], current, loc=buffer.loc)
@@ -97,18 +96,6 @@ class Pipeliner(Rewriter):
         self.emit(ops.CopyAsyncWait(0, loc=loc))
         self.replace(op, loop.results)
 
-    def _trip_count(self, start: Value, stop: Value, step: Value, loc: Location | None) -> Value:
-        distance = self.binary("sub", stop, start, loc)
-        one = self.constant(1, loc)
-        rounded = self.binary("sub", self.binary("add", distance, step, loc), one, loc)
-        return self.binary("floordiv", rounded, step, loc)
-
-    def _bind_index(
-        self, op: ops.For, number: Value, start: Value, step: Value, loc: Location | None
-    ) -> None:
-        index = self.binary("add", start, self.binary("mul", number, step, loc), loc)
-        self.mapping[op.body.args[0]] = index
-
     def _issue(
         self,
         op: ops.For,
@@ -117,15 +104,13 @@ class Pipeliner(Rewriter):
         number: Value,
         stage: Value,
         count: Value,
-        start: Value,
-        step: Value,
         loc: Location | None,
     ) -> None:
         """Start the copies of an iteration, if there is one, and close their group."""
         saved = dict(self.mapping)
         inside = self.emit(ops.Compare("lt", number, count, loc=loc)).result
         self.blocks.append([])
-        self._bind_index(op, number, start, step, loc)
+        self.mapping[op.body.args[0]] = index_of_turn(self, op, number)
         for inner in produced:
             if isinstance(inner, ops.CopyAsync):
                 tile = self.emit(ops.SharedIndex(staged[inner.shared], stage, loc=inner.loc)).result

@@ -158,8 +158,8 @@ def reshape_pair(
         common.append((size, high))
     if high // low > MOST_ELEMENTS:
         raise LayoutConflict(
-            f"reshape from {old} to {new} leaves {high // low} elements to each thread, for the shapes have few factors "
-            "in common",
+            f"reshape from {old} to {new} leaves {high // low} elements to each thread, for the shapes have few "
+            "factors in common",
             op.loc,
             hint="store the tile in shared memory and load it with indices=, or choose extents with common factors",
         )

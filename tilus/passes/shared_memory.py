@@ -15,7 +15,6 @@ from tilus.ir.kernel import Kernel
 from tilus.ir.rewrite import Rewriter
 from tilus.ir.types import RegisterType, SharedType
 from tilus.layout import (
-    Digit,
     LayoutError,
     RegisterLayout,
     SharedConversion,
@@ -24,8 +23,8 @@ from tilus.layout import (
     row_major,
     swizzled_row_major,
 )
-from tilus.layout.hopper import canonical, describe_matrix, tma_boxes
 from tilus.layout.conversion import Plan
+from tilus.layout.hopper import canonical, describe_matrix, tma_boxes
 from tilus.passes.select import Selector
 
 ALIGNMENT = 1024

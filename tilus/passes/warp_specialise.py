@@ -17,8 +17,9 @@ from tilus.ir import ops
 from tilus.ir.core import Operation, Region, Value, walk
 from tilus.ir.kernel import Kernel
 from tilus.ir.rewrite import Rewriter
-from tilus.ir.types import GlobalType, RegisterType, SharedType, Symbol
+from tilus.ir.types import GlobalType, RegisterType, ScalarType, SharedType, Symbol
 from tilus.passes.select import Selector
+from tilus.passes.turns import index_of_turn, turn_count
 
 WARPGROUP = 4
 TMA_ALIGN = 16
@@ -205,14 +206,6 @@ class Specialiser(Rewriter):
         """Emit scalar arithmetic."""
         return self.emit(ops.Binary(kind, a, b, loc=loc)).result
 
-    def _count(self, op: ops.For) -> Value:
-        start, stop, step = (self.value(v) for v in (op.start, op.stop, op.step))
-        one = self.constant(1, op.loc)
-        rounded = self.binary(
-            "sub", self.binary("add", self.binary("sub", stop, start, op.loc), step, op.loc), one, op.loc
-        )
-        return self.binary("floordiv", rounded, step, op.loc)
-
     def _stage(self, op: ops.For, number: Value, turn: int) -> tuple[Value, Value]:
         """Return the stage of an iteration and the parity of the phase to wait for."""
         stages = self.constant(op.stages, op.loc)
@@ -223,14 +216,13 @@ class Specialiser(Rewriter):
         return stage, self.binary("mod", round_, self.constant(2, op.loc), op.loc)
 
     def _index(self, op: ops.For, number: Value) -> None:
-        scaled = self.binary("mul", number, self.value(op.step), op.loc)
-        self.mapping[op.body.args[0]] = self.binary("add", self.value(op.start), scaled, op.loc)
+        self.mapping[op.body.args[0]] = index_of_turn(self, op, number)
 
     def _produce(self, loop: Loop) -> None:
         """The producer's loop: wait until a stage is free, announce its bytes, start its copies."""
         op, loc = loop.op, loop.op.loc
-        count, zero, one = self._count(op), self.constant(0, loc), self.constant(1, loc)
-        number = Value(op.start.type, "iteration")
+        count, zero, one = turn_count(self, op), self.constant(0, loc), self.constant(1, loc)
+        number = Value(ScalarType(int32), "iteration")
         needed = _copy_slice(loop)
         self.blocks.append([])
         # The first round finds all stages free: it waits for the phase before the first.
@@ -257,8 +249,8 @@ class Specialiser(Rewriter):
     def _consume(self, loop: Loop) -> None:
         """The consumers' loop: wait for a stage, multiply, and free the stage once the products have read it."""
         op, loc = loop.op, loop.op.loc
-        count, zero, one = self._count(op), self.constant(0, loc), self.constant(1, loc)
-        number = Value(op.start.type, "iteration")
+        count, zero, one = turn_count(self, op), self.constant(0, loc), self.constant(1, loc)
+        number = Value(ScalarType(int32), "iteration")
         carried = tuple(self.argument(a) for a in op.body.args[1:])
         late = self._runs_late(loop)
         self.blocks.append([])

@@ -250,6 +250,7 @@ def build(
                 # Some kernels are for aligned tensors only, such as those with bulk copies.
                 notes.append(f"no variant for {comment}: {error.message}")
                 continue
+            _check_same_arguments(binaries)
             made.append(Variant(condition, comment, binaries))
     assert parameters is not None
     return Package(title, parameters, tuple(made), tuple(notes))
@@ -337,6 +338,18 @@ def _compile(
         return replace(binary, ptx=ptx)
     cubin, resources = assemble(ptx, find_target(target), binary.signature.name)
     return replace(binary, ptx=ptx, cubin=cubin, resources=resources)
+
+
+def _check_same_arguments(binaries: Sequence[Binary]) -> None:
+    """Check that code for all targets takes the same arguments but for tensor maps, as the C passes them."""
+    first = binaries[0].signature
+    for binary in binaries[1:]:
+        other = binary.signature
+        if (other.types, other.sizes, other.grid) != (first.types, first.sizes, first.grid):
+            raise TilusError(
+                f"{first.name} takes other arguments on {binary.target} than on {binaries[0].target}",
+                hint="a package for each of these targets",
+            )
 
 
 def _comment(request: VariantRequest, aligned: bool) -> str:

@@ -31,7 +31,8 @@ _TAKEN = frozenset(
     """auto break case char const continue default do double else enum extern float for goto if inline int long
     register restrict return short signed sizeof static struct switch typedef union unsigned void volatile while
     asm bool class delete explicit export false friend mutable namespace new operator private protected public
-    template this throw true try typename using virtual stream invalid problem arguments grid main NULL""".split()
+    template this throw true try typename using virtual stream invalid problem
+    arguments grid status chosen main NULL""".split()
 )
 _LOCAL = re.compile(r"size_.*|tilus_.*|passed_.*|.*_strides|.*_pointer", re.DOTALL)
 """Names that the generated code makes for itself."""
@@ -272,6 +273,8 @@ def _launch(name: str, parameters: Sequence[Declared], variants: Sequence[CVaria
     lines += [
         "    int64_t grid[3];",
         "    int invalid = 0;",
+        "    long chosen;",
+        f"    {name}_status status;",
         *([] if not tensors else ["    int problem;"]),
         *declared,
     ]
@@ -290,11 +293,13 @@ def _launch(name: str, parameters: Sequence[Declared], variants: Sequence[CVaria
     # A size that no variant reads is only compared.
     unread = [c for (_, size), c in names.sizes.items() if c.startswith("size_") and size not in used]
     lines += [f"    (void){identifier};" for identifier in unread]
+    first_image = 0
     for number, variant in enumerate(variants):
-        lines += _variant(number, variant, parameters, names)
+        lines += _variant(number, first_image, variant, parameters, names)
+        first_image += len(variant.images)
     lines += [f"    return {upper}_NO_VARIANT;", "}", ""]
     helpers = [aot_text.NORMALISE] if tensors else []
-    if any(variant.signature.tensor_maps for variant in variants):
+    if any(image.signature.tensor_maps for variant in variants for image in variant.images):
         helpers.append(aot_text.ENCODE)
     return "\n".join([*helpers, *lines])
 
@@ -330,8 +335,10 @@ def _sizes(upper: str, parameters: Sequence[Declared], names: Names) -> tuple[li
     return declarations, code
 
 
-def _variant(number: int, variant: CVariant, parameters: Sequence[Declared], names: Names) -> list[str]:
-    """Return the test and the launch of a variant."""
+def _variant(
+    number: int, first_image: int, variant: CVariant, parameters: Sequence[Declared], names: Names
+) -> list[str]:
+    """Return the test and the launch of a variant whose first image has a number among all images."""
     signature = variant.signature
     tests = facts(variant, parameters, names)
     condition = " && ".join(tests) or "1"
@@ -352,16 +359,29 @@ def _variant(number: int, variant: CVariant, parameters: Sequence[Declared], nam
         kind = "int32_t" if size.kind == "dim" else "int64_t"
         lines.append(f"        {kind} passed_{i} = ({kind}){names.sizes['size', size.name]};")
         arguments.append(f"&passed_{i}")
-    maps = list(enumerate(signature.tensor_maps))
-    lines += [f"        CUtensorMap passed_map_{i};" for i, _ in maps]
-    arguments += [f"&passed_map_{i}" for i, _ in maps]
+    # Tensor maps come last, so that code for a target that passes fewer ignores the others.
+    most_maps = max(len(image.signature.tensor_maps) for image in variant.images)
+    lines += [f"        CUtensorMap passed_map_{i};" for i in range(most_maps)]
+    arguments += [f"&passed_map_{i}" for i in range(most_maps)]
     if not arguments:
         arguments.append("NULL")
     lines.append(f"        void *arguments[] = {{{', '.join(f'(void *){a}' for a in arguments)}}};")
     lines += [f"        grid[{i}] = {to_c(extent, names.sizes)};" for i, extent in enumerate(signature.grid)]
-    for i, wanted in maps:
-        lines += _encode(i, wanted, names.parameters[wanted.param])
-    lines += [f"        return tilus_launch({number}, stream, grid, invalid, arguments);", "    }"]
+    lines += [
+        f"        status = tilus_ready({number}, stream, grid, invalid, &chosen);",
+        "        if (status != 0 || chosen == 0) return status;",
+    ]
+    users: dict[tuple[TensorMap, ...], list[int]] = {}
+    for i, image in enumerate(variant.images):
+        # Counted from 1, as in the table of loaded images.
+        users.setdefault(image.signature.tensor_maps, []).append(first_image + i + 1)
+    for wanted_maps, images in users.items():
+        if wanted_maps:
+            lines.append(f"        if ({' || '.join(f'chosen == {image}' for image in images)}) {{")
+            for i, wanted in enumerate(wanted_maps):
+                lines += _encode(i, wanted, names.parameters[wanted.param])
+            lines.append("        }")
+    lines += ["        return tilus_launch(chosen, stream, grid, arguments);", "    }"]
     return lines
 
 
@@ -373,14 +393,14 @@ def _encode(number: int, wanted: TensorMap, identifier: str) -> list[str]:
     element = f"CU_TENSOR_MAP_DATA_TYPE_{kind}, {len(wanted.axes)}u, {wanted.dtype.bits // 8}"
     tensor = f"{identifier}->data, {identifier}->shape, {identifier}_strides"
     return [
-        "        {",
+        "            {",
         f"            static const int tilus_axes[] = {{{axes}}};",
         f"            static const cuuint32_t tilus_box[] = {{{box}}};",
         f"            problem = tilus_encode(&passed_map_{number}, {element},",
         f"                                   {tensor},",
         f"                                   tilus_axes, tilus_box, CU_TENSOR_MAP_SWIZZLE_{swizzle});",
         "            if (problem) return tilus_driver_status((CUresult)problem);",
-        "        }",
+        "            }",
     ]
 
 

@@ -109,29 +109,32 @@ static {name}_status tilus_current_device(CUdevice *device) {{
     return status;
 }}
 
-static {name}_status tilus_launch(int variant, CUstream stream, const int64_t grid[3], int invalid, void **arguments) {{
+/* Check the grid and find the image for the current device; without blocks there is none, and nothing to do. */
+static {name}_status tilus_ready(int variant, CUstream stream, const int64_t grid[3], int invalid, long *chosen) {{
     CUdevice device;
-    const tilus_image_entry *image;
-    CUfunction kernel;
-    long chosen;
     {name}_status status;
+    *chosen = 0;
     if (invalid || grid[0] < 0 || grid[1] < 0 || grid[2] < 0) return {upper}_INVALID_GRID;
     if (grid[0] > INT32_MAX || grid[1] > 65535 || grid[2] > 65535) return {upper}_INVALID_GRID;
     if (grid[0] == 0 || grid[1] == 0 || grid[2] == 0) return {upper}_OK;
     status = tilus_current_device(&device);
     if (status != {upper}_OK) return status;
-    chosen = FLAG_READ(tilus_loaded_image[variant][device]);
-    if (!chosen) {{
+    *chosen = FLAG_READ(tilus_loaded_image[variant][device]);
+    if (!*chosen) {{
         CUstreamCaptureStatus capture;
         CUresult result = cuStreamIsCapturing(stream, &capture);
         if (result != CUDA_SUCCESS) return tilus_driver_status(result);
         if (capture != CU_STREAM_CAPTURE_STATUS_NONE) return {upper}_NOT_PREPARED;
         status = tilus_load(variant, device);
         if (status != {upper}_OK) return status;
-        chosen = FLAG_READ(tilus_loaded_image[variant][device]);
+        *chosen = FLAG_READ(tilus_loaded_image[variant][device]);
     }}
-    image = &tilus_image_table[chosen - 1];
-    kernel = (CUfunction)tilus_kernels[chosen - 1];
+    return {upper}_OK;
+}}
+
+static {name}_status tilus_launch(long chosen, CUstream stream, const int64_t grid[3], void **arguments) {{
+    const tilus_image_entry *image = &tilus_image_table[chosen - 1];
+    CUfunction kernel = (CUfunction)tilus_kernels[chosen - 1];
     return tilus_driver_status(cuLaunchKernel(kernel, (unsigned int)grid[0], (unsigned int)grid[1],
                                               (unsigned int)grid[2], image->threads, 1, 1, image->shared_bytes,
                                               stream, arguments, NULL));

@@ -139,6 +139,11 @@ def evaluator(expression: Expression) -> Evaluator:
         (only,) = operands
         return lambda environment: function(only(environment))
     first, second = operands
+    # As in C, the second operand is computed only where it matters; it may divide by zero.
+    if expression[0] == "and":
+        return lambda environment: int(bool(first(environment) and second(environment)))
+    if expression[0] == "or":
+        return lambda environment: int(bool(first(environment) or second(environment)))
     return lambda environment: function(first(environment), second(environment))
 
 

@@ -35,7 +35,9 @@ class Device:
     def register(self, array: Any) -> None:
         """Give an array an address of its own."""
         raw = array.reshape(-1).view(np.uint8).view(np.ndarray)
-        allocation = Allocation(self.addresses.reserve(array.nbytes), raw, f"device array {array.dtype}{list(array.shape)}")
+        allocation = Allocation(
+            self.addresses.reserve(array.nbytes), raw, f"device array {array.dtype}{list(array.shape)}"
+        )
         self.arrays = [(ref, a) for ref, a in self.arrays if ref() is not None]
         # The allocation's view would keep the array alive: hold its bytes only while the array lives.
         self.arrays.append((weakref.ref(array), allocation))
@@ -73,7 +75,9 @@ def device_array(data: Any, dtype: Any = None) -> DeviceArray:
     DeviceArray
         A NumPy array with an ``address``.
     """
-    if isinstance(data, (int, np.integer)) or (isinstance(data, tuple) and all(isinstance(i, int) for i in data)):
+    if isinstance(data, (int, np.integer)) or (
+        isinstance(data, tuple) and all(isinstance(i, int) for i in data)
+    ):
         plain = np.zeros(data, np.float32 if dtype is None else dtype)
     else:
         plain = np.array(data, dtype=dtype)
@@ -91,7 +95,9 @@ def _host_address(array: Any) -> int:
 
 def is_array(value: Any) -> bool:
     """Whether an argument is a pointer: a NumPy array with dimensions or a torch tensor."""
-    return (isinstance(value, np.ndarray)) or (hasattr(value, "data_ptr") and hasattr(value, "untyped_storage"))
+    return (isinstance(value, np.ndarray)) or (
+        hasattr(value, "data_ptr") and hasattr(value, "untyped_storage")
+    )
 
 
 class ArgumentPacker:
@@ -123,7 +129,9 @@ class ArgumentPacker:
     def _encode(self, parameter: Any, value: Any, position: int) -> bytes:
         if is_array(value):
             if parameter.size != 8:
-                raise LaunchError(f"argument {position} ({parameter.name}) is an array, the parameter is .{parameter.type}")
+                raise LaunchError(
+                    f"argument {position} ({parameter.name}) is an array, the parameter is .{parameter.type}"
+                )
             return struct.pack("<Q", self.pointer(value, f"argument {position} ({parameter.name})"))
         if hasattr(value, "global_dims"):
             value = self._tensor_map(value, f"argument {position} ({parameter.name})")
@@ -150,18 +158,23 @@ class ArgumentPacker:
         kind = TYPES.get(parameter.type)
         if kind is None or not isinstance(value, (int, float, np.floating, np.integer, np.bool_)):
             raise LaunchError(
-                f"argument {position} ({parameter.name}) is {type(value).__name__}; .{parameter.type} of {parameter.size} bytes "
+                f"argument {position} ({parameter.name}) is {type(value).__name__}; "
+                f".{parameter.type} of {parameter.size} bytes "
                 "takes a number, an array or bytes"
             )
         floating = isinstance(value, (float, np.floating))
         if kind.kind == "f" or (floating and kind.kind in ("b", "x")):
             formats = {2: "<e", 4: "<f", 8: "<d"}
             if parameter.size not in formats:
-                raise LaunchError(f"argument {position} ({parameter.name}) is a float, the parameter is .{parameter.type}")
+                raise LaunchError(
+                    f"argument {position} ({parameter.name}) is a float, the parameter is .{parameter.type}"
+                )
             return struct.pack(formats[parameter.size], float(value))
         if floating:
             if float(value) != int(value):
-                raise LaunchError(f"argument {position} ({parameter.name}) is {value}, the parameter is .{parameter.type}")
+                raise LaunchError(
+                    f"argument {position} ({parameter.name}) is {value}, the parameter is .{parameter.type}"
+                )
         number = int(value)
         bits = parameter.size * 8
         if not -(1 << (bits - 1)) <= number < 1 << bits:
@@ -199,7 +212,7 @@ class ArgumentPacker:
 
     def _adopt(self, start: int, size: int, name: str, owner: Any, writeable: bool) -> Allocation:
         if size:
-            pointer = (ctypes.c_uint8 * size).from_address(start)
+            pointer: Any = (ctypes.c_uint8 * size).from_address(start)
             data = np.frombuffer(pointer, np.uint8)
         else:
             data = np.zeros(0, np.uint8)

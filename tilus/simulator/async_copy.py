@@ -14,13 +14,17 @@ from .operations import Lane, Operation
 from .selection import Selection
 from .types import BITS_OF_WIDTH, TYPES, ScalarType
 
-_ROWS = {4: (np.dtype(np.uint32), 1), 8: (np.dtype(np.uint64), 1), 16: (np.dtype(np.uint64), 2)}
+_ROWS: dict[int, tuple[Any, int]] = {
+    4: (np.dtype(np.uint32), 1),
+    8: (np.dtype(np.uint64), 1),
+    16: (np.dtype(np.uint64), 2),
+}
 
 
 class PendingCopy:
     """One executed ``cp.async`` whose data has not arrived for some lanes."""
 
-    __slots__ = ("sel", "index", "values", "group", "left", "copy")
+    __slots__ = ("copy", "group", "index", "left", "sel", "values")
 
     def __init__(self, copy: Any, sel: Selection, index: Any, values: Any, group: Any) -> None:
         self.copy = copy
@@ -97,8 +101,15 @@ class CopyQueue:
 class CopyAsync(Access):
     """``cp.async.ca`` and ``.cg``."""
 
-    def __init__(self, type: ScalarType, width: int, target: AddressSource, source: AddressSource, size: Any,
-                 ignore: Any) -> None:  # fmt: skip
+    def __init__(
+        self,
+        type: ScalarType,
+        width: int,
+        target: AddressSource,
+        source: AddressSource,
+        size: Any,
+        ignore: Any,
+    ) -> None:
         super().__init__("global", type, 1, source)
         self.width = width
         self.target = target
@@ -122,8 +133,12 @@ class CopyAsync(Access):
             sizes = np.broadcast_to(self.size.get(state, sel), (sel.n,)).astype(np.int64)
             if (sizes > width).any():
                 where = int(np.flatnonzero(sizes > width)[0])
-                state.hazard("illegal-instruction", f"src-size {int(sizes[where])} is larger than cp-size {width}",
-                             self.instruction, int(sel.index[where]))  # fmt: skip
+                state.hazard(
+                    "illegal-instruction",
+                    f"src-size {int(sizes[where])} is larger than cp-size {width}",
+                    self.instruction,
+                    int(sel.index[where]),
+                )
                 state.stop()
         elif self.ignore is not None:
             sizes = np.where(self.ignore.get(state, sel), 0, width)
@@ -163,15 +178,23 @@ class CopyAsync(Access):
         raw = values.view(np.uint8).reshape(sel.n, self.width)
         whole = sizes == self.width
         if whole.any():
-            raw[whole] = np.ascontiguousarray(self._fetch(state, sel.subset(whole), address[whole])).view(np.uint8).reshape(
-                -1, self.width
+            raw[whole] = (
+                np.ascontiguousarray(self._fetch(state, sel.subset(whole), address[whole]))
+                .view(np.uint8)
+                .reshape(-1, self.width)
             )
         for lane in np.flatnonzero((sizes > 0) & ~whole):
             size = int(sizes[lane])
             allocation = state.engine.globals.find(int(address[lane]))
             if allocation is None or int(address[lane]) + size > allocation.end:
-                state.memory._fail(self, sel, address, np.arange(sel.n) == lane, "out-of-bounds",
-                                   f"{size}-byte read of global memory, {state.engine.globals.nearest(int(address[lane]))}")  # fmt: skip
+                state.memory._fail(
+                    self,
+                    sel,
+                    address,
+                    np.arange(sel.n) == lane,
+                    "out-of-bounds",
+                    f"{size}-byte read of global memory, {state.engine.globals.nearest(int(address[lane]))}",
+                )
             start = int(address[lane]) - allocation.base
             raw[lane, :size] = allocation.data[start : start + size]
         return values

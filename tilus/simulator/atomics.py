@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from .memory import Access, take_hints, take_space
 from .operations import Operation
 from .selection import Selection
 from .syntax import Vector
-from .types import TYPES, ScalarType
+from .types import ScalarType
 
 _OPERATIONS = ("and", "or", "xor", "cas", "exch", "add", "inc", "dec", "min", "max")
 
@@ -25,7 +26,9 @@ def _bfloat_add(a: Any, b: Any) -> Any:
 
 def _bfloat_extreme(smaller: bool) -> Callable[[Any, Any], Any]:
     pick = np.fmin if smaller else np.fmax
-    return lambda a, b: rounding.single_to_bfloat(pick(rounding.bfloat_to_single(a), rounding.bfloat_to_single(b)))
+    return lambda a, b: rounding.single_to_bfloat(
+        pick(rounding.bfloat_to_single(a), rounding.bfloat_to_single(b))
+    )
 
 
 def _in_pairs(function: Callable[[Any, Any], Any], dtype: Any) -> Callable[[Any, Any], Any]:
@@ -86,9 +89,16 @@ class Atomic(Access):
     """One ``atom`` (or ``red``, which has no result)."""
 
     def __init__(
-        self, space: str | None, type: ScalarType, count: int, address: AddressSource, operation: str,
-        targets: list[Any], sources: list[Any], compare: Any,
-    ) -> None:  # fmt: skip
+        self,
+        space: str | None,
+        type: ScalarType,
+        count: int,
+        address: AddressSource,
+        operation: str,
+        targets: list[Any],
+        sources: list[Any],
+        compare: Any,
+    ) -> None:
         super().__init__(space, type, count, address)
         self.operation = operation
         self.writes = tuple(targets)
@@ -121,11 +131,15 @@ class Atomic(Access):
                 for j in range(self.count):
                     place = index * self.count + j if self.count > 1 else index
                     picked = None if compare is None else compare[chosen]
-                    old[chosen, j] = apply_atomically(view, place, values[chosen, j], picked, function, engine)
+                    old[chosen, j] = apply_atomically(
+                        view, place, values[chosen, j], picked, function, engine
+                    )
         for j, target in enumerate(self.writes):
             target.put(state, sel, old[:, j])
 
-    def _places(self, state: Any, sel: Selection, address: Any, space: str | None) -> list[tuple[Any, Any, Any]]:
+    def _places(
+        self, state: Any, sel: Selection, address: Any, space: str | None
+    ) -> list[tuple[Any, Any, Any]]:
         memory = state.memory
         dtype = np.dtype(np.uint64) if self.type.bits == 128 else self.type.dtype
         rows = 2 if self.type.bits == 128 else 1
@@ -136,16 +150,31 @@ class Atomic(Access):
                 state.races.atomic(self, sel, index, self.width)
             return [(memory.shared_view(dtype, rows), index // self.width, None)]
         if space != "global":
-            memory._fail(self, sel, address, np.ones(sel.n, bool), "out-of-bounds", f"atomic operation on {space} memory")
+            memory._fail(
+                self,
+                sel,
+                address,
+                np.ones(sel.n, bool),
+                "out-of-bounds",
+                f"atomic operation on {space} memory",
+            )
         result = []
         parts = memory.locate(self, sel, address, self.width, True)
         state.engine.counters.global_access(self, sel, address, self.width, True)
         for allocation, mask, offset in parts:
             if allocation.readonly:
-                memory._fail(self, sel, address, np.ones(sel.n, bool), "out-of-bounds",
-                             f"atomic operation on {allocation.name}, which is constant")  # fmt: skip
+                memory._fail(
+                    self,
+                    sel,
+                    address,
+                    np.ones(sel.n, bool),
+                    "out-of-bounds",
+                    f"atomic operation on {allocation.name}, which is constant",
+                )
             if state.engine.races is not None:
-                state.engine.races.atomic(state, self, sel if mask is None else sel.subset(mask), allocation, offset)
+                state.engine.races.atomic(
+                    state, self, sel if mask is None else sel.subset(mask), allocation, offset
+                )
             result.append((allocation.view(dtype, rows), offset // self.width, mask))
         return result
 
@@ -175,12 +204,17 @@ def apply_atomically(view: Any, index: Any, values: Any, compare: Any, function:
             engine.progress += 1
         return before
     starts = np.flatnonzero(first)
-    if compare is None and function in (np.add, np.minimum, np.maximum, np.bitwise_and, np.bitwise_or, np.bitwise_xor) \
-            and len(starts) < 64:  # fmt: skip
+    if (
+        compare is None
+        and function in (np.add, np.minimum, np.maximum, np.bitwise_and, np.bitwise_or, np.bitwise_xor)
+        and len(starts) < 64
+    ):
         # Few places, many lanes: a running reduction per place.
         for start, end in zip(starts, np.append(starts[1:], len(places))):
             lanes = order[start:end]
-            chain = function.accumulate(np.concatenate([view[places[start] : places[start] + 1], values[lanes]]))
+            chain = function.accumulate(
+                np.concatenate([view[places[start] : places[start] + 1], values[lanes]])
+            )
             old[lanes] = chain[:-1]
             if chain[-1] != chain[0]:
                 engine.progress += 1
@@ -189,7 +223,7 @@ def apply_atomically(view: Any, index: Any, values: Any, compare: Any, function:
     rank = np.arange(len(places)) - np.repeat(starts, np.diff(np.append(starts, len(places))))
     by_rank = np.argsort(rank, kind="stable")
     bounds = np.append(np.flatnonzero(np.diff(rank[by_rank], prepend=-1)), len(places))
-    for low, high in zip(bounds[:-1], bounds[1:]):
+    for low, high in itertools.pairwise(bounds):
         lanes = order[by_rank[low:high]]
         before = view[index[lanes]].copy()
         after = _new_value(before, values[lanes], None if compare is None else compare[lanes], function)
@@ -220,7 +254,22 @@ def _decode_atomic(d: Decoder) -> Operation:
         from .cluster import decode_red_async
 
         return decode_red_async(d)
-    type = d.type("b16", "b32", "b64", "b128", "u32", "u64", "s32", "s64", "f16", "f32", "f64", "bf16", "f16x2", "bf16x2")
+    type = d.type(
+        "b16",
+        "b32",
+        "b64",
+        "b128",
+        "u32",
+        "u64",
+        "s32",
+        "s64",
+        "f16",
+        "f32",
+        "f64",
+        "bf16",
+        "f16x2",
+        "bf16x2",
+    )
     d.flag("noftz")
     operation = d.take(*_OPERATIONS)
     order = d.take("relaxed", "acquire", "release", "acq_rel")
@@ -247,5 +296,3 @@ def _decode_atomic(d: Decoder) -> Operation:
 
 
 INSTRUCTIONS: dict[str, Callable[[Decoder], Operation]] = {"atom": _decode_atomic, "red": _decode_atomic}
-
-__all__ = ["INSTRUCTIONS", "TYPES", "Atomic", "apply_atomically"]

@@ -1,4 +1,4 @@
-"""Block-wide barriers: ``bar`` and ``barrier.cta`` with ids, counts and reductions, ``barrier.cluster``, ``bar.warp``."""
+"""Barriers: ``bar`` and ``barrier.cta`` with ids, counts and reductions, ``barrier.cluster``, ``bar.warp``."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ class BarrierUnit:
         self.cluster_arrived = np.zeros(state.lane_count, bool)
         self.cluster_phase = np.zeros(max(blocks // state.engine.cluster_size, 1), np.int64)
         self.lane_phase = np.zeros(state.lane_count, np.int64)
+        self.arrivals = np.zeros(state.lane_count, np.int64)
         self.conditions: list[Any] = []
 
     # -- block barriers ----------------------------------------------------------------------------------------
@@ -43,19 +44,43 @@ class BarrierUnit:
         alive = self.state.live_warps.any(axis=1)
         return np.bincount(self.state.block_of_warp[alive], minlength=self.state.block_count)[block] * LANES
 
-    def arrive(self, sel: Selection, barrier: int, count: int | None, instruction: Any, wait: bool, after: int,
-               value: Any = None, combine: Any = None) -> Any:  # fmt: skip
+    def arrive(
+        self,
+        sel: Selection,
+        barrier: int,
+        count: int | None,
+        instruction: Any,
+        wait: bool,
+        after: int,
+        value: Any = None,
+        combine: Any = None,
+    ) -> Any:
         """Lanes arrive; returns their selection where all of them may go on at once."""
         state = self.state
         if not 0 <= barrier < _BARRIERS:
-            state.hazard("barrier-count", f"barrier {barrier} does not exist (0 to 15 do)", instruction, int(sel.index[0]))
+            state.hazard(
+                "barrier-count",
+                f"barrier {barrier} does not exist (0 to 15 do)",
+                instruction,
+                int(sel.index[0]),
+            )
             state.stop()
         if count is not None and (count % LANES or count <= 0):
-            state.hazard("barrier-count", f"thread count {count} is no positive multiple of 32", instruction,
-                         int(sel.index[0]))  # fmt: skip
+            state.hazard(
+                "barrier-count",
+                f"thread count {count} is no positive multiple of 32",
+                instruction,
+                int(sel.index[0]),
+            )
             state.stop()
         everyone = sel.whole and sel.lo == 0 and sel.hi == state.warp_count
-        if everyone and self.pending == 0 and value is None and (count is None or count == state.warps * LANES) and wait:
+        if (
+            everyone
+            and self.pending == 0
+            and value is None
+            and (count is None or count == state.warps * LANES)
+            and wait
+        ):
             if state.order is not None:
                 state.order.all_blocks()
             return sel
@@ -76,8 +101,9 @@ class BarrierUnit:
                 "barrier-count",
                 f"barrier {barrier} is used with {int(expected[clash][0])} threads while {int(old[clash][0])} were "
                 "expected by those who arrived before",
-                instruction, int(sel.index[0]),
-            )  # fmt: skip
+                instruction,
+                int(sel.index[0]),
+            )
         self.expected[touched, barrier] = expected
         self.count[touched, barrier] += arrived[touched]
         self.pending += int(arrived.sum())
@@ -85,23 +111,25 @@ class BarrierUnit:
             self.at[sel.lanes] = barrier
             self.next[sel.lanes] = after
             state.parked += sel.n
-        for block in touched:
+        for each in touched:
+            block = int(each)
             mine = warps[blocks == block]
             seen = state.order.snapshot(mine) if state.order is not None else None
             self.members.setdefault((int(block), barrier), []).append((mine, wait, seen))
         if value is not None:
             lane_block = state.block_of_lane[sel.lanes]
-            for block in touched:
-                self.reduction.setdefault((int(block), barrier), []).append(value[lane_block == block])
+            for each in touched:
+                self.reduction.setdefault((int(each), barrier), []).append(value[lane_block == each])
         over = self.count[touched, barrier] > self.expected[touched, barrier]
         if over.any():
-            block = int(touched[np.flatnonzero(over)[0]])
+            block = int(touched[over][0])
             state.hazard(
                 "barrier-count",
                 f"{int(self.count[block, barrier])} threads arrived at barrier {barrier}, which expects "
                 f"{int(self.expected[block, barrier])}",
-                instruction, int(sel.index[0]),
-            )  # fmt: skip
+                instruction,
+                int(sel.index[0]),
+            )
         done = touched[self.count[touched, barrier] >= self.expected[touched, barrier]]
         if len(done):
             self.release(done, barrier, combine)
@@ -116,10 +144,12 @@ class BarrierUnit:
             lane = int(gone[state.block_of_lane[gone] == bad[0]][0])
             state.hazard(
                 "barrier-divergence",
-                f"thread {state.thread_coordinates(int(state.thread_of_lane[lane]))} ended before a barrier that waits for "
+                f"thread {state.thread_coordinates(int(state.thread_of_lane[lane]))} ended before "
+                f"a barrier that waits for "
                 "all threads of the block",
-                instruction, int(sel.index[state.block_of_lane[sel.index] == bad[0]][0]),
-            )  # fmt: skip
+                instruction,
+                int(sel.index[state.block_of_lane[sel.index] == bad[0]][0]),
+            )
 
     def release(self, blocks: Any, barrier: int, combine: Any) -> None:
         """All arrived: those who wait go on."""
@@ -170,12 +200,17 @@ class BarrierUnit:
     def cluster_arrive(self, sel: Selection, instruction: Any) -> None:
         """Lanes arrive at the cluster's barrier without waiting."""
         state = self.state
-        again = self.cluster_arrived[sel.lanes]
+        again = self.arrivals[sel.lanes] > self.lane_phase[sel.lanes]
         if again.any():
-            state.hazard("barrier-count", "a thread arrives twice at barrier.cluster without waiting in between",
-                         instruction, int(sel.index[np.flatnonzero(again)[0]]))  # fmt: skip
+            state.hazard(
+                "barrier-count",
+                "a thread arrives twice at barrier.cluster without waiting in between",
+                instruction,
+                int(sel.index[np.flatnonzero(again)[0]]),
+            )
             state.stop()
         self.cluster_arrived[sel.lanes] = True
+        self.arrivals[sel.lanes] += 1
         if state.order is not None:
             state.order.cluster_arrive(sel.warps)
         size = state.engine.cluster_size
@@ -208,8 +243,12 @@ class BarrierUnit:
         complete = self.cluster_phase[cluster] > self.lane_phase[sel.lanes]
         stray = ~complete & ~self.cluster_arrived[sel.lanes]
         if stray.any():
-            state.hazard("barrier-count", "barrier.cluster.wait without an arrival before it", instruction,
-                         int(sel.index[np.flatnonzero(stray)[0]]))  # fmt: skip
+            state.hazard(
+                "barrier-count",
+                "barrier.cluster.wait without an arrival before it",
+                instruction,
+                int(sel.index[np.flatnonzero(stray)[0]]),
+            )
             state.stop()
         ready = sel if complete.all() else sel.subset(complete) if complete.any() else None
         if ready is not None:
@@ -251,8 +290,10 @@ class BarrierUnit:
         parts = []
         for (block, barrier), _ in self.members.items():
             where = state.block_coordinates(block)
-            parts.append(f"block {where}: barrier {barrier} has {int(self.count[block, barrier])} of "
-                         f"{int(self.expected[block, barrier])} threads")  # fmt: skip
+            parts.append(
+                f"block {where}: barrier {barrier} has {int(self.count[block, barrier])} of "
+                f"{int(self.expected[block, barrier])} threads"
+            )
         for condition, group in self.conditions:
             where = state.block_coordinates(int(state.block_of_lane[group.sel.index[0]]))
             parts.append(f"block {where}: {len(group.sel.warps)} warps wait for {condition.text()}")
@@ -281,8 +322,16 @@ class BarrierUnit:
 class Barrier(Control):
     """``bar.sync``, ``bar.arrive``, ``bar.red`` and the ``barrier.cta`` forms."""
 
-    def __init__(self, mode: str, aligned: bool, barrier: Any, count: Any, reduction: str | None, target: Any,
-                 value: Any) -> None:  # fmt: skip
+    def __init__(
+        self,
+        mode: str,
+        aligned: bool,
+        barrier: Any,
+        count: Any,
+        reduction: str | None,
+        target: Any,
+        value: Any,
+    ) -> None:
         super().__init__()
         self.mode = mode
         self.aligned = aligned
@@ -309,7 +358,9 @@ class Barrier(Control):
                 return None
             sel = ready
         engine.counters.barrier(self.instruction, len(sel.warps))
-        if isinstance(self.barrier, Constant) and (self.threads is None or isinstance(self.threads, Constant)):
+        if isinstance(self.barrier, Constant) and (
+            self.threads is None or isinstance(self.threads, Constant)
+        ):
             count = None if self.threads is None else int(self.threads.value)
             return self._arrive(group, sel, int(self.barrier.value), count)
         ids = np.broadcast_to(self.barrier.get(state, sel), (sel.n,)).astype(np.int64)

@@ -33,7 +33,11 @@ class _Call(Lane):
         """Write the return value."""
         if self.results:
             offset, size = self.results[0]
-            raw = np.ascontiguousarray(np.broadcast_to(values, (sel.n,)).astype(np.uint64)).view(np.uint8).reshape(-1, 8)
+            raw = (
+                np.ascontiguousarray(np.broadcast_to(values, (sel.n,)).astype(np.uint64))
+                .view(np.uint8)
+                .reshape(-1, 8)
+            )
             state.local[sel.lanes, offset : offset + size] = raw[:, :size]
 
 
@@ -58,7 +62,9 @@ class AssertFail(_Call):
         texts = [read_string(state, lane, int(self.values(state, one, i)[0])) for i in (0, 1, 3)]
         line = int(self.values(state, one, 2)[0]) & 0xFFFFFFFF
         message, file, function = (t.decode("utf-8", "replace") for t in texts)
-        state.hazard("assert", f"{file}:{line}: {function}: assertion {message!r} failed", self.instruction, lane)
+        state.hazard(
+            "assert", f"{file}:{line}: {function}: assertion {message!r} failed", self.instruction, lane
+        )
         state.stop()
 
 
@@ -146,7 +152,9 @@ def render_format(state: Any, lane: int, template: bytes, buffer: int) -> str:
 
     text = template.decode("utf-8", "replace")
     out, position, offset = [], 0, 0
-    for match in re.finditer(r"%([-+ #0]*)(\*|\d+)?(?:\.(\*|\d+))?(hh|h|ll|l|z|j|t|L)?([diouxXeEfFgGaAcspn%])", text):
+    for match in re.finditer(
+        r"%([-+ #0]*)(\*|\d+)?(?:\.(\*|\d+))?(hh|h|ll|l|z|j|t|L)?([diouxXeEfFgGaAcspn%])", text
+    ):
         out.append(text[position : match.start()])
         position = match.end()
         flags, width, precision, length, kind = match.groups()
@@ -170,11 +178,14 @@ def render_format(state: Any, lane: int, template: bytes, buffer: int) -> str:
             value: Any = struct.unpack("<d", take(8))[0]
             out.append(value.hex() if kind in "aA" else (spec + kind) % value)
         elif kind == "s":
-            out.append((spec + "s") % read_string(state, lane, struct.unpack("<Q", take(8))[0]).decode("utf-8", "replace"))
+            out.append(
+                (spec + "s")
+                % read_string(state, lane, struct.unpack("<Q", take(8))[0]).decode("utf-8", "replace")
+            )
         elif kind == "c":
             out.append((spec + "c") % chr(take(4)[0]))
         elif kind == "p":
-            out.append("0x%x" % struct.unpack("<Q", take(8))[0])
+            out.append("0x{:x}".format(struct.unpack("<Q", take(8))[0]))
         else:
             size = 8 if length in ("l", "ll", "z", "j", "t") else 4
             signed = kind in "di"

@@ -12,8 +12,8 @@ import numpy as np
 from . import tma
 from .atomics import apply_atomically, combine
 from .decoder import AddressSource, Decoder
-from .memory import take_hints
 from .mbarrier import shared_operand
+from .memory import take_hints
 from .operations import Lane, Nothing, Operation
 from .selection import Selection
 from .spaces import CLUSTER_SHIFT, PARAM_WINDOW
@@ -40,10 +40,10 @@ class Chunks:
         """``[G, n, 16]``: which bytes count."""
         at = np.arange(CHUNK)
         if self.first is None:
-            return np.ones(self.address.shape + (CHUNK,), bool)
+            return np.ones((*self.address.shape, CHUNK), bool)
         return (at >= self.first[..., None]) & (at < self.last[..., None])
 
-    def some(self, keep: Any) -> "Chunks":
+    def some(self, keep: Any) -> Chunks:
         """The chunks of some of the G copies."""
         if self.first is None:
             return Chunks(self.address[keep], None, None)
@@ -83,8 +83,13 @@ def find_allocation(operation: Any, state: Any, lanes: Any, addresses: Any, copi
         bad = addresses == low if allocation is None else addresses + width > allocation.end
         position = int(np.flatnonzero(bad)[0])
         at = int(addresses[position])
-        state.hazard("out-of-bounds", f"bulk copy touches global memory {state.engine.globals.nearest(at)}: address {at:#x}",
-                     operation.instruction, int(lanes[copies[position]]), at)  # fmt: skip
+        state.hazard(
+            "out-of-bounds",
+            f"bulk copy touches global memory {state.engine.globals.nearest(at)}: address {at:#x}",
+            operation.instruction,
+            int(lanes[copies[position]]),
+            at,
+        )
         state.stop()
     return allocation
 
@@ -93,14 +98,16 @@ def read_chunks(operation: Any, state: Any, lanes: Any, chunks: Chunks) -> Any:
     """The bytes of global chunks, uint8 ``[G, n, 16]``, zero where a byte does not count."""
     addresses, copies = touched(chunks)
     width = CHUNK if chunks.whole else 1
-    out = np.zeros(chunks.address.shape + (CHUNK,), np.uint8)
+    out = np.zeros((*chunks.address.shape, CHUNK), np.uint8)
     allocation = find_allocation(operation, state, lanes, addresses, copies, width)
     if allocation is None:
         return out
     offset = addresses - allocation.base
     engine = state.engine
     if engine.races is not None:
-        engine.races.read(state, _View(operation.instruction, width), _Lanes(lanes[copies]), allocation, offset)
+        engine.races.read(
+            state, _View(operation.instruction, width), _Lanes(lanes[copies]), allocation, offset
+        )
     if chunks.whole:
         out[:] = allocation.view(np.dtype(np.uint8), CHUNK)[offset >> 4].reshape(out.shape)
     else:
@@ -138,14 +145,18 @@ def write_chunks(operation: Any, state: Any, lanes: Any, chunks: Chunks, values:
     flat = values.reshape(-1, CHUNK) if chunks.whole else values[chunks.mask()]
     if reduction is None:
         if engine.races is not None:
-            engine.races.write(state, _View(operation.instruction, width), _Lanes(lanes[copies]), allocation, offset, flat)
+            engine.races.write(
+                state, _View(operation.instruction, width), _Lanes(lanes[copies]), allocation, offset, flat
+            )
         if chunks.whole:
             allocation.view(np.dtype(np.uint8), CHUNK)[offset >> 4] = flat
         else:
             allocation.data[offset] = flat
         return
     if engine.races is not None:
-        engine.races.atomic(state, _View(operation.instruction, width, True), _Lanes(lanes[copies]), allocation, offset)
+        engine.races.atomic(
+            state, _View(operation.instruction, width, True), _Lanes(lanes[copies]), allocation, offset
+        )
     function, dtype = reduction
     size = np.dtype(dtype).itemsize
     raw = np.ascontiguousarray(flat).reshape(-1).view(dtype)
@@ -159,7 +170,9 @@ def write_chunks(operation: Any, state: Any, lanes: Any, chunks: Chunks, values:
 class PendingLoad:
     """Copies into shared memory on their way: one entry per destination."""
 
-    def __init__(self, operation: Any, state: Any, lanes: Any, index: Any, values: Any, slots: Any, size: Any) -> None:
+    def __init__(
+        self, operation: Any, state: Any, lanes: Any, index: Any, values: Any, slots: Any, size: Any
+    ) -> None:
         self.operation, self.state = operation, state
         self.lanes, self.index, self.values, self.slots, self.size = lanes, index, values, slots, size
         self.left = np.ones(len(lanes), bool)
@@ -198,7 +211,9 @@ class _Bulk(Lane):
 class BulkLoad(_Bulk):
     """Global (or own shared) memory to shared memory, completing at an mbarrier."""
 
-    def __init__(self, target: AddressSource, barrier: AddressSource, mask: Any, source: Any, generic: bool) -> None:
+    def __init__(
+        self, target: AddressSource, barrier: AddressSource, mask: Any, source: Any, generic: bool
+    ) -> None:
         super().__init__()
         self.target, self.barrier, self.mask, self.source = target, barrier, mask, source
         self.generic = generic
@@ -220,8 +235,12 @@ class BulkLoad(_Bulk):
             size = engine.cluster_size
             bits = (masks[:, None] >> np.arange(size)) & 1
             if (masks >> size).any() or (masks == 0).any():
-                self.fail(state, lanes[0], "illegal-descriptor",
-                          f"multicast mask {int(masks[0]):#x} names blocks beyond the cluster's {size}")  # fmt: skip
+                self.fail(
+                    state,
+                    lanes[0],
+                    "illegal-descriptor",
+                    f"multicast mask {int(masks[0]):#x} names blocks beyond the cluster's {size}",
+                )
             which, rank = np.nonzero(bits)
             blocks = own[which] // size * size + rank
             barrier_blocks = blocks
@@ -229,12 +248,19 @@ class BulkLoad(_Bulk):
             barrier_offset = (barrier & ((1 << CLUSTER_SHIFT) - 1))[which]
         stride = state.memory.stride
         slots = self._slots(state, lanes[which], barrier_blocks * stride + barrier_offset)
-        values, offsets, sizes, zero_filled = self.source.fetch(self, state, sel, target & ((1 << CLUSTER_SHIFT) - 1))
+        values, offsets, sizes, zero_filled = self.source.fetch(
+            self, state, sel, target & ((1 << CLUSTER_SHIFT) - 1)
+        )
         del zero_filled
         if int(offsets.max(initial=0)) + CHUNK > state.memory.shared_bytes:
-            self.fail(state, lanes[0], "out-of-bounds",
-                      f"bulk copy to shared offset {int(offsets.max()):#x} ends past the {state.memory.shared_bytes} bytes of "
-                      "the block")  # fmt: skip
+            self.fail(
+                state,
+                lanes[0],
+                "out-of-bounds",
+                f"bulk copy to shared offset {int(offsets.max()):#x} ends past the "
+                f"{state.memory.shared_bytes} bytes of "
+                "the block",
+            )
         index = offsets[which] + (blocks * stride)[:, None]
         del target_offset
         entry = PendingLoad(self, state, lanes[which], index, values[which], slots, sizes[which])
@@ -261,8 +287,12 @@ class BulkLoad(_Bulk):
             missing = ~table.valid[table.at(slots)]
         if missing.any():
             position = int(np.flatnonzero(missing)[0])
-            self.fail(state, lanes[position], "mbarrier-misuse",
-                      f"no mbarrier has been initialised at shared offset {int(index[position] % state.memory.stride):#x}")  # fmt: skip
+            self.fail(
+                state,
+                lanes[position],
+                "mbarrier-misuse",
+                f"no mbarrier has been initialised at shared offset {int(index[position] % state.memory.stride):#x}",
+            )
         return slots
 
     def arrive(self, state: Any, index: Any, values: Any) -> None:
@@ -275,7 +305,9 @@ class BulkLoad(_Bulk):
         size = np.dtype(dtype).itemsize
         places = (rows[:, None] * (CHUNK // size) + np.arange(CHUNK // size)).reshape(-1)
         raw = np.ascontiguousarray(values).reshape(-1).view(dtype)
-        apply_atomically(state.memory.shared_view(np.dtype(dtype), 1), places, raw, None, function, state.engine)
+        apply_atomically(
+            state.memory.shared_view(np.dtype(dtype), 1), places, raw, None, function, state.engine
+        )
 
 
 class LinearSource:
@@ -293,7 +325,12 @@ class LinearSource:
         most = int(sizes.max())
         steps = np.arange(0, most, CHUNK)
         if not (sizes == most).all():
-            operation.fail(state, sel.index[0], "illegal-instruction", "threads of one bulk copy instruction differ in size")
+            operation.fail(
+                state,
+                sel.index[0],
+                "illegal-instruction",
+                "threads of one bulk copy instruction differ in size",
+            )
         if self.shared:
             index = shared_operand(operation, state, sel, address, False, 1)[:, None] + steps
             if state.races is not None:
@@ -310,8 +347,12 @@ def check_linear(operation: Any, state: Any, sel: Selection, first: Any, second:
         bad = (value & (CHUNK - 1)) != 0
         if bad.any():
             position = int(np.flatnonzero(bad)[0])
-            operation.fail(state, sel.index[position], "misaligned",
-                           f"{what} {int(value[position]):#x} of a bulk copy is no multiple of 16")  # fmt: skip
+            operation.fail(
+                state,
+                sel.index[position],
+                "misaligned",
+                f"{what} {int(value[position]):#x} of a bulk copy is no multiple of 16",
+            )
     if (sizes <= 0).any():
         operation.fail(state, sel.index[0], "illegal-instruction", "a bulk copy of no bytes")
 
@@ -341,8 +382,12 @@ class TensorSource:
                 operation.fail(state, sel.index[0], "illegal-descriptor", str(error))
         for tensor_map, _ in maps:
             if tensor_map.rank != len(self.coordinates):
-                operation.fail(state, sel.index[0], "illegal-descriptor",
-                               f"a tensor map of rank {tensor_map.rank} is used with {len(self.coordinates)} coordinates")  # fmt: skip
+                operation.fail(
+                    state,
+                    sel.index[0],
+                    "illegal-descriptor",
+                    f"a tensor map of rank {tensor_map.rank} is used with {len(self.coordinates)} coordinates",
+                )
         coordinates = np.stack(
             [np.broadcast_to(c.get(state, sel), (sel.n,)).astype(np.int64) for c in self.coordinates], axis=1
         )
@@ -350,7 +395,9 @@ class TensorSource:
 
     def _blob(self, operation: Any, state: Any, sel: Selection, address: int) -> bytes:
         if address % 64:
-            operation.fail(state, sel.index[0], "misaligned", f"tensor map at {address:#x} is not 64-byte aligned")
+            operation.fail(
+                state, sel.index[0], "misaligned", f"tensor map at {address:#x} is not 64-byte aligned"
+            )
         if address >= PARAM_WINDOW:
             start = address - PARAM_WINDOW
             return bytes(state.engine.parameters[start : start + tma.TENSOR_MAP_BYTES])
@@ -367,17 +414,29 @@ class TensorSource:
         for tensor_map, mine in maps:
             bad = (target[mine] & (tensor_map.shared_alignment - 1)) != 0
             if bad.any():
-                operation.fail(state, sel.index[0], "misaligned",
-                               f"shared address {int(target[mine][bad][0]):#x} of a tensor copy is not "
-                               f"{tensor_map.shared_alignment}-byte aligned")  # fmt: skip
-            parts.append((tensor_map, np.flatnonzero(mine), tma.tile_access(tensor_map, coordinates[mine], target[mine])))
+                operation.fail(
+                    state,
+                    sel.index[0],
+                    "misaligned",
+                    f"shared address {int(target[mine][bad][0]):#x} of a tensor copy is not "
+                    f"{tensor_map.shared_alignment}-byte aligned",
+                )
+            parts.append(
+                (
+                    tensor_map,
+                    np.flatnonzero(mine),
+                    tma.tile_access(tensor_map, coordinates[mine], target[mine]),
+                )
+            )
         return parts
 
     def fetch(self, operation: Any, state: Any, sel: Selection, target: Any) -> Any:
         """Values ``[G, n, 16]``, shared offsets ``[G, n]``, sizes ``[G]``."""
         parts = self.access(operation, state, sel, target)
         if len({p[2].shared_address.shape[1] for p in parts}) > 1:
-            operation.fail(state, sel.index[0], "illegal-instruction", "threads of one tensor copy differ in box size")
+            operation.fail(
+                state, sel.index[0], "illegal-instruction", "threads of one tensor copy differ in box size"
+            )
         count = parts[0][2].shared_address.shape[1]
         values = np.empty((sel.n, count, CHUNK), np.uint8)
         offsets = np.empty((sel.n, count), np.int64)
@@ -398,7 +457,9 @@ class TensorSource:
 class PendingStore:
     """Global writes of a bulk group on their way."""
 
-    def __init__(self, operation: Any, lanes: Any, chunks: Chunks, values: Any, group: Any, token: Any, reduction: Any) -> None:
+    def __init__(
+        self, operation: Any, lanes: Any, chunks: Chunks, values: Any, group: Any, token: Any, reduction: Any
+    ) -> None:
         self.operation, self.lanes, self.chunks, self.values = operation, lanes, chunks, values
         self.group, self.token, self.reduction = group, token, reduction
         self.left = np.ones(len(lanes), bool)
@@ -437,8 +498,14 @@ class BulkGroups:
         """The bytes of some lanes reach global memory."""
         if ready.any():
             entry.left &= ~ready
-            write_chunks(entry.operation, self.state, entry.lanes[ready], entry.chunks.some(ready), entry.values[ready],
-                         entry.reduction)  # fmt: skip
+            write_chunks(
+                entry.operation,
+                self.state,
+                entry.lanes[ready],
+                entry.chunks.some(ready),
+                entry.values[ready],
+                entry.reduction,
+            )
 
     def flush(self, lanes: Any) -> None:
         """Lanes end: what is on its way arrives, and sources not read yet are reported."""
@@ -449,9 +516,13 @@ class BulkGroups:
             ready = ended[entry.lanes] & entry.left
             late = ready & entry.unread
             if late.any():
-                self.state.hazard("async-pending", "the thread ends while a bulk store may still read shared memory; wait "
-                                  "with cp.async.bulk.wait_group.read", entry.operation.instruction,
-                                  int(entry.lanes[np.flatnonzero(late)[0]]))  # fmt: skip
+                self.state.hazard(
+                    "async-pending",
+                    "the thread ends while a bulk store may still read shared memory; wait "
+                    "with cp.async.bulk.wait_group.read",
+                    entry.operation.instruction,
+                    int(entry.lanes[np.flatnonzero(late)[0]]),
+                )
                 self._read_done(entry, late)
             self.finish(entry, ready)
             if entry.left.any():
@@ -462,9 +533,17 @@ class BulkGroups:
 class BulkStore(_Bulk):
     """Shared memory to global memory, plain or reducing, completing by bulk group."""
 
-    def __init__(self, source: AddressSource, target: Any, reduction: Any, generic: bool, mask: Any = None) -> None:
+    def __init__(
+        self, source: AddressSource, target: Any, reduction: Any, generic: bool, mask: Any = None
+    ) -> None:
         super().__init__()
-        self.source, self.target, self.reduction, self.generic, self.mask = source, target, reduction, generic, mask
+        self.source, self.target, self.reduction, self.generic, self.mask = (
+            source,
+            target,
+            reduction,
+            generic,
+            mask,
+        )
         self.reads = tuple(s for s in (source, mask, *target.reads) if s is not None)
 
     def execute(self, state: Any, sel: Selection) -> None:
@@ -477,23 +556,42 @@ class BulkStore(_Bulk):
                 reduction = self.reduction
                 if reduction is not None:
                     reduction = tensor_reduction(self, state, sel, reduction, tensor_map)
-                self._start(state, sel, which, access.shared_address, base[which],
-                            Chunks(access.global_address, access.first, access.last), reduction)  # fmt: skip
+                self._start(
+                    state,
+                    sel,
+                    which,
+                    access.shared_address,
+                    base[which],
+                    Chunks(access.global_address, access.first, access.last),
+                    reduction,
+                )
             return
         sizes = np.broadcast_to(self.target.size.get(state, sel), (sel.n,)).astype(np.int64)
         target = self.target.address.get(state, sel)
         check_linear(self, state, sel, address, target, sizes)
         if not (sizes == sizes[0]).all():
-            self.fail(state, sel.index[0], "illegal-instruction", "threads of one bulk copy instruction differ in size")
+            self.fail(
+                state,
+                sel.index[0],
+                "illegal-instruction",
+                "threads of one bulk copy instruction differ in size",
+            )
         steps = np.arange(0, int(sizes[0]), CHUNK)
         chunks = Chunks(target[:, None] + steps, None, None)
         self._start(state, sel, np.arange(sel.n), address[:, None] + steps, base, chunks, self.reduction)
 
-    def _start(self, state: Any, sel: Selection, which: Any, offsets: Any, base: Any, chunks: Chunks, reduction: Any) -> None:
+    def _start(
+        self, state: Any, sel: Selection, which: Any, offsets: Any, base: Any, chunks: Chunks, reduction: Any
+    ) -> None:
         if int(offsets.max()) + CHUNK > state.memory.shared_bytes or int(offsets.min()) < 0:
-            self.fail(state, sel.index[0], "out-of-bounds",
-                      f"bulk copy from shared offset {int(offsets.max()):#x} reads past the {state.memory.shared_bytes} bytes of "
-                      "the block")  # fmt: skip
+            self.fail(
+                state,
+                sel.index[0],
+                "out-of-bounds",
+                f"bulk copy from shared offset {int(offsets.max()):#x} reads past the "
+                f"{state.memory.shared_bytes} bytes of "
+                "the block",
+            )
         index = offsets + base[:, None]
         lanes = sel.index[which]
         token = None
@@ -509,8 +607,19 @@ class BulkStore(_Bulk):
 def tensor_reduction(operation: Any, state: Any, sel: Selection, name: str, tensor_map: Any) -> Any:
     """The reduction of a tensor map's element type."""
     kind = tensor_map.element_type.split(".")[0]
-    names = {"u8": "u32", "u16": "u32", "f16": "f16", "bf16": "bf16", "u32": "u32", "s32": "s32", "u64": "u64",
-             "s64": "s64", "f32": "f32", "f64": "f64", "tf32": "f32"}  # fmt: skip
+    names = {
+        "u8": "u32",
+        "u16": "u32",
+        "f16": "f16",
+        "bf16": "bf16",
+        "u32": "u32",
+        "s32": "s32",
+        "u64": "u64",
+        "s64": "s64",
+        "f32": "f32",
+        "f64": "f64",
+        "tf32": "f32",
+    }
     if kind in ("u8", "u16"):
         operation.fail(state, sel.index[0], "illegal-descriptor", f"a reduction into elements of type {kind}")
     return reduction_of(name, names[kind])
@@ -559,7 +668,9 @@ def decode_reduce(d: Decoder) -> Operation:
 def _decode_copy(d: Decoder, reducing: str | None) -> Operation:
     tensor = d.flag("tensor")
     dimension = d.take("1d", "2d", "3d", "4d", "5d")
-    mode = d.take("tile", "tile::gather4", "tile::scatter4", "im2col", "im2col::w", "im2col::w::128", "im2col_no_offs")
+    mode = d.take(
+        "tile", "tile::gather4", "tile::scatter4", "im2col", "im2col::w", "im2col::w::128", "im2col_no_offs"
+    )
     if mode not in (None, "tile"):
         raise d.fail(f"load mode .{mode} is not supported; use .tile")
     hinted = "L2::cache_hint" in d.mods
@@ -593,7 +704,9 @@ def _decode_copy(d: Decoder, reducing: str | None) -> Operation:
         barrier = d.address(operands[2])
         expected = 3
     else:
-        origin = LinearSource(d.address(operands[1]), d.source(operands[2], TYPES["u32"]), source == "shared::cta")
+        origin = LinearSource(
+            d.address(operands[1]), d.source(operands[2], TYPES["u32"]), source == "shared::cta"
+        )
         barrier = d.address(operands[3])
         expected = 4
     if len(operands) != expected:
@@ -603,7 +716,9 @@ def _decode_copy(d: Decoder, reducing: str | None) -> Operation:
     return load
 
 
-def _decode_store(d: Decoder, tensor: bool, dimension: str | None, operands: list[Any], reduction: Any) -> Operation:
+def _decode_store(
+    d: Decoder, tensor: bool, dimension: str | None, operands: list[Any], reduction: Any
+) -> Operation:
     if tensor:
         if len(operands) != 2:
             raise d.fail(f"{len(operands)} operands where 2 are expected")
@@ -621,7 +736,6 @@ def _tensor_operand(d: Decoder, operand: Any, dimension: str | None) -> TensorSo
     items = coordinates.items if isinstance(coordinates, Vector) else (coordinates,)
     if dimension is not None and len(items) != int(dimension[0]):
         raise d.fail(f"{len(items)} coordinates for .{dimension}")
-    return TensorSource(d.address(operand._replace(extra=())), [d.source(c, TYPES["s32"]) for c in items], True)
-
-
-__all__ = ["BulkGroups", "decode_bulk", "decode_reduce"]
+    return TensorSource(
+        d.address(operand._replace(extra=())), [d.source(c, TYPES["s32"]) for c in items], True
+    )

@@ -20,8 +20,19 @@ from .spaces import CLUSTER_SHIFT, SHARED_WINDOW
 from .types import TYPES, ScalarType
 
 _OFFSET = (1 << CLUSTER_SHIFT) - 1
-_MAP_FIELDS = ("global_address", "rank", "box_dim", "global_dim", "global_stride", "element_stride", "elemtype",
-               "interleave_layout", "swizzle_mode", "swizzle_atomicity", "fill_mode")  # fmt: skip
+_MAP_FIELDS = (
+    "global_address",
+    "rank",
+    "box_dim",
+    "global_dim",
+    "global_stride",
+    "element_stride",
+    "elemtype",
+    "interleave_layout",
+    "swizzle_mode",
+    "swizzle_atomicity",
+    "fill_mode",
+)
 
 
 def _decode_mapa(d: Decoder) -> Operation:
@@ -33,7 +44,9 @@ def _decode_mapa(d: Decoder) -> Operation:
 
     def apply(address: Any, rank: Any) -> Any:
         offset = (np.asarray(address) - word(window)) & word(_OFFSET)
-        return ((np.asarray(rank).astype(type.dtype) + word(1)) << word(CLUSTER_SHIFT)) + offset + word(window)
+        return (
+            ((np.asarray(rank).astype(type.dtype) + word(1)) << word(CLUSTER_SHIFT)) + offset + word(window)
+        )
 
     sources = [d.source(d.operands[1], type), d.source(d.operands[2], TYPES["u32"])]
     return Map(apply, [d.target(d.operands[0], type)], sources)
@@ -56,10 +69,23 @@ def _decode_rank(d: Decoder) -> Operation:
 class AsyncStore(_Bulk):
     """``st.async`` and ``red.async``: data and completion go to another block's shared memory and mbarrier."""
 
-    def __init__(self, type: ScalarType, address: AddressSource, sources: list[Any], barrier: AddressSource, generic: bool,
-                 reduction: Any) -> None:  # fmt: skip
+    def __init__(
+        self,
+        type: ScalarType,
+        address: AddressSource,
+        sources: list[Any],
+        barrier: AddressSource,
+        generic: bool,
+        reduction: Any,
+    ) -> None:
         super().__init__()
-        self.element, self.address, self.sources, self.barrier, self.generic = type, address, sources, barrier, generic
+        self.element, self.address, self.sources, self.barrier, self.generic = (
+            type,
+            address,
+            sources,
+            barrier,
+            generic,
+        )
         self.reduction = reduction
         self.width = type.bytes * len(sources)
         self.reads = (address, barrier, *sources)
@@ -77,7 +103,12 @@ class AsyncStore(_Bulk):
         table = state.mbarriers
         slots = table.slot(barrier)
         if (slots < 0).any():
-            state.hazard("mbarrier-misuse", "no mbarrier has been initialised there", self.instruction, int(sel.index[0]))
+            state.hazard(
+                "mbarrier-misuse",
+                "no mbarrier has been initialised there",
+                self.instruction,
+                int(sel.index[0]),
+            )
             state.stop()
         values = np.empty((sel.n, self.count), self.element.dtype)
         for position, source in enumerate(self.sources):
@@ -107,7 +138,9 @@ def decode_store_async(d: Decoder) -> Operation:
     type = TYPES[f"b{d.type().bits}"]
     if not completion:
         space = take_space(d)
-        store = Store(space, type, count, d.address(d.operands[0]), d.sources(d.operands[1], type, relaxed=True))
+        store = Store(
+            space, type, count, d.address(d.operands[0]), d.sources(d.operands[1], type, relaxed=True)
+        )
         memory_order(d, store)
         take_hints(d)
         return store
@@ -133,15 +166,30 @@ def decode_red_async(d: Decoder) -> Operation:
     if operation is None:
         raise d.fail("no reduction operation")
     if not completion:
-        atomic = Atomic(take_space(d), type, 1, d.address(d.operands[0]), operation, [], [d.source(d.operands[1], type)], None)
+        atomic = Atomic(
+            take_space(d),
+            type,
+            1,
+            d.address(d.operands[0]),
+            operation,
+            [],
+            [d.source(d.operands[1], type)],
+            None,
+        )
         atomic.order, atomic.scope = order or "relaxed", scope or "gpu"
         take_hints(d)
         return atomic
     generic = d.take("shared::cluster") is None
     d.count(3)
     source = d.source(d.operands[1], type)
-    return AsyncStore(type, d.address(d.operands[0]), [source], d.address(d.operands[2]), generic,
-                      combine(operation, type, "shared"))  # fmt: skip
+    return AsyncStore(
+        type,
+        d.address(d.operands[0]),
+        [source],
+        d.address(d.operands[2]),
+        generic,
+        combine(operation, type, "shared"),
+    )
 
 
 class _BulkZero(_Bulk):
@@ -163,16 +211,23 @@ class _BulkZero(_Bulk):
             one = sel.subset(np.arange(sel.n) == position)
             start = address[position : position + 1]
             if sizes[position] % 8:
-                self.fail(state, int(sel.index[position]), "misaligned", f"size {int(sizes[position])} is no multiple of 8")
+                self.fail(
+                    state,
+                    int(sel.index[position]),
+                    "misaligned",
+                    f"size {int(sizes[position])} is no multiple of 8",
+                )
             if sizes[position] == 0:
                 continue
             ends = np.concatenate([start, start + sizes[position] - 8])
-            both = _Twice(one)
+            both: Any = _Twice(one)
             first = int(shared_operand(self, state, both, ends, self.generic, 8)[0])
             index = np.arange(first, first + int(sizes[position]), 8)
             if state.races is not None:
                 lanes = _Repeated(int(sel.index[position]), len(index))
-                state.races.write(self, lanes, index, 8, view, index >> 3, np.zeros((len(index), 8), np.uint8))
+                state.races.write(
+                    self, lanes, index, 8, view, index >> 3, np.zeros((len(index), 8), np.uint8)
+                )
             view[index >> 3] = 0
         state.engine.progress += 1
 
@@ -209,7 +264,9 @@ def _decode_bulk_store(d: Decoder) -> Operation:
 class _ReplaceField(Lane):
     """``tensormap.replace``."""
 
-    def __init__(self, field: str, address: AddressSource, ordinal: Any, value: Any, space: str | None) -> None:
+    def __init__(
+        self, field: str, address: AddressSource, ordinal: Any, value: Any, space: str | None
+    ) -> None:
         super().__init__()
         self.field, self.address, self.ordinal, self.value, self.space = field, address, ordinal, value, space
         self.reads = tuple(s for s in (address, value) if s is not None)

@@ -25,20 +25,52 @@ def _unordered(function: Any) -> Callable[[Any, Any], Any]:
 
 
 _INTEGER: dict[str, Any] = {
-    "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater,
-    "ge": np.greater_equal, "lo": np.less, "ls": np.less_equal, "hi": np.greater, "hs": np.greater_equal,
-}  # fmt: skip
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "lo": np.less,
+    "ls": np.less_equal,
+    "hi": np.greater,
+    "hs": np.greater_equal,
+}
 # NumPy's comparisons are false for NaN except not_equal, which PTX's ordered `ne` is not.
 _FLOAT: dict[str, Any] = {
-    "eq": np.equal, "ne": _ordered(np.not_equal), "lt": np.less, "le": np.less_equal, "gt": np.greater,
-    "ge": np.greater_equal, "equ": _unordered(np.equal), "neu": np.not_equal, "ltu": _unordered(np.less),
-    "leu": _unordered(np.less_equal), "gtu": _unordered(np.greater), "geu": _unordered(np.greater_equal),
-    "num": lambda a, b: ~(np.isnan(a) | np.isnan(b)), "nan": lambda a, b: np.isnan(a) | np.isnan(b),
-}  # fmt: skip
+    "eq": np.equal,
+    "ne": _ordered(np.not_equal),
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "equ": _unordered(np.equal),
+    "neu": np.not_equal,
+    "ltu": _unordered(np.less),
+    "leu": _unordered(np.less_equal),
+    "gtu": _unordered(np.greater),
+    "geu": _unordered(np.greater_equal),
+    "num": lambda a, b: ~(np.isnan(a) | np.isnan(b)),
+    "nan": lambda a, b: np.isnan(a) | np.isnan(b),
+}
 _BOOLEAN = {"and": np.logical_and, "or": np.logical_or, "xor": np.logical_xor}
 _COMPARED = (
-    "b16", "b32", "b64", "u16", "u32", "u64", "s16", "s32", "s64", "f16", "f32", "f64", "bf16", "f16x2", "bf16x2",
-)  # fmt: skip
+    "b16",
+    "b32",
+    "b64",
+    "u16",
+    "u32",
+    "u64",
+    "s16",
+    "s32",
+    "s64",
+    "f16",
+    "f32",
+    "f64",
+    "bf16",
+    "f16x2",
+    "bf16x2",
+)
 
 
 def comparison(d: Decoder, operator: str, type: ScalarType, ftz: bool) -> Callable[[Any, Any], Any]:
@@ -54,11 +86,12 @@ def comparison(d: Decoder, operator: str, type: ScalarType, ftz: bool) -> Callab
         return lambda a, b: function(split_pair(a, np.float16), split_pair(b, np.float16))
     if type.name == "bf16x2":
         return lambda a, b: function(
-            rounding.bfloat_to_single(split_pair(a, np.uint16)), rounding.bfloat_to_single(split_pair(b, np.uint16))
+            rounding.bfloat_to_single(split_pair(a, np.uint16)),
+            rounding.bfloat_to_single(split_pair(b, np.uint16)),
         )
     if ftz and type.name == "f32":
         return lambda a, b: function(rounding.flush(a), rounding.flush(b))
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _operators(d: Decoder) -> tuple[str, str | None, bool]:
@@ -114,10 +147,16 @@ def _decode_set(d: Decoder) -> Operation:
     packed = type.name in ("f16x2", "bf16x2")
     # Set gives 1.0 for float results and all ones for integer results.
     ones: dict[str, Any] = {
-        "f32": np.float32(1), "f16": np.float16(1), "bf16": np.uint16(0x3F80), "f16x2": np.uint16(0x3C00),
-        "bf16x2": np.uint16(0x3F80), "u32": np.uint32(2**32 - 1), "s32": np.int32(-1), "u16": np.uint16(2**16 - 1),
+        "f32": np.float32(1),
+        "f16": np.float16(1),
+        "bf16": np.uint16(0x3F80),
+        "f16x2": np.uint16(0x3C00),
+        "bf16x2": np.uint16(0x3F80),
+        "u32": np.uint32(2**32 - 1),
+        "s32": np.int32(-1),
+        "u16": np.uint16(2**16 - 1),
         "s16": np.int16(-1),
-    }  # fmt: skip
+    }
     one = np.uint16(0xFFFF) if packed and result.name in ("u32", "s32") else ones[result.name]
 
     def apply(a: Any, b: Any, c: Any = None) -> Any:

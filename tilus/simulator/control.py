@@ -10,7 +10,6 @@ import numpy as np
 from .decoder import Decoder
 from .operands import Not, Register
 from .operations import Control, Map, Nothing, Operation
-from .selection import Selection
 from .syntax import Name
 from .types import TYPES
 
@@ -67,8 +66,12 @@ class IndexedBranch(Control):
             guard = np.ones(sel.n, bool)
         if (index[guard] >= len(self.targets)).any():
             lane = int(sel.index[np.flatnonzero(guard & (index >= len(self.targets)))[0]])
-            state.hazard("illegal-instruction", f"branch index beyond the {len(self.targets)} targets",
-                         self.instruction, lane)  # fmt: skip
+            state.hazard(
+                "illegal-instruction",
+                f"branch index beyond the {len(self.targets)} targets",
+                self.instruction,
+                lane,
+            )
             state.stop()
         for value in np.unique(index[guard]):
             state.add(group.fork(sel.subset(guard & (index == value)), self.targets[int(value)], False))
@@ -136,16 +139,28 @@ class BadCall(Control):
     """Reached when an indirect call's pointer is no known function."""
 
     def step(self, engine: Any, group: Any) -> Any:
-        group.state.hazard("illegal-instruction", "the called pointer is no function that fits the call",
-                           self.instruction, int(group.sel.index[0]))  # fmt: skip
+        group.state.hazard(
+            "illegal-instruction",
+            "the called pointer is no function that fits the call",
+            self.instruction,
+            int(group.sel.index[0]),
+        )
         group.state.stop()
 
 
 class Frame:
     """What a call of a recursive function saved: registers and locals of the functions it may reach."""
 
-    def __init__(self, index: Any, back: int, registers: dict[int, Any], local: Any, previous: Any) -> None:
-        self.index, self.back, self.registers, self.local, self.previous = index, back, registers, local, previous
+    def __init__(
+        self, index: Any, back: int, registers: dict[tuple[int, int, int], Any], local: Any, previous: Any
+    ) -> None:
+        self.index, self.back, self.registers, self.local, self.previous = (
+            index,
+            back,
+            registers,
+            local,
+            previous,
+        )
         self.left = len(index)
 
 
@@ -177,9 +192,14 @@ class CallShared(Control):
             for bank, (first, last) in each["rows"].items():
                 if last > first:
                     saved[bank, first, last] = state.banks[bank][first:last, index]
-        local = [(first, state.local[index, first:last].copy()) for first, last in (b["local"] for b in self.bodies.values())]
+        local = [
+            (first, state.local[index, first:last].copy())
+            for first, last in (b["local"] for b in self.bodies.values())
+        ]
         if len(state.frames) > 4096:
-            state.hazard("illegal-instruction", "recursion is deeper than the stack", self.instruction, int(index[0]))
+            state.hazard(
+                "illegal-instruction", "recursion is deeper than the stack", self.instruction, int(index[0])
+            )
             state.stop()
         frame = Frame(index, here, saved, local, state.frame_of_lane[index].copy())
         state.frames[state.next_frame] = frame
@@ -206,7 +226,10 @@ class ReturnShared(Control):
             index = some.index
             frame = state.frames[int(number)]
             call = state.kernel.instructions[frame.back].operation
-            results = [state.local[index, address : address + size].copy() for address, size in formals[: call.results]]
+            results = [
+                state.local[index, address : address + size].copy()
+                for address, size in formals[: call.results]
+            ]
             at = np.searchsorted(frame.index, index)
             for (bank, first, last), values in frame.registers.items():
                 state.banks[bank][first:last, index] = values[:, at]
@@ -243,9 +266,10 @@ def _decode_brx(d: Decoder) -> Operation:
         raise d.fail("brx needs .idx")
     d.flag("uni")
     d.count(2)
-    table = d.scope.target_list(d.operands[1].text)
+    operand: Any = d.operands[1]
+    table = d.scope.target_list(operand.text)
     if table is None:
-        raise d.fail(f"unknown branch targets {d.operands[1].text!r}")
+        raise d.fail(f"unknown branch targets {operand.text!r}")
     targets = [label_index(d, Name(name)) for name in table.names]
     return IndexedBranch(d.source(d.operands[0], TYPES["u32"]), targets)
 
@@ -271,7 +295,9 @@ def decode_extra(d: Decoder) -> Operation:
         return Branch(d.labels[d.extra[1]])
     if kind == "unless":
         _, pointer, name, skip = d.extra
-        operation: Any = SkipUnless(d.source(Name(pointer), TYPES["u64"]), d.module.function_addresses[name], d.labels[skip])
+        operation: Any = SkipUnless(
+            d.source(Name(pointer), TYPES["u64"]), d.module.function_addresses[name], d.labels[skip]
+        )
         if d.statement.guard is not None:
             predicate = d.predicate(Name(d.statement.guard.register))
             operation.guard = Not(predicate) if d.statement.guard.negated else predicate
@@ -330,5 +356,3 @@ INSTRUCTIONS: dict[str, Callable[[Decoder], Operation]] = {
     "applypriority": _decode_nothing,
     "discard": _decode_nothing,
 }
-
-__all__ = ["INSTRUCTIONS", "Exit", "Selection", "decode_extra"]

@@ -18,8 +18,14 @@ from .types import TYPES, ScalarType
 _INTEGER_ROUNDING = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
 _FLOAT_ROUNDING = ("rn", "rz", "rm", "rp", "rna", "rs")
 _PLAIN = ("u8", "u16", "u32", "u64", "s8", "s16", "s32", "s64", "f16", "f32", "f64", "bf16")
-_NARROW_PAIRS = {"e4m3x2": "e4m3", "e5m2x2": "e5m2", "e2m3x2": "e2m3", "e3m2x2": "e3m2", "e2m1x2": "e2m1",
-                 "ue8m0x2": "ue8m0"}  # fmt: skip
+_NARROW_PAIRS = {
+    "e4m3x2": "e4m3",
+    "e5m2x2": "e5m2",
+    "e2m3x2": "e2m3",
+    "e3m2x2": "e3m2",
+    "e2m1x2": "e2m1",
+    "ue8m0x2": "ue8m0",
+}
 _NARROW_QUADS = {"e4m3x4": "e4m3", "e5m2x4": "e5m2", "e2m3x4": "e2m3", "e3m2x4": "e3m2", "e2m1x4": "e2m1"}
 _HALVES = ("f16", "bf16")
 
@@ -72,7 +78,10 @@ def _integer_to_integer(target: ScalarType, source: ScalarType, sat: bool) -> Ca
     info = np.iinfo(target.dtype)
 
     def clamp(a: Any) -> Any:
-        low, high = max(info.min, int(np.iinfo(source.dtype).min)), min(info.max, int(np.iinfo(source.dtype).max))
+        low, high = (
+            max(info.min, int(np.iinfo(source.dtype).min)),
+            min(info.max, int(np.iinfo(source.dtype).max)),
+        )
         return np.clip(a, source.dtype.type(low), source.dtype.type(high)).astype(target.dtype)
 
     return clamp
@@ -99,7 +108,9 @@ def _float_to_integer(target: ScalarType, source: ScalarType, mode: str, ftz: bo
         low, high = value <= float(info.min), value >= float(info.max)
         nan = np.isnan(value)
         inside = np.where(low | high | nan, 0.0, value).astype(target.dtype)
-        result = np.where(low, target.dtype.type(info.min), np.where(high, target.dtype.type(info.max), inside))
+        result = np.where(
+            low, target.dtype.type(info.min), np.where(high, target.dtype.type(info.max), inside)
+        )
         return np.where(nan, nan_value, result)
 
     return apply
@@ -190,7 +201,15 @@ def _special(
 ) -> Operation:
     if ftz:
         raise d.fail(f".ftz is not for cvt.{target}.{source}")
-    if source == "f32" and target in ("f16", "bf16", "tf32", "f16x2", "bf16x2", *_NARROW_PAIRS, *_NARROW_QUADS):
+    if source == "f32" and target in (
+        "f16",
+        "bf16",
+        "tf32",
+        "f16x2",
+        "bf16x2",
+        *_NARROW_PAIRS,
+        *_NARROW_QUADS,
+    ):
         return _from_single(d, target, mode, relu, satfinite)
     if target in _NARROW_PAIRS and source in ("f16x2", "bf16x2"):
         return _pair_to_narrow(d, target, source, mode, relu, satfinite)
@@ -204,7 +223,7 @@ def _special(
 def _pack_codes(codes: list[Any], format_name: str) -> Any:
     """Codes to a word, the first in the most significant place."""
     width = 4 if format_name == "e2m1" else 16 if format_name in _HALVES else 8
-    total = np.uint64(0)
+    total: Any = np.uint64(0)
     for code in codes:
         total = (total << np.uint64(width)) | np.asarray(code).astype(np.uint64)
     return total
@@ -242,7 +261,9 @@ def _from_single(d: Decoder, target: str, mode: str, relu: bool, satfinite: bool
         return _pack_codes(codes, format_name)
 
     # An 8-bit pair (e2m1x2) is written to a .b8 register; every wider result fills its register.
-    return Map(_as_bits(apply, bits), [d.target(d.operands[0], TYPES[f"b{bits}"], relaxed=bits == 8)], sources)
+    return Map(
+        _as_bits(apply, bits), [d.target(d.operands[0], TYPES[f"b{bits}"], relaxed=bits == 8)], sources
+    )
 
 
 def _as_bits(function: Callable[..., Any], bits: int) -> Callable[..., Any]:
@@ -265,7 +286,9 @@ def stochastic_bits(random: Any, format_name: str, index: int, count: int) -> di
     return {"random_bits": half & np.uint32((1 << width) - 1), "random_width": width}
 
 
-def _pair_to_narrow(d: Decoder, target: str, source: str, mode: str, relu: bool, satfinite: bool) -> Operation:
+def _pair_to_narrow(
+    d: Decoder, target: str, source: str, mode: str, relu: bool, satfinite: bool
+) -> Operation:
     d.count(2)
     format_name = _NARROW_PAIRS[target]
     bits = 8 if format_name == "e2m1" else 16
@@ -274,12 +297,16 @@ def _pair_to_narrow(d: Decoder, target: str, source: str, mode: str, relu: bool,
     def apply(word: Any) -> Any:
         word = np.asarray(word)
         parts = [(word >> np.uint32(16)).astype(np.uint16), (word & np.uint32(0xFFFF)).astype(np.uint16)]
-        codes = [formats.encode(formats.decode(p, half), format_name, mode, satfinite=satfinite, relu=relu)
-                 for p in parts]  # fmt: skip
+        codes = [
+            formats.encode(formats.decode(p, half), format_name, mode, satfinite=satfinite, relu=relu)
+            for p in parts
+        ]
         return _pack_codes(codes, format_name)
 
     source_value = d.source(d.operands[1], TYPES["b32"])
-    return Map(_as_bits(apply, bits), [d.target(d.operands[0], TYPES[f"b{bits}"], relaxed=bits == 8)], [source_value])
+    return Map(
+        _as_bits(apply, bits), [d.target(d.operands[0], TYPES[f"b{bits}"], relaxed=bits == 8)], [source_value]
+    )
 
 
 def _narrow_to_pair(d: Decoder, target: str, source: str, mode: str, relu: bool) -> Operation:
@@ -331,7 +358,9 @@ def _decode_pack(d: Decoder) -> Operation:
 def _decode_cvta(d: Decoder) -> Operation:
     type = d.type("u32", "u64")
     to = d.flag("to")
-    space = d.take("global", "shared", "shared::cta", "shared::cluster", "local", "const", "param", "param::entry")
+    space = d.take(
+        "global", "shared", "shared::cta", "shared::cluster", "local", "const", "param", "param::entry"
+    )
     if space is None:
         raise d.fail("cvta needs a state space")
     if type.bits != 64:

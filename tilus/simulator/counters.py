@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from typing import Any
 
@@ -106,7 +107,9 @@ class Counters:
         entry[2] += min(sectors, -(-size // SECTOR))
         entry[3] += size
 
-    def _by_pattern(self, sel: Selection, address: Any, width: int, period: int, function: Any) -> tuple[int, int]:
+    def _by_pattern(
+        self, sel: Selection, address: Any, width: int, period: int, function: Any
+    ) -> tuple[int, int]:
         """Sum a function of each warp's addresses, which depends on differences and the first address's residue."""
         if sel.whole:
             rows = address.reshape(-1, LANES)
@@ -135,7 +138,7 @@ class Counters:
             return single * sel.n, single * sel.n
         actual = ideal = 0
         bounds = [0, *(np.flatnonzero(np.diff(sel.row)) + 1).tolist(), sel.n]
-        for start, end in zip(bounds, bounds[1:]):
+        for start, end in itertools.pairwise(bounds):
             part = address[start:end]
             key = ((part - part[0]).tobytes(), int(part[0]) % period, width, period)
             found = self._patterns.get(key)

@@ -55,7 +55,7 @@ def maybe_uninitialized(kernel: Any) -> None:
     leaders = sorted(kernel.leaders)
     leaders = [leader for leader in leaders if leader < count]
     ends = {leader: (leaders[n + 1] if n + 1 < len(leaders) else count) for n, leader in enumerate(leaders)}
-    entry = {leader: everything for leader in leaders}
+    entry = dict.fromkeys(leaders, everything)
     entry[0] = 0
     block_writes = {}
     for leader in leaders:
@@ -75,14 +75,16 @@ def maybe_uninitialized(kernel: Any) -> None:
                 entry[target] = merged
                 pending.append(target)
                 visited.add(target)
-    watched = set()
+    watched: set[tuple[int, int]] = set()
     for leader in visited:
         known = entry[leader]
         for i in range(leader, ends[leader]):
             missing = reads[i] & ~known
             if missing:
                 watched.update(
-                    (r.bank, r.row) for r in _checked(instructions[i].operation) if missing >> numbers[r.bank, r.row] & 1
+                    (r.bank, r.row)
+                    for r in _checked(instructions[i].operation)
+                    if missing >> numbers[r.bank, r.row] & 1
                 )
             known |= writes[i]
     kernel.watched = watched

@@ -16,17 +16,38 @@ from .types import TYPES, ScalarType
 DecodeFunction = Callable[["Decoder"], Operation]
 
 _64_BIT_SPECIALS = ("%clock64", "%globaltimer", "%gridid", "%pm64")
-_DYNAMIC_SPECIALS = ("%clock", "%clock_hi", "%clock64", "%globaltimer", "%globaltimer_lo", "%globaltimer_hi", "%activemask")
+_DYNAMIC_SPECIALS = (
+    "%clock",
+    "%clock_hi",
+    "%clock64",
+    "%globaltimer",
+    "%globaltimer_lo",
+    "%globaltimer_hi",
+    "%activemask",
+)
 _SPECIALS = frozenset(
     "%laneid %warpid %nwarpid %smid %nsmid %gridid %clock %clock_hi %clock64 %globaltimer %globaltimer_lo "
     "%globaltimer_hi %lanemask_eq %lanemask_le %lanemask_lt %lanemask_ge %lanemask_gt %dynamic_smem_size "
     "%total_smem_size %aggr_smem_size %is_explicit_cluster %cluster_ctarank %cluster_nctarank "
     "%reserved_smem_offset_begin %reserved_smem_offset_end %reserved_smem_offset_cap %activemask "
     "%current_graph_exec".split()
-    + [f"{n}.{c}" for n in ("%tid", "%ntid", "%ctaid", "%nctaid", "%clusterid", "%nclusterid", "%cluster_ctaid",
-                            "%cluster_nctaid") for c in "xyz"]
-    + [f"%pm{i}" for i in range(8)] + [f"%envreg{i}" for i in range(32)]
-)  # fmt: skip
+    + [
+        f"{n}.{c}"
+        for n in (
+            "%tid",
+            "%ntid",
+            "%ctaid",
+            "%nctaid",
+            "%clusterid",
+            "%nclusterid",
+            "%cluster_ctaid",
+            "%cluster_nctaid",
+        )
+        for c in "xyz"
+    ]
+    + [f"%pm{i}" for i in range(8)]
+    + [f"%envreg{i}" for i in range(32)]
+)
 
 
 class AddressSource:
@@ -119,7 +140,9 @@ class Decoder:
     def count(self, *allowed: int) -> int:
         """The number of operands, which must be one of ``allowed``."""
         if len(self.operands) not in allowed:
-            raise self.fail(f"{len(self.operands)} operands where {' or '.join(map(str, allowed))} are expected")
+            raise self.fail(
+                f"{len(self.operands)} operands where {' or '.join(map(str, allowed))} are expected"
+            )
         return len(self.operands)
 
     def source(self, operand: Any, type: ScalarType, relaxed: bool = False) -> Any:
@@ -189,7 +212,9 @@ class Decoder:
                 raise self.fail(f"{operand.text!r} is not a register")
             bank, row = register
             if bank < type.bits or (bank != type.bits and not relaxed):
-                raise self.fail(f"register {operand.text} has {bank} bits, the {type.name} result needs {type.bits}")
+                raise self.fail(
+                    f"register {operand.text} has {bank} bits, the {type.name} result needs {type.bits}"
+                )
             store = type.dtype
             if bank != type.bits:
                 store = np.dtype(f"{'i' if type.kind == 's' else 'u'}{bank // 8}")
@@ -227,8 +252,11 @@ class Decoder:
             bank, row = register
             if bank not in (32, 64):
                 raise self.fail(f"address register {operand.base.text} has {bank} bits, expected 32 or 64")
-            return AddressSource(Register(bank, row, np.dtype(f"i{bank // 8}") if bank == 64 else np.dtype("u4")),
-                                 operand.offset, None)  # fmt: skip
+            return AddressSource(
+                Register(bank, row, np.dtype(f"i{bank // 8}") if bank == 64 else np.dtype("u4")),
+                operand.offset,
+                None,
+            )
         symbol = self.scope.symbol(operand.base.text)
         if symbol is None:
             raise self.fail(f"unknown name {operand.base.text!r}")

@@ -22,7 +22,7 @@ _YIELDS_BEFORE_DEADLOCK = 2000
 class Segment:
     """The instructions from one place to the next branch, barrier or label."""
 
-    __slots__ = ("operations", "control", "start", "end")
+    __slots__ = ("control", "end", "operations", "start")
 
     def __init__(self, operations: list[Any], control: Any, start: int, end: int) -> None:
         self.operations = operations
@@ -35,10 +35,18 @@ class Engine:
     """One launch."""
 
     def __init__(
-        self, kernel: Any, grid: tuple[int, int, int], block: tuple[int, int, int], cluster: tuple[int, int, int],
-        parameters: bytes, shared_bytes: int, memory: GlobalMemory, checks: frozenset[str], dynamic_bytes: int,
+        self,
+        kernel: Any,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        cluster: tuple[int, int, int],
+        parameters: bytes,
+        shared_bytes: int,
+        memory: GlobalMemory,
+        checks: frozenset[str],
+        dynamic_bytes: int,
         explicit_cluster: bool,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.kernel = kernel
         self.grid, self.block, self.cluster = grid, block, cluster
         self.cluster_size = cluster[0] * cluster[1] * cluster[2]
@@ -318,8 +326,14 @@ class Engine:
         what = "poll memory that nobody changes any more"
         if instruction.opcode.startswith("setmaxnreg"):
             what = "wait for registers that no warp of the block releases"
-        state.hazard("deadlock", f"{len(group.sel.warps)} warps {what}" + self._waiting_text(), instruction,
-                     int(group.sel.index[0]))  # fmt: skip
+        elif instruction.opcode.startswith("wgmma.fence"):
+            what = "wait for the other warps of their warpgroup, which never come"
+        state.hazard(
+            "deadlock",
+            f"{len(group.sel.warps)} warps {what}" + self._waiting_text(),
+            instruction,
+            int(group.sel.index[0]),
+        )
         raise Stop
 
     def _waiting_text(self) -> str:
@@ -335,16 +349,20 @@ class Engine:
                 lane = int(group.sel.index[0])
                 state.hazard(
                     "barrier-divergence",
-                    "lanes wait at a warp-wide instruction for lanes of their warp that never come" + self._waiting_text(),
-                    instruction, lane,
-                )  # fmt: skip
+                    "lanes wait at a warp-wide instruction for lanes of their warp that never come"
+                    + self._waiting_text(),
+                    instruction,
+                    lane,
+                )
             if not state.waiting:
                 state.barriers.report_deadlock()
         if not any(h.kind in ("deadlock", "barrier-divergence", "barrier-count") for h in self.hazards):
             self.report("deadlock", "no warp can go on", None, None, None, None)
         raise Stop
 
-    def report(self, kind: str, message: str, instruction: Any, block: Any, thread: Any, address: int | None) -> None:
+    def report(
+        self, kind: str, message: str, instruction: Any, block: Any, thread: Any, address: int | None
+    ) -> None:
         """Add a hazard, once for each kind and line."""
         line = None if instruction is None else instruction.line
         if (kind, line) in self.seen:
@@ -352,8 +370,14 @@ class Engine:
         self.seen.add((kind, line))
         self.hazards.append(
             Hazard(
-                kind, message, self.kernel.name, block, thread, address, line,
+                kind,
+                message,
+                self.kernel.name,
+                block,
+                thread,
+                address,
+                line,
                 None if instruction is None else instruction.source,
                 "" if instruction is None else instruction.text,
-            )  # fmt: skip
+            )
         )

@@ -20,7 +20,7 @@ _MODES = ("rn", "rz", "rm", "rp")
 _NAN32 = np.array(rounding.CANONICAL_NAN[32], np.uint32).view(np.float32)[()]
 _NAN64 = np.array(rounding.CANONICAL_NAN[64], np.uint64).view(np.float64)[()]
 _NAN16 = np.array(rounding.CANONICAL_NAN[16], np.uint16).view(np.float16)[()]
-_NANS = {2: _NAN16, 4: _NAN32, 8: _NAN64}
+_NANS: dict[int, Any] = {2: _NAN16, 4: _NAN32, 8: _NAN64}
 
 
 def canonical(result: Any) -> Any:
@@ -53,7 +53,9 @@ def finish(function: Callable[..., Any], ftz: bool, sat: bool, relu: bool = Fals
         if sat:
             return saturated(result)
         if relu:
-            result = np.where(np.asarray(result) > 0, result, np.where(np.isnan(result), result, result.dtype.type(0)))
+            result = np.where(
+                np.asarray(result) > 0, result, np.where(np.isnan(result), result, result.dtype.type(0))
+            )
         return canonical(result)
 
     return apply
@@ -72,7 +74,7 @@ def half_pairs(function: Callable[..., Any]) -> Callable[..., Any]:
 def split_pair(word: Any, dtype: Any) -> Any:
     """32-bit words to ``[..., 2]`` 16-bit values."""
     word = np.ascontiguousarray(word)
-    return word.view(dtype).reshape(word.shape[:-1] + (word.shape[-1], 2) if np.ndim(word) else (2,))
+    return word.view(dtype).reshape((*word.shape[:-1], word.shape[-1], 2) if np.ndim(word) else (2,))
 
 
 def join_pair(values: Any) -> Any:
@@ -97,14 +99,21 @@ def single_pairs(function: Callable[..., Any]) -> Callable[..., Any]:
         parts = []
         for word in words:
             word = np.ascontiguousarray(word)
-            parts.append(word.view(np.float32).reshape(word.shape[:-1] + (word.shape[-1], 2)))
+            parts.append(word.view(np.float32).reshape((*word.shape[:-1], word.shape[-1], 2)))
         return np.ascontiguousarray(np.asarray(function(*parts), np.float32)).view(np.uint64)[..., 0]
 
     return apply
 
 
 def by_type(
-    type: ScalarType, single: Any, double: Any, half: Any, ftz: bool, sat: bool, relu: bool = False, bf: Any = None
+    type: ScalarType,
+    single: Any,
+    double: Any,
+    half: Any,
+    ftz: bool,
+    sat: bool,
+    relu: bool = False,
+    bf: Any = None,
 ) -> Callable[..., Any]:
     """Choose the function for a type: ``half`` takes binary16 arrays, ``bf`` takes bfloat16 bits."""
     if type.name == "f32":
@@ -122,7 +131,11 @@ def by_type(
 
         def bits(*values: Any) -> Any:
             result = rounding.bfloat_to_single(inner(*values))
-            limited = saturated(result) if sat else np.where(result > 0, result, np.where(np.isnan(result), result, 0))
+            limited = (
+                saturated(result)
+                if sat
+                else np.where(result > 0, result, np.where(np.isnan(result), result, 0))
+            )
             return rounding.single_to_bfloat(np.asarray(limited, np.float32))
 
     return bfloat_pairs(bits) if type.name == "bf16x2" else bits
@@ -178,7 +191,11 @@ def _mixed_type(d: Decoder) -> ScalarType | None:
 
 def _widen_first(function: Callable[..., Any], narrow: ScalarType, count: int) -> Callable[..., Any]:
     def widen(value: Any) -> Any:
-        return rounding.bfloat_to_single(value) if narrow.name == "bf16" else np.asarray(value).astype(np.float32)
+        return (
+            rounding.bfloat_to_single(value)
+            if narrow.name == "bf16"
+            else np.asarray(value).astype(np.float32)
+        )
 
     return lambda *v: function(*[widen(x) if i < count else x for i, x in enumerate(v)])
 
@@ -190,8 +207,10 @@ def _decode_mul(d: Decoder) -> Operation:
         type,
         np.multiply if mode == "rn" else partial(rounding.mul32, mode=mode),
         np.multiply if mode == "rn" else partial(rounding.mul64, mode=mode),
-        np.multiply, ftz, sat,
-    )  # fmt: skip
+        np.multiply,
+        ftz,
+        sat,
+    )
     return Map(function, [d.target(d.operands[0], type)], [d.source(o, type) for o in d.operands[1:]])
 
 
@@ -207,13 +226,22 @@ def _decode_fma(d: Decoder) -> Operation:
     d.count(4)
     function = by_type(
         type,
-        partial(rounding.fma32, mode=mode), partial(rounding.fma64, mode=mode), rounding.fma_half,
-        ftz, sat, relu, _fma_bits,
-    )  # fmt: skip
+        partial(rounding.fma32, mode=mode),
+        partial(rounding.fma64, mode=mode),
+        rounding.fma_half,
+        ftz,
+        sat,
+        relu,
+        _fma_bits,
+    )
     if oob:
         function = _out_of_bounds_nan(function, type)
     narrow = mixed or type
-    sources = [d.source(d.operands[1], narrow), d.source(d.operands[2], narrow), d.source(d.operands[3], type)]
+    sources = [
+        d.source(d.operands[1], narrow),
+        d.source(d.operands[2], narrow),
+        d.source(d.operands[3], type),
+    ]
     if mixed is not None:
         function = _widen_first(function, mixed, 2)
     return Map(function, [d.target(d.operands[0], type)], sources)
@@ -240,7 +268,9 @@ def _decode_div(d: Decoder) -> Operation:
     if mode in ("approx", "full", None):
         function = finish(_approximate_division if mode == "approx" else np.divide, ftz, False)
     else:
-        function = by_type(type, partial(rounding.div32, mode=mode), partial(rounding.div64, mode=mode), None, ftz, False)
+        function = by_type(
+            type, partial(rounding.div32, mode=mode), partial(rounding.div64, mode=mode), None, ftz, False
+        )
     return Map(function, [d.target(d.operands[0], type)], [d.source(o, type) for o in d.operands[1:]])
 
 
@@ -268,8 +298,14 @@ def _unary_float(single: Any, double: Any = None, half: Any = None) -> Callable[
             gross = ftz and mode == "approx"
             function = finish(_gross64(double or single) if gross else (double or single), False, False)
         else:
-            function = by_type(type, via, None, half or (lambda a: via(np.asarray(a, np.float32)).astype(np.float16)),
-                               ftz, False)  # fmt: skip
+            function = by_type(
+                type,
+                via,
+                None,
+                half or (lambda a: via(np.asarray(a, np.float32)).astype(np.float16)),
+                ftz,
+                False,
+            )
         if mode in ("rz", "rm", "rp", "rn") and d.name in ("rcp", "sqrt"):
             function = _directed_unary(d.name, type, mode, ftz)
         return Map(function, [d.target(d.operands[0], type)], [d.source(d.operands[1], type)])
@@ -283,9 +319,17 @@ def _through_double(function: Any) -> Callable[[Any], Any]:
 
 def _directed_unary(name: str, type: ScalarType, mode: str, ftz: bool) -> Callable[..., Any]:
     if name == "rcp":
-        return by_type(type, lambda a: rounding.div32(np.float32(1), a, mode),
-                       lambda a: rounding.div64(np.float64(1), a, mode), None, ftz, False)  # fmt: skip
-    return by_type(type, partial(rounding.sqrt32, mode=mode), partial(rounding.sqrt64, mode=mode), None, ftz, False)
+        return by_type(
+            type,
+            lambda a: rounding.div32(np.float32(1), a, mode),
+            lambda a: rounding.div64(np.float64(1), a, mode),
+            None,
+            ftz,
+            False,
+        )
+    return by_type(
+        type, partial(rounding.sqrt32, mode=mode), partial(rounding.sqrt64, mode=mode), None, ftz, False
+    )
 
 
 def _rsqrt(a: Any) -> Any:
@@ -322,6 +366,7 @@ def _decode_abs_neg(d: Decoder) -> Operation:
     raw = TYPES[f"b{type.bits}"]
     source, target = d.source(d.operands[1], raw), d.target(d.operands[0], raw)
     if ftz and type.name == "f32":
+
         def apply(a: Any) -> Any:
             return operation(rounding.flush(np.asarray(a).view(np.float32)).view(np.uint32), mask)
 
@@ -344,7 +389,9 @@ def _decode_minmax(d: Decoder) -> Operation:
             result = _pick_two(result, other, smaller, nan, absolute)
         if xorsign:
             sign = np.signbit(values[0]) ^ np.signbit(values[1])
-            result = np.where(np.isnan(result), result, np.copysign(result, np.where(sign, -1, 1).astype(result.dtype)))
+            result = np.where(
+                np.isnan(result), result, np.copysign(result, np.where(sign, -1, 1).astype(result.dtype))
+            )
         return result
 
     function = by_type(type, pick, pick, pick, ftz, False)
@@ -368,7 +415,11 @@ def _decode_copysign(d: Decoder) -> Operation:
     type = d.type("f32", "f64")
     d.count(3)
     # copysign d, a, b: the sign of a with the magnitude of b.
-    return Map(lambda a, b: np.copysign(b, a), [d.target(d.operands[0], type)], [d.source(o, type) for o in d.operands[1:]])
+    return Map(
+        lambda a, b: np.copysign(b, a),
+        [d.target(d.operands[0], type)],
+        [d.source(o, type) for o in d.operands[1:]],
+    )
 
 
 def _decode_testp(d: Decoder) -> Operation:
@@ -376,7 +427,7 @@ def _decode_testp(d: Decoder) -> Operation:
     kind = d.take("finite", "infinite", "number", "notanumber", "normal", "subnormal")
     d.count(2)
     tiny = np.finfo(type.dtype).tiny
-    tests = {
+    tests: dict[str, Any] = {
         "finite": np.isfinite,
         "infinite": np.isinf,
         "number": lambda a: ~np.isnan(a),

@@ -15,7 +15,7 @@ _BUDGET = 256 << 20
 class Shadow:
     """Last write and last reads of each cell of an allocation."""
 
-    __slots__ = ("written", "writer", "read", "reader", "grain", "shift")
+    __slots__ = ("grain", "read", "reader", "shift", "writer", "written")
 
     def __init__(self, size: int, grain: int) -> None:
         self.grain = grain
@@ -41,7 +41,7 @@ class GlobalRaces:
 
     def shadow(self, allocation: Any) -> Shadow | None:
         """The shadow of an allocation; None where it would take too much memory."""
-        found = self.shadows.get(allocation.base, self)
+        found: Any = self.shadows.get(allocation.base, self)
         if found is self:
             cost = allocation.size // self.grain * 16
             if self.spent + cost > _BUDGET:
@@ -50,8 +50,8 @@ class GlobalRaces:
             else:
                 self.spent += cost
                 found = Shadow(allocation.size, self.grain)
-            self.shadows[allocation.base] = found  # type: ignore[assignment]
-        return found  # type: ignore[return-value]
+            self.shadows[allocation.base] = found
+        return found
 
     def _cells(self, shadow: Shadow, offset: Any, width: int) -> Any:
         first = offset >> shadow.shift
@@ -88,7 +88,9 @@ class GlobalRaces:
         shadow.read[cells] = now
         shadow.reader[cells] = who
 
-    def write(self, state: Any, access: Any, sel: Selection, allocation: Any, offset: Any, values: Any) -> None:
+    def write(
+        self, state: Any, access: Any, sel: Selection, allocation: Any, offset: Any, values: Any
+    ) -> None:
         """Lanes are about to write."""
         shadow = self.shadow(allocation)
         if shadow is None:
@@ -102,8 +104,10 @@ class GlobalRaces:
         now = self.engine.tick(access.instruction)
         written = shadow.written[cells]
         if int(written.max()) > 0:
-            view = allocation.view(np.dtype(np.uint64) if access.type.bits == 128 else access.type.dtype,
-                                   2 if access.type.bits == 128 else access.count)  # fmt: skip
+            view = allocation.view(
+                np.dtype(np.uint64) if access.type.bits == 128 else access.type.dtype,
+                2 if access.type.bits == 128 else access.count,
+            )
             same = view[offset // access.width] == values
             if np.ndim(same) > 1:
                 same = same.all(axis=1)
@@ -138,7 +142,9 @@ class GlobalRaces:
         shadow.writer[cells] = who | np.uint32(_STRONG)
         self._strong(state, access, sel, allocation, offset, True, True)
 
-    def _strong(self, state: Any, access: Any, sel: Selection, allocation: Any, offset: Any, reads: bool, writes: bool) -> None:
+    def _strong(
+        self, state: Any, access: Any, sel: Selection, allocation: Any, offset: Any, reads: bool, writes: bool
+    ) -> None:
         engine = self.engine
         if engine.locations or state.order.released or access.order in ("release", "acq_rel"):
             state.order.strong(sel, ("global", allocation.base), offset, access, reads, writes)
@@ -178,8 +184,19 @@ class GlobalRaces:
         bad[position] = result
         return bad
 
-    def _against_write(self, state: Any, access: Any, sel: Selection, allocation: Any, shadow: Shadow, cells: Any,
-                       written: Any, who: Any, verb: str, same: Any) -> None:  # fmt: skip
+    def _against_write(
+        self,
+        state: Any,
+        access: Any,
+        sel: Selection,
+        allocation: Any,
+        shadow: Shadow,
+        cells: Any,
+        written: Any,
+        who: Any,
+        verb: str,
+        same: Any,
+    ) -> None:
         writer = shadow.writer[cells]
         other = writer & np.uint32(_STRONG - 1)
         bad = self._unordered(state, sel, cells, written, other, who)
@@ -190,15 +207,37 @@ class GlobalRaces:
         if bad.any():
             self._report(state, access, sel, allocation, shadow, cells, bad, other, written, verb, "wrote")
 
-    def _against_read(self, state: Any, access: Any, sel: Selection, allocation: Any, shadow: Shadow, cells: Any,
-                      read: Any, who: Any, verb: str) -> None:  # fmt: skip
+    def _against_read(
+        self,
+        state: Any,
+        access: Any,
+        sel: Selection,
+        allocation: Any,
+        shadow: Shadow,
+        cells: Any,
+        read: Any,
+        who: Any,
+        verb: str,
+    ) -> None:
         other = shadow.reader[cells]
         bad = self._unordered(state, sel, cells, read, other, who)
         if bad.any():
             self._report(state, access, sel, allocation, shadow, cells, bad, other, read, verb, "read")
 
-    def _report(self, state: Any, access: Any, sel: Selection, allocation: Any, shadow: Shadow, cells: Any, bad: Any,
-                other: Any, times: Any, verb: str, did: str) -> None:  # fmt: skip
+    def _report(
+        self,
+        state: Any,
+        access: Any,
+        sel: Selection,
+        allocation: Any,
+        shadow: Shadow,
+        cells: Any,
+        bad: Any,
+        other: Any,
+        times: Any,
+        verb: str,
+        did: str,
+    ) -> None:
         from .races import _where
 
         at = tuple(np.argwhere(bad)[0])
@@ -212,12 +251,17 @@ class GlobalRaces:
         offset = int(cells[at]) * shadow.grain
         state.hazard(
             "global-race",
-            f"{verb} global memory that block {coordinates} thread {inside} {did}{_where(earlier)} with nothing ordering the "
+            f"{verb} global memory that block {coordinates} thread {inside} "
+            f"{did}{_where(earlier)} with nothing ordering the "
             f"two (byte {offset} of {allocation.name})",
-            access.instruction, int(sel.index[int(at[0])]), allocation.base + offset,
-        )  # fmt: skip
+            access.instruction,
+            int(sel.index[int(at[0])]),
+            allocation.base + offset,
+        )
 
-    def _same_instruction(self, state: Any, access: Any, sel: Selection, allocation: Any, offset: Any, values: Any) -> None:
+    def _same_instruction(
+        self, state: Any, access: Any, sel: Selection, allocation: Any, offset: Any, values: Any
+    ) -> None:
         order = np.argsort(offset, kind="stable")
         places, ordered = offset[order], values[order]
         differ = ordered[1:] != ordered[:-1]
@@ -232,7 +276,10 @@ class GlobalRaces:
             at = int(places[bad[0]])
             state.hazard(
                 "global-race",
-                f"writes global memory that block {where} thread {who} writes with another value by the same instruction "
+                f"writes global memory that block {where} thread {who} writes with another value "
+                f"by the same instruction "
                 f"(byte {at} of {allocation.name})",
-                access.instruction, lane, allocation.base + at,
-            )  # fmt: skip
+                access.instruction,
+                lane,
+                allocation.base + at,
+            )

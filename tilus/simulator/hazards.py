@@ -18,7 +18,7 @@ KINDS: dict[str, str] = {
     "missing-proxy-fence": "generic-proxy accesses and async-proxy accesses meet without `fence.proxy.async`",
     "missing-wgmma-fence": "registers of a `wgmma` are touched without `wgmma.fence` or before `wgmma.wait_group`",
     "barrier-divergence": "threads of a warp disagree on a warp-wide or aligned barrier instruction",
-    "barrier-count": "a barrier's thread count is not a multiple of 32, differs among its participants, or can't be met",
+    "barrier-count": "a barrier's thread count is no multiple of 32, differs among its participants, or can't be met",
     "mbarrier-misuse": "an mbarrier is used uninitialised, overwritten, over-arrived or with an impossible count",
     "deadlock": "no warp can go on",
     "setmaxnreg": "a register count or a pairing that the instruction does not allow",
@@ -71,5 +71,5 @@ class Hazard:
         return asdict(self)
 
 
-class Stop(Exception):  # noqa: N818 - control flow inside the engine, never seen by users
+class Stop(Exception):
     """Ends a launch whose report already holds the reason."""

@@ -22,7 +22,7 @@ def pair_map(function: Callable[..., Any], signed: bool) -> Callable[..., Any]:
     dtype = np.int16 if signed else np.uint16
 
     def apply(*words: Any) -> Any:
-        words = tuple(np.ascontiguousarray(w).view(dtype).reshape(np.shape(w) + (2,)) for w in words)
+        words = tuple(np.ascontiguousarray(w).view(dtype).reshape((*np.shape(w), 2)) for w in words)
         result = np.ascontiguousarray(function(*np.broadcast_arrays(*words)))
         return result.view(np.uint32)[..., 0]
 
@@ -174,7 +174,9 @@ def _decode_mad(d: Decoder) -> Operation:
     return Map(lambda x, y, z: product(x, y) + z, [d.target(d.operands[0], type)], [a, b, c])
 
 
-def _mad_carry(d: Decoder, type: ScalarType, product: Any, carry_in: bool, carry_out: bool, abc: list[Any]) -> Operation:
+def _mad_carry(
+    d: Decoder, type: ScalarType, product: Any, carry_in: bool, carry_out: bool, abc: list[Any]
+) -> Operation:
     word = np.dtype(f"u{type.bits // 8}")
     flag = Register(1, d.scope.carry(), np.dtype(np.bool_))
 
@@ -270,7 +272,7 @@ def _decode_sad(d: Decoder) -> Operation:
 
 def _lanes_of(word: Any, dtype: Any) -> Any:
     word = np.ascontiguousarray(np.asarray(word).astype(np.uint32))
-    return word.view(dtype).reshape(word.shape + (4 // np.dtype(dtype).itemsize,)).astype(np.int64)
+    return word.view(dtype).reshape((*word.shape, 4 // np.dtype(dtype).itemsize)).astype(np.int64)
 
 
 def _decode_dot(d: Decoder) -> Operation:

@@ -22,7 +22,9 @@ def popcount(value: Any) -> Any:
     counts = np.zeros(np.shape(value), np.uint32)
     value = np.asarray(value)
     for shift in range(0, value.dtype.itemsize * 8, 8):
-        counts = counts + _POPCOUNT8[((value >> value.dtype.type(shift)) & value.dtype.type(0xFF)).astype(np.intp)]
+        counts = (
+            counts + _POPCOUNT8[((value >> value.dtype.type(shift)) & value.dtype.type(0xFF)).astype(np.intp)]
+        )
     return counts
 
 
@@ -224,16 +226,22 @@ def _decode_bfe(d: Decoder) -> Operation:
         if bits == 32:
             word = word & np.uint64(0xFFFFFFFF)
         shifted = np.where(position < bits, word >> np.minimum(position, 63).astype(np.uint64), np.uint64(0))
-        mask = np.where(length >= 64, np.uint64(2**64 - 1),
-                        (np.uint64(1) << np.minimum(length, 63).astype(np.uint64)) - np.uint64(1))  # fmt: skip
+        mask = np.where(
+            length >= 64,
+            np.uint64(2**64 - 1),
+            (np.uint64(1) << np.minimum(length, 63).astype(np.uint64)) - np.uint64(1),
+        )
         field = shifted & mask
         if type.kind == "s":
             sign_at = np.minimum(position + length - 1, bits - 1)
             sign = (word >> np.maximum(sign_at, 0).astype(np.uint64)) & np.uint64(1)
             # Everything above the field (or above the word) is filled with the sign.
             valid = np.minimum(length, np.maximum(bits - position, 0))
-            low = np.where(valid >= 64, np.uint64(2**64 - 1),
-                           (np.uint64(1) << np.minimum(valid, 63).astype(np.uint64)) - np.uint64(1))  # fmt: skip
+            low = np.where(
+                valid >= 64,
+                np.uint64(2**64 - 1),
+                (np.uint64(1) << np.minimum(valid, 63).astype(np.uint64)) - np.uint64(1),
+            )
             field = np.where((sign == 1) & (length > 0), field | ~low, field & low)
         return field.astype(type.dtype)
 
@@ -249,8 +257,11 @@ def _decode_bfi(d: Decoder) -> Operation:
     def apply(a: Any, b: Any, c: Any, e: Any) -> Any:
         position = (np.asarray(c) & 0xFF).astype(np.int64)
         length = (np.asarray(e) & 0xFF).astype(np.int64)
-        mask = np.where(length >= 64, np.uint64(2**64 - 1),
-                        (np.uint64(1) << np.minimum(length, 63).astype(np.uint64)) - np.uint64(1))  # fmt: skip
+        mask = np.where(
+            length >= 64,
+            np.uint64(2**64 - 1),
+            (np.uint64(1) << np.minimum(length, 63).astype(np.uint64)) - np.uint64(1),
+        )
         at = np.minimum(position, 63).astype(np.uint64)
         outside = position >= bits
         placed = np.where(outside, np.uint64(0), mask << at)
@@ -294,7 +305,9 @@ def _decode_szext(d: Decoder) -> Operation:
             low = np.where((sign == 1) & (n > 0), low - (np.int64(1) << np.minimum(n, 32)), low)
         return np.where(n >= 32, value, low).astype(np.int64).astype(np.uint32)
 
-    return Map(apply, [d.target(d.operands[0], U32)], [d.source(d.operands[1], U32), d.source(d.operands[2], U32)])
+    return Map(
+        apply, [d.target(d.operands[0], U32)], [d.source(d.operands[1], U32), d.source(d.operands[2], U32)]
+    )
 
 
 def prmt(a: Any, b: Any, selector: Any, mode: str | None = None) -> Any:
@@ -303,7 +316,11 @@ def prmt(a: Any, b: Any, selector: Any, mode: str | None = None) -> Any:
     selector = np.asarray(selector).astype(np.uint64)
     result = np.zeros(np.broadcast(both, selector).shape, np.uint32)
     for byte in range(4):
-        control = (selector >> np.uint64(4 * byte)) & np.uint64(0xF) if mode is None else _prmt_mode(selector, byte, mode)
+        control = (
+            (selector >> np.uint64(4 * byte)) & np.uint64(0xF)
+            if mode is None
+            else _prmt_mode(selector, byte, mode)
+        )
         value = (both >> ((control & np.uint64(7)) * np.uint64(8))) & np.uint64(0xFF)
         sign = np.where(value & np.uint64(0x80), np.uint64(0xFF), np.uint64(0))
         value = np.where(control & np.uint64(8), sign, value)
@@ -337,11 +354,11 @@ def prmt_constant(selector: int) -> Callable[[Any, Any], Any]:
         if not shape:
             return prmt(a, b, np.uint32(selector))
         out = np.empty(shape, np.uint32)
-        target = out.view(np.uint8).reshape(shape + (4,))
+        target = out.view(np.uint8).reshape((*shape, 4))
         for position, pick in enumerate(picks):
             word = a if pick < 4 else b
             if np.ndim(word):
-                target[..., position] = word.view(np.uint8).reshape(shape + (4,))[..., pick & 3]
+                target[..., position] = word.view(np.uint8).reshape((*shape, 4))[..., pick & 3]
             else:
                 target[..., position] = (int(word) >> (8 * (pick & 3))) & 0xFF
         return out
@@ -392,7 +409,11 @@ def _pack_or_unpack(d: Decoder, type: ScalarType, target: object, source: object
 
         def unpack(value: Any) -> Any:
             value = np.ascontiguousarray(value)
-            words = value.view(part.dtype).reshape((-1, count)) if value.dtype != part.dtype else value.reshape(-1, count)
+            words = (
+                value.view(part.dtype).reshape((-1, count))
+                if value.dtype != part.dtype
+                else value.reshape(-1, count)
+            )
             if len(words) == 1 and np.ndim(value) == 0:
                 return tuple(words[0])
             parts = tuple(words[:, i] for i in range(count))
@@ -402,11 +423,11 @@ def _pack_or_unpack(d: Decoder, type: ScalarType, target: object, source: object
 
     def pack(*parts: Any) -> Any:
         parts = np.broadcast_arrays(*parts)
-        out = np.empty(parts[0].shape + (count,), part.dtype)
+        out = np.empty((*parts[0].shape, count), part.dtype)
         for index, value in enumerate(parts):
             out[..., index] = value
         if whole.bits == 128:
-            return out.view(np.uint64).reshape(parts[0].shape + (2,))
+            return out.view(np.uint64).reshape((*parts[0].shape, 2))
         return out.view(whole.dtype)[..., 0]
 
     return Map(pack, [d.target(target, whole)], d.sources(source, part))
@@ -434,7 +455,11 @@ def _decode_slct(d: Decoder) -> Operation:
             chosen = chosen | (np.abs(c) < np.float32(2**-126))
         return np.where(chosen, a, b)
 
-    sources = [d.source(d.operands[1], type), d.source(d.operands[2], type), d.source(d.operands[3], selector)]
+    sources = [
+        d.source(d.operands[1], type),
+        d.source(d.operands[2], type),
+        d.source(d.operands[3], selector),
+    ]
     return Map(apply, [d.target(d.operands[0], type)], sources)
 
 

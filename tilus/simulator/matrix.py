@@ -9,7 +9,6 @@ import numpy as np
 
 from . import tensorcore
 from .decoder import AddressSource, Decoder
-from .operands import Sink
 from .operations import Operation, Warp
 from .selection import LANES, Selection
 from .types import TYPES
@@ -37,7 +36,9 @@ class MatrixAccess(Warp):
     count = 4
     touches = ("shared",)
 
-    def __init__(self, op: Any, address: AddressSource, registers: list[Any], store: bool, generic: bool) -> None:
+    def __init__(
+        self, op: Any, address: AddressSource, registers: list[Any], store: bool, generic: bool
+    ) -> None:
         super().__init__(lambda *v: v, [] if store else registers, [])
         self.op = op
         self.address = address
@@ -53,8 +54,14 @@ class MatrixAccess(Warp):
         if self.generic:
             parts = state.memory.split_generic(address)
             if parts[0][1] is not None or parts[0][0] != "shared":
-                state.memory._fail(self, sel, address, np.ones(sel.n, bool), "out-of-bounds",
-                                   "matrix access outside shared memory")  # fmt: skip
+                state.memory._fail(
+                    self,
+                    sel,
+                    address,
+                    np.ones(sel.n, bool),
+                    "out-of-bounds",
+                    "matrix access outside shared memory",
+                )
             address = parts[0][2]
         if not sel.whole:
             raise_incomplete(self, state, sel)
@@ -72,8 +79,15 @@ class MatrixAccess(Warp):
             values = self.op.arrange(stack(state, sel, self.values, np.uint32))
             words = self.op.word_addresses(rows) >> 2
             if state.races is not None:
-                state.races.write(self, givers, rows.reshape(-1), 16, memory.shared_view(np.dtype(np.uint32), 4),
-                                  rows.reshape(-1) >> 4, values.reshape(-1, 4))  # fmt: skip
+                state.races.write(
+                    self,
+                    givers,
+                    rows.reshape(-1),
+                    16,
+                    memory.shared_view(np.dtype(np.uint32), 4),
+                    rows.reshape(-1) >> 4,
+                    values.reshape(-1, 4),
+                )
             state.engine.progress += 1
             memory.shared_view(np.dtype(np.uint32), 1)[words] = values
             return
@@ -93,8 +107,12 @@ def raise_incomplete(operation: Any, state: Any, sel: Selection) -> None:
         row, lane = np.argwhere(missing)[0]
         at = int(sel.warps[row]) * LANES + int(lane)
         thread = at if state.exists[at] else int(sel.index[0])
-        state.hazard("barrier-divergence", f"lane {lane} of the warp does not take part in {operation.instruction.opcode}",
-                     operation.instruction, thread)  # fmt: skip
+        state.hazard(
+            "barrier-divergence",
+            f"lane {lane} of the warp does not take part in {operation.instruction.opcode}",
+            operation.instruction,
+            thread,
+        )
         state.stop()
 
 
@@ -132,7 +150,9 @@ def _decode_movmatrix(d: Decoder) -> Operation:
 class MatrixMultiply(Warp):
     """``mma.sync`` and ``mma.sp``."""
 
-    def __init__(self, op: Any, name: str, d: list[Any], a: list[Any], b: list[Any], c: list[Any], dtype: Any) -> None:
+    def __init__(
+        self, op: Any, name: str, d: list[Any], a: list[Any], b: list[Any], c: list[Any], dtype: Any
+    ) -> None:
         super().__init__(lambda *v: v, d, [])
         self.op, self.name = op, name
         self.a, self.b, self.c = a, b, c
@@ -177,11 +197,15 @@ def _decode_mma(d: Decoder) -> Operation:
     if len(targets) != op.d_registers:
         raise d.fail(f"{len(targets)} registers of D where {op.d_registers} are expected")
     operation = MatrixMultiply(
-        op, name, targets,
-        _fragment(d, d.operands[1], bits, op.a_registers, "A"), _fragment(d, d.operands[2], bits, op.b_registers, "B"),
-        _fragment(d, d.operands[3], bits, op.c_registers, "C"), np.uint64 if double else np.uint32,
-    )  # fmt: skip
-    rest = d.operands[4:]
+        op,
+        name,
+        targets,
+        _fragment(d, d.operands[1], bits, op.a_registers, "A"),
+        _fragment(d, d.operands[2], bits, op.b_registers, "B"),
+        _fragment(d, d.operands[3], bits, op.c_registers, "C"),
+        np.uint64 if double else np.uint32,
+    )
+    rest: list[Any] = list(d.operands[4:])
     if op.sparse:
         operation.metadata = d.source(rest[0], B32)
         operation.selector = d.immediate(rest[1])
@@ -205,5 +229,3 @@ INSTRUCTIONS: dict[str, Callable[[Decoder], Operation]] = {
     "movmatrix": _decode_movmatrix,
     "mma": _decode_mma,
 }
-
-__all__ = ["INSTRUCTIONS", "Sink"]

@@ -142,8 +142,13 @@ class _MbarrierOperation(Lane):
         if missing.any():
             lane = int(sel.index[np.flatnonzero(missing)[0]])
             offset = int(index[np.flatnonzero(missing)[0]] % state.memory.stride)
-            state.hazard("mbarrier-misuse", f"no mbarrier has been initialised at shared offset {offset:#x}",
-                         self.instruction, lane, offset)  # fmt: skip
+            state.hazard(
+                "mbarrier-misuse",
+                f"no mbarrier has been initialised at shared offset {offset:#x}",
+                self.instruction,
+                lane,
+                offset,
+            )
             state.stop()
         return slots
 
@@ -153,7 +158,9 @@ def shared_operand(access: Any, state: Any, sel: Selection, address: Any, generi
     if generic:
         parts = state.memory.split_generic(address)
         if parts[0][1] is not None or parts[0][0] != "shared":
-            state.memory._fail(access, sel, address, np.ones(sel.n, bool), "out-of-bounds", "address outside shared memory")
+            state.memory._fail(
+                access, sel, address, np.ones(sel.n, bool), "out-of-bounds", "address outside shared memory"
+            )
         address = parts[0][2]
     return state.memory.shared_index(access, sel, address, width)
 
@@ -170,8 +177,12 @@ class Initialise(_MbarrierOperation):
         index = self.index(state, sel)
         counts = np.broadcast_to(self.number.get(state, sel), (sel.n,)).astype(np.int64)
         if (counts < 1).any() or (counts > _MAX_COUNT).any():
-            state.hazard("mbarrier-misuse", f"count {int(counts.min())} is outside 1 to {_MAX_COUNT}", self.instruction,
-                         int(sel.index[0]))  # fmt: skip
+            state.hazard(
+                "mbarrier-misuse",
+                f"count {int(counts.min())} is outside 1 to {_MAX_COUNT}",
+                self.instruction,
+                int(sel.index[0]),
+            )
             state.stop()
         table = state.mbarriers
         slots = table.slot(index, create=True)
@@ -179,8 +190,12 @@ class Initialise(_MbarrierOperation):
         # The ISA asks for mbarrier.inval first; compilers leave it out between uses, so only a busy object is reported.
         busy = table.valid[at] & ((table.pending[at] != table.expected[at]) | (table.transactions[at] != 0))
         if busy.any():
-            state.hazard("mbarrier-misuse", "mbarrier.init of an mbarrier whose phase is under way; use mbarrier.inval "
-                         "first", self.instruction, int(sel.index[np.flatnonzero(busy)[0]]))  # fmt: skip
+            state.hazard(
+                "mbarrier-misuse",
+                "mbarrier.init of an mbarrier whose phase is under way; use mbarrier.inval first",
+                self.instruction,
+                int(sel.index[np.flatnonzero(busy)[0]]),
+            )
         if state.races is not None:
             self.strong = False
             view = state.memory.shared_view(np.dtype(np.uint64), 1)
@@ -207,9 +222,17 @@ class Arrive(_MbarrierOperation):
     """``mbarrier.arrive`` and ``.arrive_drop``, with or without ``.expect_tx`` and ``.noComplete``; ``expect_tx``."""
 
     def __init__(
-        self, address: AddressSource, generic: bool, arrives: bool, drop: bool, expects: bool, complete: bool,
-        number: Any, target: Any, semantics: str,
-    ) -> None:  # fmt: skip
+        self,
+        address: AddressSource,
+        generic: bool,
+        arrives: bool,
+        drop: bool,
+        expects: bool,
+        complete: bool,
+        number: Any,
+        target: Any,
+        semantics: str,
+    ) -> None:
         super().__init__(address, generic)
         self.arrives, self.drop, self.expects, self.may_complete = arrives, drop, expects, complete
         self.number = number
@@ -242,7 +265,12 @@ class Arrive(_MbarrierOperation):
     def _expect(self, state: Any, sel: Selection, table: Any, at: Any, number: Any) -> None:
         np.add.at(table.transactions, at, number)
         if (table.transactions[at] > _MAX_COUNT).any():
-            state.hazard("mbarrier-misuse", f"transaction count beyond {_MAX_COUNT}", self.instruction, int(sel.index[0]))
+            state.hazard(
+                "mbarrier-misuse",
+                f"transaction count beyond {_MAX_COUNT}",
+                self.instruction,
+                int(sel.index[0]),
+            )
             state.stop()
 
     def _release(self, state: Any, sel: Selection, table: Any, slots: Any) -> None:
@@ -262,13 +290,18 @@ class Arrive(_MbarrierOperation):
             state.hazard(
                 "mbarrier-misuse",
                 f"{int(total[over][0])} arrivals where the phase expects {left} more",
-                self.instruction, int(sel.index[position]),
-            )  # fmt: skip
+                self.instruction,
+                int(sel.index[position]),
+            )
             state.stop()
         table.pending[where] -= total
         if not self.may_complete and (table.pending[where] == 0).any():
-            state.hazard("mbarrier-misuse", "an arrival with .noComplete completes the phase", self.instruction,
-                         int(sel.index[0]))  # fmt: skip
+            state.hazard(
+                "mbarrier-misuse",
+                "an arrival with .noComplete completes the phase",
+                self.instruction,
+                int(sel.index[0]),
+            )
         table.complete(unique)
 
 
@@ -300,11 +333,19 @@ class Wait(Control):
     type = BITS_OF_WIDTH[64]
     count = 1
     touches = ("shared",)
-    index = _MbarrierOperation.index
-    slots = _MbarrierOperation.slots
+    index: Any = _MbarrierOperation.index
+    slots: Any = _MbarrierOperation.slots
 
-    def __init__(self, address: AddressSource, generic: bool, parity: bool, value: Any, target: Any, acquire: bool,
-                 patient: bool) -> None:  # fmt: skip
+    def __init__(
+        self,
+        address: AddressSource,
+        generic: bool,
+        parity: bool,
+        value: Any,
+        target: Any,
+        acquire: bool,
+        patient: bool,
+    ) -> None:
         super().__init__()
         self.address, self.generic = address, generic
         self.parity, self.value, self.acquire, self.patient = parity, value, acquire, patient
@@ -356,6 +397,7 @@ class Wait(Control):
         group.patience += 1
         if group.patience > _PATIENCE:
             return False
+        group.pc = self.instruction.index
         group.round += 1
         engine.yielded(group)
         group.state.add(group)
@@ -379,8 +421,17 @@ def _space(d: Decoder) -> bool:
 
 def _decode_mbarrier(d: Decoder) -> Operation:
     generic = _space(d)
-    name = d.take("init", "inval", "arrive", "arrive_drop", "expect_tx", "complete_tx", "test_wait", "try_wait",
-                  "pending_count")  # fmt: skip
+    name = d.take(
+        "init",
+        "inval",
+        "arrive",
+        "arrive_drop",
+        "expect_tx",
+        "complete_tx",
+        "test_wait",
+        "try_wait",
+        "pending_count",
+    )
     d.flag("b64")
     u32 = TYPES["u32"]
     if name == "init":
@@ -392,14 +443,24 @@ def _decode_mbarrier(d: Decoder) -> Operation:
     if name == "pending_count":
         d.count(2)
         token = d.source(d.operands[1], B64)
-        return Map(lambda t: (t & np.uint64(_MAX_COUNT)).astype(np.uint32), [d.target(d.operands[0], u32)], [token])
+        return Map(
+            lambda t: (t & np.uint64(_MAX_COUNT)).astype(np.uint32), [d.target(d.operands[0], u32)], [token]
+        )
     semantics = d.take("release", "relaxed", "acquire")
     d.take("cta", "cluster")
     if name in ("test_wait", "try_wait"):
         parity = d.flag("parity")
         value = d.source(d.operands[2], u32 if parity else B64)
         target = d.target(d.operands[0], TYPES["pred"])
-        return Wait(d.address(d.operands[1]), generic, parity, value, target, semantics != "relaxed", name == "try_wait")
+        return Wait(
+            d.address(d.operands[1]),
+            generic,
+            parity,
+            value,
+            target,
+            semantics != "relaxed",
+            name == "try_wait",
+        )
     if name == "complete_tx":
         d.count(2)
         return CompleteTransactions(d.address(d.operands[0]), generic, d.source(d.operands[1], u32))
@@ -422,8 +483,17 @@ def _decode_arrival(d: Decoder, name: str, generic: bool, semantics: str | None)
     number = d.source(operands[1], u32) if len(operands) > 1 else None
     if expects and number is None:
         raise d.fail("expect_tx needs a transaction count")
-    return Arrive(d.address(operands[0]), generic, arrives, name == "arrive_drop", expects, complete, number, target,
-                  semantics or "release")  # fmt: skip
+    return Arrive(
+        d.address(operands[0]),
+        generic,
+        arrives,
+        name == "arrive_drop",
+        expects,
+        complete,
+        number,
+        target,
+        semantics or "release",
+    )
 
 
 class CopyArrival(_MbarrierOperation):
@@ -463,8 +533,13 @@ class _PendingArrival:
             mine = slots == slot
             at = table.at(slot)
             if table.pending[at] < mine.sum():
-                state.hazard("mbarrier-misuse", f"{int(mine.sum())} arrivals of cp.async where the phase expects "
-                             f"{int(table.pending[at])} more", self.operation.instruction, int(sel.index[mine][0]))  # fmt: skip
+                state.hazard(
+                    "mbarrier-misuse",
+                    f"{int(mine.sum())} arrivals of cp.async where the phase expects "
+                    f"{int(table.pending[at])} more",
+                    self.operation.instruction,
+                    int(sel.index[mine][0]),
+                )
                 state.stop()
             table.pending[at] -= int(mine.sum())
             if state.order is not None:

@@ -8,16 +8,22 @@ from typing import Any
 import numpy as np
 
 from .decoder import AddressSource, Decoder
-from .operands import Register
 from .operations import Lane, Operation
 from .selection import Selection
 from .spaces import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_SIZE
-from .syntax import Vector
-from .types import BITS_OF_WIDTH, TYPES, ScalarType
+from .types import TYPES, ScalarType
 
 _SPACES = (
-    "const", "global", "local", "param", "param::entry", "param::func", "shared", "shared::cta", "shared::cluster",
-)  # fmt: skip
+    "const",
+    "global",
+    "local",
+    "param",
+    "param::entry",
+    "param::func",
+    "shared",
+    "shared::cta",
+    "shared::cluster",
+)
 _CACHE = ("ca", "cg", "cs", "lu", "cv", "wb", "wt", "nc")
 _SCOPES = ("cta", "cluster", "gpu", "sys")
 
@@ -25,9 +31,22 @@ _SCOPES = ("cta", "cluster", "gpu", "sys")
 def take_hints(d: Decoder) -> None:
     """Consume what only hints at caching."""
     for mod in list(d.mods):
-        if mod in _CACHE or mod in ("L1::evict_normal", "L1::evict_unchanged", "L1::evict_first", "L1::evict_last",
-                                    "L1::no_allocate", "L2::evict_normal", "L2::evict_first", "L2::evict_last",
-                                    "L2::cache_hint", "L2::64B", "L2::128B", "L2::256B", "unified", "mmio"):  # fmt: skip
+        if mod in _CACHE or mod in (
+            "L1::evict_normal",
+            "L1::evict_unchanged",
+            "L1::evict_first",
+            "L1::evict_last",
+            "L1::no_allocate",
+            "L2::evict_normal",
+            "L2::evict_first",
+            "L2::evict_last",
+            "L2::cache_hint",
+            "L2::64B",
+            "L2::128B",
+            "L2::256B",
+            "unified",
+            "mmio",
+        ):
             d.mods.remove(mod)
     # `L2::evict_first` and its like are split at the dot only, so they arrive whole.
 
@@ -84,8 +103,14 @@ class Load(Access):
         dtype = np.uint8 if self.type.bits < 8 else self.type.dtype
         if fixed is not None:
             if fixed < 0 or fixed + self.width > len(buffer):
-                state.hazard("out-of-bounds", f"read of {self.width} bytes at offset {fixed} of {len(buffer)} bytes of kernel "
-                             "parameters", self.instruction, int(sel.index[0]), fixed)  # fmt: skip
+                state.hazard(
+                    "out-of-bounds",
+                    f"read of {self.width} bytes at offset {fixed} of {len(buffer)} bytes of kernel "
+                    "parameters",
+                    self.instruction,
+                    int(sel.index[0]),
+                    fixed,
+                )
                 state.stop()
             if self.type.bits == 128:
                 return np.frombuffer(buffer, np.uint64, 2, fixed)
@@ -242,5 +267,3 @@ INSTRUCTIONS: dict[str, Callable[[Decoder], Operation]] = {
     "st": _decode_store,
     "isspacep": _decode_isspacep,
 }
-
-__all__ = ["BITS_OF_WIDTH", "INSTRUCTIONS", "Access", "Load", "Register", "Store", "Vector"]

@@ -9,7 +9,6 @@ import numpy as np
 from .selection import Selection
 from .spaces import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_SIZE
 
-
 # From so many yields on, a store counts as progress only if it changes memory: a spinning loop may store too.
 _CAREFUL = 64
 
@@ -24,7 +23,7 @@ class Memory:
         self.shared_bytes = shared_bytes
         self.stride = max((shared_bytes + 127) // 128 * 128, 128)
         self.shared = np.zeros(self.stride * state.block_count, np.uint8)
-        self.shared_views = {np.dtype(np.uint8): self.shared}
+        self.shared_views: dict[Any, Any] = {}
         self.local_bytes = local_bytes
         self._shared_base: Any = None
 
@@ -53,7 +52,9 @@ class Memory:
         elif space == "local":
             self.store_local(access, sel, address, values)
         else:
-            self._fail(access, sel, address, np.ones(sel.n, bool), "out-of-bounds", "store to kernel parameters")
+            self._fail(
+                access, sel, address, np.ones(sel.n, bool), "out-of-bounds", "store to kernel parameters"
+            )
 
     def split_generic(self, address: Any) -> list[tuple[str, Any, Any]]:
         """``(space, mask or None, address in the space)`` of generic addresses; None: all lanes."""
@@ -88,7 +89,7 @@ class Memory:
             if values is None:
                 part = self.load(access, some, local, name)
                 if result is None:
-                    result = np.zeros((sel.n,) + part.shape[1:], part.dtype)
+                    result = np.zeros((sel.n, *part.shape[1:]), part.dtype)
                 result[mask] = part
             else:
                 self.store(access, some, local, name, values[mask] if np.ndim(values) else values)
@@ -96,17 +97,22 @@ class Memory:
 
     # -- global ------------------------------------------------------------------------------------------------
 
-    def locate(self, access: Any, sel: Selection, address: Any, width: int, write: bool) -> list[tuple[Any, Any, Any]]:
+    def locate(
+        self, access: Any, sel: Selection, address: Any, width: int, write: bool
+    ) -> list[tuple[Any, Any, Any]]:
         """``(allocation, mask or None, offset)`` of global addresses; ends the launch where one has none."""
         low, high = int(address.min()), int(address.max())
         if int(np.bitwise_or.reduce(address)) & (width - 1):
             bad = (address & (width - 1)) != 0
-            self._fail(access, sel, address, bad, "misaligned", f"{width}-byte access is not {width}-byte aligned")
+            self._fail(
+                access, sel, address, bad, "misaligned", f"{width}-byte access is not {width}-byte aligned"
+            )
         allocation = self.globals.find(low)
         if allocation is not None and high + width <= allocation.end:
             return [(allocation, None, address - allocation.base)]
         parts = []
         left = np.ones(len(address), bool)
+        inside: Any
         while left.any():
             first = int(address[left].min())
             allocation = self.globals.find(first)
@@ -116,8 +122,14 @@ class Memory:
             if inside is None or not inside.any():
                 bad = left & (address == first)
                 verb = "write" if write else "read"
-                self._fail(access, sel, address, bad, "out-of-bounds",
-                           f"{width}-byte {verb} of global memory, {self.globals.nearest(first)}")  # fmt: skip
+                self._fail(
+                    access,
+                    sel,
+                    address,
+                    bad,
+                    "out-of-bounds",
+                    f"{width}-byte {verb} of global memory, {self.globals.nearest(first)}",
+                )
             parts.append((allocation, inside, address[inside] - allocation.base))
             left &= ~inside
         return parts
@@ -144,7 +156,7 @@ class Memory:
                 self.engine.races.read(self.state, access, sel.subset(mask), allocation, offset)
             part = _gather(allocation, access, offset)
             if result is None:
-                result = np.zeros((sel.n,) + part.shape[1:], part.dtype)
+                result = np.zeros((sel.n, *part.shape[1:]), part.dtype)
             result[mask] = part
         return result
 
@@ -157,8 +169,14 @@ class Memory:
             part = values if mask is None or np.ndim(values) == 0 else values[mask]
             some = sel if mask is None else sel.subset(mask)
             if allocation.readonly:
-                self._fail(access, sel, address, np.ones(sel.n, bool) if mask is None else mask, "out-of-bounds",
-                           f"write to {allocation.name}, which is constant")  # fmt: skip
+                self._fail(
+                    access,
+                    sel,
+                    address,
+                    np.ones(sel.n, bool) if mask is None else mask,
+                    "out-of-bounds",
+                    f"write to {allocation.name}, which is constant",
+                )
             if self.engine.check_global:
                 self.engine.races.write(self.state, access, some, allocation, offset, part)
             if self.engine.total_yields < _CAREFUL or _changes(_gather(allocation, access, offset), part):
@@ -172,7 +190,14 @@ class Memory:
         low, high = int(address.min()), int(address.max())
         if int(np.bitwise_or.reduce(address)) & (width - 1):
             bad = (address & (width - 1)) != 0
-            self._fail(access, sel, address, bad, "misaligned", f"{width}-byte shared access is not {width}-byte aligned")
+            self._fail(
+                access,
+                sel,
+                address,
+                bad,
+                "misaligned",
+                f"{width}-byte shared access is not {width}-byte aligned",
+            )
         base = self.state.shared_base[sel.lanes]
         if low >= 0 and high + width <= self.shared_bytes:
             return address + base
@@ -220,12 +245,24 @@ class Memory:
     def _local_index(self, access: Any, sel: Selection, address: Any) -> Any:
         width = access.width
         if int(np.bitwise_or.reduce(address)) & (width - 1):
-            self._fail(access, sel, address, (address & (width - 1)) != 0, "misaligned",
-                       f"{width}-byte local access is not {width}-byte aligned")  # fmt: skip
+            self._fail(
+                access,
+                sel,
+                address,
+                (address & (width - 1)) != 0,
+                "misaligned",
+                f"{width}-byte local access is not {width}-byte aligned",
+            )
         bad = (address < 0) | (address + width > self.local_bytes)
         if bad.any():
-            self._fail(access, sel, address, bad, "out-of-bounds",
-                       f"{width}-byte access beyond the {self.local_bytes} bytes of local memory")  # fmt: skip
+            self._fail(
+                access,
+                sel,
+                address,
+                bad,
+                "out-of-bounds",
+                f"{width}-byte access beyond the {self.local_bytes} bytes of local memory",
+            )
         return address + sel.index * self.state.local_stride
 
     def load_local(self, access: Any, sel: Selection, address: Any) -> Any:
@@ -257,10 +294,18 @@ class Memory:
         buffer = np.frombuffer(self.engine.parameters, np.uint8)
         bad = (address < 0) | (address + access.width > len(buffer))
         if bad.any():
-            self._fail(access, sel, address, bad, "out-of-bounds",
-                       f"{access.width}-byte read beyond the {len(buffer)} bytes of kernel parameters")  # fmt: skip
+            self._fail(
+                access,
+                sel,
+                address,
+                bad,
+                "out-of-bounds",
+                f"{access.width}-byte read beyond the {len(buffer)} bytes of kernel parameters",
+            )
         bytes_ = buffer[address[:, None] + np.arange(access.width)]
-        values = np.ascontiguousarray(bytes_).view(access.type.dtype if access.type.bits != 128 else np.uint64)
+        values = np.ascontiguousarray(bytes_).view(
+            access.type.dtype if access.type.bits != 128 else np.uint64
+        )
         return values[:, 0] if access.count == 1 and access.type.bits != 128 else values
 
 

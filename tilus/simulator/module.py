@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 from .arguments import DEVICE, ArgumentPacker
 from .engine import Engine
 from .errors import LaunchError
 from .program import Kernel as Code
-from .program import LoadedModule, Parameter, align
+from .program import LoadedModule, Parameter
 from .report import Report, summarise
 
 CHECKS = frozenset({"registers", "shared", "global", "async"})
@@ -34,7 +33,7 @@ class Kernel:
         What ``.maxntid`` or ``.reqntid`` states.
     """
 
-    def __init__(self, module: "Module", code: Code) -> None:
+    def __init__(self, module: Module, code: Code) -> None:
         self._module = module
         self._code = code
         self.name: str = code.name
@@ -82,7 +81,9 @@ class Kernel:
         if threads > _MAX_THREADS:
             raise LaunchError(f"block {block3} has {threads} threads; at most {_MAX_THREADS} are possible")
         if self.max_threads is not None and threads > self.max_threads:
-            raise LaunchError(f"block {block3} has {threads} threads; kernel {self.name} is built for at most {self.max_threads}")
+            raise LaunchError(
+                f"block {block3} has {threads} threads; kernel {self.name} is built for at most {self.max_threads}"
+            )
         if code.required_threads is not None:
             required = tuple(code.required_threads) + (1,) * (3 - len(code.required_threads))
             if required != block3:
@@ -95,7 +96,9 @@ class Kernel:
         if any(g % c for g, c in zip(grid3, cluster3)):
             raise LaunchError(f"grid {grid3} is no multiple of cluster {cluster3}")
         if shared_bytes < 0 or code.shared_bytes + shared_bytes > _MAX_SHARED:
-            raise LaunchError(f"{code.shared_bytes + shared_bytes} bytes of shared memory; at most {_MAX_SHARED} are possible")
+            raise LaunchError(
+                f"{code.shared_bytes + shared_bytes} bytes of shared memory; at most {_MAX_SHARED} are possible"
+            )
         if checks is True:
             names = CHECKS
         elif checks is False:
@@ -104,13 +107,23 @@ class Kernel:
             names = frozenset(checks)
             unknown = names - CHECKS
             if unknown:
-                raise LaunchError(f"unknown check {sorted(unknown)[0]!r}; use some of {', '.join(sorted(CHECKS))}")
+                raise LaunchError(
+                    f"unknown check {sorted(unknown)[0]!r}; use some of {', '.join(sorted(CHECKS))}"
+                )
         packer = ArgumentPacker(code, self._module.loaded.memory.allocations)
         parameters = packer.pack(args)
         engine = Engine(
-            code, grid3, block3, cluster3, parameters, code.shared_bytes + shared_bytes, packer.memory, names,
-            shared_bytes, explicit,
-        )  # fmt: skip
+            code,
+            grid3,
+            block3,
+            cluster3,
+            parameters,
+            code.shared_bytes + shared_bytes,
+            packer.memory,
+            names,
+            shared_bytes,
+            explicit,
+        )
         engine.addresses = DEVICE.addresses
         engine.run()
         totals, lines = summarise(engine)
@@ -118,7 +131,7 @@ class Kernel:
 
 
 def _three(value: int | Sequence[int], what: str) -> tuple[int, int, int]:
-    items = [int(value)] if isinstance(value, int) or not hasattr(value, "__len__") else [int(i) for i in value]
+    items = [int(i) for i in value] if isinstance(value, Sequence) else [int(value)]
     if not 1 <= len(items) <= 3 or any(i < 1 for i in items):
         raise LaunchError(f"{what} {value!r} must be one to three positive integers")
     items += [1] * (3 - len(items))
@@ -136,7 +149,9 @@ class Module(Mapping[str, Kernel]):
         try:
             return self._kernels[name]
         except KeyError:
-            raise LaunchError(f"no kernel {name!r} in this module; it has {', '.join(self._kernels) or 'none'}") from None
+            raise LaunchError(
+                f"no kernel {name!r} in this module; it has {', '.join(self._kernels) or 'none'}"
+            ) from None
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._kernels)
@@ -150,13 +165,6 @@ class Module(Mapping[str, Kernel]):
         if place is None:
             raise LaunchError(f"no variable {name!r} in this module")
         return next(a.data for a in self.loaded.memory.allocations if a.base == place.address)
-
-
-@lru_cache(maxsize=64)
-def _tree_cache(text: str) -> Any:
-    from .parser import parse
-
-    return parse(text)
 
 
 def load(ptx: str | bytes) -> Module:
@@ -174,6 +182,3 @@ def load(ptx: str | bytes) -> Module:
     """
     text = ptx.decode() if isinstance(ptx, bytes) else ptx
     return Module(text)
-
-
-__all__ = ["CHECKS", "Kernel", "Module", "align", "load"]

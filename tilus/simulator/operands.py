@@ -12,7 +12,7 @@ from .selection import LANES, Selection
 class Register:
     """A register read or written as a type; a wider register is read truncated and written extended."""
 
-    __slots__ = ("bank", "row", "dtype", "step", "store")
+    __slots__ = ("bank", "dtype", "row", "step", "store")
     dynamic = False
 
     def __init__(self, bank: int, row: int, dtype: Any, step: int = 1, store: Any = None) -> None:
@@ -46,13 +46,13 @@ class Register:
     def warp(self, state: Any, sel: Selection) -> Any:
         """``[warps, 32]`` values of every warp with an active lane; inactive lanes hold what their register holds."""
         full = self.row_array(state)
-        return full.reshape((-1, LANES) + full.shape[1:])[sel.warp_slice]
+        return full.reshape((-1, LANES, *full.shape[1:]))[sel.warp_slice]
 
     def put_warp(self, state: Any, sel: Selection, values: Any) -> None:
         """Write ``[warps, 32]`` values to the active lanes."""
         full = self.target_array(state)
         if sel.whole:
-            full.reshape((-1, LANES) + full.shape[1:])[sel.lo : sel.hi] = values
+            full.reshape((-1, LANES, *full.shape[1:]))[sel.lo : sel.hi] = values
         else:
             full[sel.lanes] = values[sel.mask]
 
@@ -82,7 +82,7 @@ class Constant:
 class Special:
     """A special register; ``dynamic`` ones (clocks) are read anew each time."""
 
-    __slots__ = ("name", "dtype", "dynamic")
+    __slots__ = ("dtype", "dynamic", "name")
 
     def __init__(self, name: str, dtype: Any, dynamic: bool) -> None:
         self.name = name
@@ -112,7 +112,7 @@ class Special:
 class Symbol:
     """The address of a variable whose place is known when the launch begins."""
 
-    __slots__ = ("name", "offset", "dtype")
+    __slots__ = ("dtype", "name", "offset")
     dynamic = False
 
     def __init__(self, name: str, offset: int, dtype: Any) -> None:

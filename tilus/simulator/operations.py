@@ -54,7 +54,9 @@ class Map(Operation):
     # Whether this is a choice between the first two sources by the third.
     selects = False
 
-    def __init__(self, function: Callable[..., Any], destinations: Sequence[Any], sources: Sequence[Any]) -> None:
+    def __init__(
+        self, function: Callable[..., Any], destinations: Sequence[Any], sources: Sequence[Any]
+    ) -> None:
         super().__init__()
         self.function = function
         self.writes = tuple(destinations)
@@ -150,7 +152,9 @@ class Warp(Lane):
 
     sync = True
 
-    def __init__(self, function: Callable[..., Any], destinations: Sequence[Any], sources: Sequence[Any]) -> None:
+    def __init__(
+        self, function: Callable[..., Any], destinations: Sequence[Any], sources: Sequence[Any]
+    ) -> None:
         super().__init__()
         self.function = function
         self.writes = tuple(destinations)

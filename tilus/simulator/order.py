@@ -35,7 +35,7 @@ def join(a: Knowledge, b: Knowledge) -> Knowledge:
 class Payload:
     """What a release hands on: knowledge about the own cluster, and about other blocks."""
 
-    __slots__ = ("cluster", "local", "remote", "as_remote")
+    __slots__ = ("as_remote", "cluster", "local", "remote")
 
     def __init__(self, cluster: int, local: Any, remote: Knowledge, as_remote: Knowledge) -> None:
         self.cluster, self.local, self.remote, self.as_remote = cluster, local, remote, as_remote
@@ -244,7 +244,9 @@ class Order:
     def payload(self, row: int) -> Payload:
         """Everything a row can hand on now."""
         key, local = self._cluster_key(row), self.snapshot(np.array([row]))
-        return Payload(key, local, self.remote.get(row, {}), blocks_of(key, local, self.engine, self.warps, self.size))
+        return Payload(
+            key, local, self.remote.get(row, {}), blocks_of(key, local, self.engine, self.warps, self.size)
+        )
 
     def _cluster_key(self, row: int) -> int:
         """A number for the row's cluster that is unique in the launch: its first block."""
@@ -300,8 +302,11 @@ class Order:
         # One step for each warp and location.
         pairs = np.unique((sel.index >> 5) << 44 | offset)
         if not releases:
-            known = [o for o in np.unique(offset).tolist() if self._key(space, o, access, None) in engine.locations
-                     or access.scope == "cta"]  # fmt: skip
+            known = [
+                o
+                for o in np.unique(offset).tolist()
+                if self._key(space, o, access, None) in engine.locations or access.scope == "cta"
+            ]
             if not known:
                 return
             pairs = pairs[np.isin(pairs & ((1 << 44) - 1), known)]

@@ -18,7 +18,6 @@ from .syntax import (
     Location,
     Name,
     Negated,
-    Operand,
     Pair,
     Registers,
     Scope,
@@ -132,7 +131,7 @@ def _lark() -> Any:
     from lark import Lark, Transformer
     from lark.visitors import Discard
 
-    class Actions(Transformer):  # type: ignore[type-arg,misc]
+    class Actions(Transformer):
         """Turns each rule into its record while parsing, so that no parse tree is built."""
 
         def EXTERN(self, token: Any) -> str:
@@ -317,7 +316,12 @@ def _lark() -> Any:
             return _function(items, False)
 
     return Lark(
-        GRAMMAR, parser="lalr", lexer="contextual", transformer=Actions(), maybe_placeholders=False, cache=False
+        GRAMMAR,
+        parser="lalr",
+        lexer="contextual",
+        transformer=Actions(),
+        maybe_placeholders=False,
+        cache=False,
     )
 
 
@@ -339,9 +343,16 @@ def _variable(
     if initial is not None and not isinstance(initial, list):
         initial = [initial]
     return Variable(
-        space, kind, str(name), shape, alignment, None if initial is None else tuple(initial), external, vector,
+        space,
+        kind,
+        str(name),
+        shape,
+        alignment,
+        None if initial is None else tuple(initial),
+        external,
+        vector,
         name.line,
-    )  # fmt: skip
+    )
 
 
 def _function(items: list[Any], entry: bool) -> Function:
@@ -412,6 +423,12 @@ def parse(text: str) -> SyntaxTree:
     return SyntaxTree(version, target, files, tuple(variables), tuple(functions), aliases)
 
 
+@lru_cache(maxsize=32)
+def cached_parse(text: str) -> SyntaxTree:
+    """`parse`, remembering the trees of the modules parsed last; a tree is never changed."""
+    return parse(text)
+
+
 def _file_name(text: str) -> str:
     quoted = text.split('"')[1::2]
     if len(quoted) > 1 and not quoted[1].startswith("/"):
@@ -428,6 +445,3 @@ def flatten(body: tuple[object, ...]) -> list[object]:
         else:
             result.append(item)
     return result
-
-
-__all__ = ["Operand", "flatten", "parse", "parse_integer"]

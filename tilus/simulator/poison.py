@@ -31,11 +31,13 @@ def affected(kernel: Any) -> tuple[set[Key], set[int]]:
     if not tainted:
         return set(), set()
     flows = [
-        ([_key(r) for r in registers_of(i.operation.reads) + i.operation.guard_registers],
-         [_key(r) for r in registers_of(i.operation.writes)])
+        (
+            [_key(r) for r in registers_of(i.operation.reads) + i.operation.guard_registers],
+            [_key(r) for r in registers_of(i.operation.writes)],
+        )
         for i in kernel.instructions
         if isinstance(i.operation, (Map, Synchronised))
-    ]  # fmt: skip
+    ]
     changed = True
     while changed:
         changed = False
@@ -149,7 +151,8 @@ class Poison:
                 self.table(key)[sel.lanes] = False
         self.state.hazard(
             "uninitialized-register",
-            f"{operation.instruction.opcode.split('.')[0]} uses register {' and '.join(names)}, which holds no value or one "
-            "computed from a register that nothing wrote",
-            operation.instruction, lane,
-        )  # fmt: skip
+            f"{operation.instruction.opcode.split('.')[0]} uses register {' and '.join(names)}, which holds no value "
+            "or one computed from a register that nothing wrote",
+            operation.instruction,
+            lane,
+        )

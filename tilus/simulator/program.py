@@ -14,11 +14,26 @@ import numpy as np
 
 from .decoder import Decoder, render
 from .errors import PtxError
-from .operands import Not, Register
+from .operands import Not
 from .operations import Control, Operation, registers_of
-from .parser import flatten, parse
+from .parser import cached_parse, flatten
 from .spaces import LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, AddressSpace, Allocation
-from .syntax import Float, Function, Group, Integer, Label, Location, Name, Registers, Scope, SourceFile, Statement, SyntaxTree, Targets, Variable
+from .syntax import (
+    Float,
+    Function,
+    Group,
+    Integer,
+    Label,
+    Location,
+    Name,
+    Registers,
+    Scope,
+    SourceFile,
+    Statement,
+    SyntaxTree,
+    Targets,
+    Variable,
+)
 from .types import TYPES, ScalarType
 
 _MAX_CALL_DEPTH = 32
@@ -135,7 +150,9 @@ class ModuleMemory:
             base = addresses.reserve(size)
             data = np.zeros(align(size, 16), np.uint8)[:size]
             kind = "constant" if variable.space == "const" else "variable"
-            self.allocations.append(Allocation(base, data, f"{kind} {variable.name}", readonly=variable.space == "const"))
+            self.allocations.append(
+                Allocation(base, data, f"{kind} {variable.name}", readonly=variable.space == "const")
+            )
             self.places[variable.name] = SymbolPlace("global", base, size, variable.name)
             pending.append((variable, data))
         for variable, data in pending:
@@ -148,7 +165,10 @@ class ModuleMemory:
         element = TYPES[variable.type]
         raw = b"".join(self._encode(item, element, variable, functions) for item in _flat(variable.initial))
         if len(raw) > len(data):
-            raise PtxError(f"initial value of {variable.name} has {len(raw)} bytes, the variable {len(data)}", variable.line)
+            raise PtxError(
+                f"initial value of {variable.name} has {len(raw)} bytes, the variable {len(data)}",
+                variable.line,
+            )
         data[: len(raw)] = np.frombuffer(raw, np.uint8)
 
     def _encode(self, item: Any, element: ScalarType, variable: Variable, functions: dict[str, int]) -> bytes:
@@ -170,7 +190,9 @@ class ModuleMemory:
             shift = (item[1] & -item[1]).bit_length() - 1
             return ((value & item[1]) >> shift & mask).to_bytes(element.bytes, "little")
         if isinstance(item, Name):
-            return ((self._address(item.text, variable, functions) + item.offset) & mask).to_bytes(element.bytes, "little")
+            return ((self._address(item.text, variable, functions) + item.offset) & mask).to_bytes(
+                element.bytes, "little"
+            )
         raise PtxError(f"initial value of {variable.name} is not a constant", variable.line)
 
     def _address(self, name: str, variable: Variable, functions: dict[str, int]) -> int:
@@ -192,7 +214,7 @@ def _flat(items: Any) -> Any:
 class _Scope:
     """Names visible at one place of a body; inner scopes hide outer ones."""
 
-    def __init__(self, builder: "_Builder", parent: "_Scope | None", prefix: str) -> None:
+    def __init__(self, builder: _Builder, parent: _Scope | None, prefix: str) -> None:
         self.builder = builder
         self.parent = parent
         self.prefix = prefix
@@ -256,7 +278,7 @@ class _Scope:
 class _Builder:
     """Flattens one kernel."""
 
-    def __init__(self, module: "LoadedModule", function: Function) -> None:
+    def __init__(self, module: LoadedModule, function: Function) -> None:
         self.module = module
         self.function = function
         self.symbols: dict[str, SymbolPlace] = dict(module.places)
@@ -300,7 +322,9 @@ class _Builder:
         if space == "reg":
             self.declare_registers(scope, Registers(variable.type, ((variable.name, None),)))
             return
-        unique = variable.name if variable.name not in self.symbols else f"{variable.name}@{len(self.symbols)}"
+        unique = (
+            variable.name if variable.name not in self.symbols else f"{variable.name}@{len(self.symbols)}"
+        )
         size, alignment = variable_bytes(variable), natural_alignment(variable)
         if space == "shared":
             if variable.external or (variable.shape and 0 in variable.shape):
@@ -324,7 +348,11 @@ class _Builder:
         for variable in self.function.parameters:
             size, alignment = variable_bytes(variable), natural_alignment(variable)
             offset = align(offset, alignment)
-            parameters.append(Parameter(variable.name, variable.type if not variable.shape else "struct", size, offset, alignment))
+            parameters.append(
+                Parameter(
+                    variable.name, variable.type if not variable.shape else "struct", size, offset, alignment
+                )
+            )
             self.symbols[variable.name] = SymbolPlace("param", offset, size, variable.name)
             offset += size
         for variable in self.module.tree.variables:
@@ -340,16 +368,27 @@ class _Builder:
             self.symbols[name].address = dynamic_base
         if self.dynamic:
             self.shared_bytes = dynamic_base
-        directives = {name: values for name, values in self.function.directives}
+        directives = dict(self.function.directives)
         max_threads = int(np.prod(directives["maxntid"])) if "maxntid" in directives else None
         if "reqntid" in directives:
             max_threads = int(np.prod(directives["reqntid"]))
         kernel = Kernel(
-            self.function.name, tuple(parameters), offset, self.shared_bytes, align(self.local_bytes, 16), max_threads,
-            directives.get("reqntid"), directives.get("reqnctapercluster"), [], self.symbols, self.bank_rows,
-            set(), self.register_names, files=self.module.tree.files,
+            self.function.name,
+            tuple(parameters),
+            offset,
+            self.shared_bytes,
+            align(self.local_bytes, 16),
+            max_threads,
+            directives.get("reqntid"),
+            directives.get("reqnctapercluster"),
+            [],
+            self.symbols,
+            self.bank_rows,
+            set(),
+            self.register_names,
+            files=self.module.tree.files,
             max_registers=directives["maxnreg"][0] if "maxnreg" in directives else None,
-        )  # fmt: skip
+        )
         self.decode(kernel)
         return kernel
 
@@ -382,7 +421,7 @@ class _Builder:
 
     def call(self, statement: Statement, scope: _Scope) -> None:
         """Inline a device function, or leave a call of a built-in one for the decoder."""
-        operands = list(statement.operands)
+        operands: list[Any] = list(statement.operands)
         returns = operands.pop(0) if operands and isinstance(operands[0], Group) else Group(())
         callee = operands[0] if operands else None
         if not isinstance(callee, Name):
@@ -396,21 +435,35 @@ class _Builder:
         if function is None:
             raise PtxError(f"call of unknown function {name!r}", statement.line)
         if function.body is None:
-            self.items.append((statement, scope, self.location, ("builtin", name, returns.items, arguments.items)))
+            self.items.append(
+                (statement, scope, self.location, ("builtin", name, returns.items, arguments.items))
+            )
             return
         self.inline(statement, scope, function, returns, arguments)
 
-    def indirect_call(self, statement: Statement, scope: _Scope, callee: Name, returns: Group, arguments: Group,
-                      operands: list[Any]) -> None:  # fmt: skip
+    def indirect_call(
+        self,
+        statement: Statement,
+        scope: _Scope,
+        callee: Name,
+        returns: Group,
+        arguments: Group,
+        operands: list[Any],
+    ) -> None:
         """A call through a pointer: every function of a fitting shape is inlined behind a test of the pointer."""
-        listed = scope.target_list(operands[2].text) if len(operands) > 2 and isinstance(operands[2], Name) else None
+        listed = (
+            scope.target_list(operands[2].text)
+            if len(operands) > 2 and isinstance(operands[2], Name)
+            else None
+        )
         names = listed.names if listed is not None and listed.kind == "calltargets" else None
         candidates = [
-            f for f in self.module.functions.values()
-            if not f.entry and f.body is not None and (names is None or f.name in names)
-            and len(f.parameters) == len(arguments.items) and len(f.returns) == len(returns.items)
-            and f.name not in self.stack
-        ]  # fmt: skip
+            function
+            for function in self.module.functions.values()
+            if (names is None or function.name in names)
+            and function.name not in self.stack
+            and self.fits(function, scope, (*returns.items, *arguments.items))
+        ]
         done = f"<indirect {self.calls}>"
         self.calls += 1
         for function in candidates:
@@ -423,7 +476,22 @@ class _Builder:
         self.items.append((statement, scope, self.location, ("bad call",)))
         self.labels[done] = len(self.items)
 
-    def inline(self, statement: Statement, scope: _Scope, function: Function, returns: Group, arguments: Group) -> None:
+    def fits(self, function: Function, scope: _Scope, actuals: tuple[Any, ...]) -> bool:
+        """Whether a device function takes operands of these kinds and sizes."""
+        formals = (*function.returns, *function.parameters)
+        if function.entry or function.body is None or len(formals) != len(actuals):
+            return False
+        for formal, actual in zip(formals, actuals):
+            unique = scope.symbol(actual.text) if isinstance(actual, Name) else None
+            if (unique is not None) != (formal.space != "reg"):
+                return False
+            if unique is not None and self.symbols[unique].size != variable_bytes(formal):
+                return False
+        return True
+
+    def inline(
+        self, statement: Statement, scope: _Scope, function: Function, returns: Group, arguments: Group
+    ) -> None:
         if function.name in self.module.recursive:
             self.call_shared(statement, scope, function, returns, arguments)
             return
@@ -436,7 +504,10 @@ class _Builder:
         formals = list(function.returns) + list(function.parameters)
         actuals = list(returns.items) + list(arguments.items)
         if len(formals) != len(actuals):
-            raise PtxError(f"call of {function.name} with {len(actuals)} operands, expected {len(formals)}", statement.line)
+            raise PtxError(
+                f"call of {function.name} with {len(actuals)} operands, expected {len(formals)}",
+                statement.line,
+            )
         after = []
         for position, (formal, actual) in enumerate(zip(formals, actuals)):
             if isinstance(actual, Name) and scope.symbol(actual.text) is not None and formal.space != "reg":
@@ -461,7 +532,9 @@ class _Builder:
 
     # -- recursion ---------------------------------------------------------------------------------------------
 
-    def call_shared(self, statement: Statement, scope: _Scope, function: Function, returns: Group, arguments: Group) -> None:
+    def call_shared(
+        self, statement: Statement, scope: _Scope, function: Function, returns: Group, arguments: Group
+    ) -> None:
         """Call a recursive function, which is compiled once and entered with a frame."""
         if function.name not in self.shared_bodies:
             self.shared_bodies[function.name] = {}
@@ -472,7 +545,9 @@ class _Builder:
             if unique is None or self.symbols[unique].space != "local":
                 raise PtxError(f"a call of recursive {function.name} takes .param variables", statement.line)
             places.append(self.symbols[unique].address)
-        self.items.append((statement, scope, self.location, ("shared", function.name, places, len(returns.items))))
+        self.items.append(
+            (statement, scope, self.location, ("shared", function.name, places, len(returns.items)))
+        )
         self.leaders.add(len(self.items))
 
     def emit_shared_bodies(self, root: _Scope) -> None:
@@ -493,7 +568,9 @@ class _Builder:
             body["formals"] = []
             for formal in (*function.returns, *function.parameters):
                 if formal.space == "reg":
-                    raise PtxError(f"recursive {name} with register parameters is not supported", function.line)
+                    raise PtxError(
+                        f"recursive {name} with register parameters is not supported", function.line
+                    )
                 self.declare_variable(scope, formal)
                 place = self.symbols[scope.symbols[formal.name]]
                 body["formals"].append((place.address, place.size))
@@ -501,7 +578,9 @@ class _Builder:
             self.walk(function.body or (), scope)
             self.stack.pop()
             self.labels[f"{scope.prefix}<return>"] = len(self.items)
-            self.items.append((Statement("ret", (), None, function.line), scope, self.location, ("return", name)))
+            self.items.append(
+                (Statement("ret", (), None, function.line), scope, self.location, ("return", name))
+            )
             for bank, count in self.bank_rows.items():
                 body["rows"][bank][1] = count
             body["local"][1] = self.local_bytes
@@ -523,13 +602,17 @@ class _Builder:
                 raise
             except (ValueError, KeyError, IndexError, AttributeError, TypeError) as error:
                 raise d.fail(f"unsupported instruction ({error})") from error
-            if statement.guard is not None and extra is None or (extra is not None and isinstance(extra, str) and statement.guard):
+            if (statement.guard is not None and extra is None) or (
+                extra is not None and isinstance(extra, str) and statement.guard
+            ):
                 predicate = d.predicate(Name(statement.guard.register))
                 operation.guard = Not(predicate) if statement.guard.negated else predicate
             source = None
             if location is not None:
                 source = (files.get(location[0], f"file {location[0]}"), location[1])
-            instruction = Instruction(index, render(statement), statement.opcode, statement.line, source, operation)
+            instruction = Instruction(
+                index, render(statement), statement.opcode, statement.line, source, operation
+            )
             operation.instruction = instruction
             kernel.instructions.append(instruction)
         # A body that runs off its end returns.
@@ -559,11 +642,14 @@ class _Builder:
         kernel.wgmma_registers = wgmma_registers(kernel.instructions)
         if kernel.wgmma_registers:
             kernel.tracked = {
-                i.index for i in kernel.instructions
+                i.index
+                for i in kernel.instructions
                 if not isinstance(i.operation, WarpgroupMultiply)
-                and any((r.bank, r.row) in kernel.wgmma_registers
-                        for r in registers_of((*i.operation.reads, *i.operation.writes)))
-            }  # fmt: skip
+                and any(
+                    (r.bank, r.row) in kernel.wgmma_registers
+                    for r in registers_of((*i.operation.reads, *i.operation.writes))
+                )
+            }
         kernel.has_cas = any(i.opcode.startswith("atom") and ".cas" in i.opcode for i in kernel.instructions)
         kernel.uses_async_proxy = any(i.opcode.startswith(_ASYNC_PROXY) for i in kernel.instructions)
 
@@ -595,8 +681,17 @@ def _recursive(functions: dict[str, Function]) -> set[str]:
     return result
 
 
-_ASYNC_PROXY = ("wgmma", "cp.async.bulk", "cp.reduce.async.bulk", "mbarrier", "st.async", "red.async", "cp.async.mbarrier",
-                "st.bulk", "fence.proxy.async")  # fmt: skip
+_ASYNC_PROXY = (
+    "wgmma",
+    "cp.async.bulk",
+    "cp.reduce.async.bulk",
+    "mbarrier",
+    "st.async",
+    "red.async",
+    "cp.async.mbarrier",
+    "st.bulk",
+    "fence.proxy.async",
+)
 
 
 def _grain(kernel: Kernel, space: str) -> int:
@@ -606,7 +701,7 @@ def _grain(kernel: Kernel, space: str) -> int:
         operation = instruction.operation
         spaces = getattr(operation, "touches", None)
         if spaces is not None and space in spaces:
-            grain = min(grain, operation.width)
+            grain = min(grain, int(getattr(operation, "width", 16)))
     return max(grain, 1)
 
 
@@ -614,7 +709,7 @@ class LoadedModule:
     """A parsed module; kernels are decoded when first asked for, and all of them when the module is checked."""
 
     def __init__(self, text: str, addresses: AddressSpace) -> None:
-        self.tree = parse(text)
+        self.tree = cached_parse(text)
         self.functions: dict[str, Function] = {}
         for function in self.tree.functions:
             if function.name not in self.functions or function.body is not None:
@@ -625,7 +720,11 @@ class LoadedModule:
         self.places: dict[str, SymbolPlace] = dict(self.memory.places)
         for name, address in self.function_addresses.items():
             self.places[name] = SymbolPlace("function", address, 0, name)
-        self.kernels = {f.name: _Builder(self, f).build() for f in self.functions.values() if f.entry and f.body is not None}
+        self.kernels = {
+            f.name: _Builder(self, f).build()
+            for f in self.functions.values()
+            if f.entry and f.body is not None
+        }
 
 
 def address_in_space(place: SymbolPlace) -> int:

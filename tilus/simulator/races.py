@@ -75,10 +75,13 @@ class SharedRaces:
         self.last_read[cells] = now
         self.reader[cells] = self._by_lane(self.thread[sel.lanes], cells)
         self.read_flat[cells + self._by_lane(self.agent_base[sel.lanes], cells)] = now
-        for open_cells in self.open_reads:
+        for wanted, still in self.open_reads:
+            open_cells = wanted[still]
             self.last_read[open_cells] = PENDING
 
-    def write(self, access: Any, sel: Selection, index: Any, width: int, view: Any, place: Any, values: Any) -> None:
+    def write(
+        self, access: Any, sel: Selection, index: Any, width: int, view: Any, place: Any, values: Any
+    ) -> None:
         """Lanes are about to write ``values`` to ``view[place]``."""
         cells = self.cells(index, width)
         threshold = self.order.threshold(sel)
@@ -130,7 +133,11 @@ class SharedRaces:
             self.order.strong(sel, ("shared", id(self.state)), index, access, reads, writes)
 
     def _needs_keys(self, access: Any, writes: bool) -> bool:
-        return bool(self.engine.locations or self.order.released or (writes and access.order in ("release", "acq_rel")))
+        return bool(
+            self.engine.locations
+            or self.order.released
+            or (writes and access.order in ("release", "acq_rel"))
+        )
 
     # -- asynchronous copies -----------------------------------------------------------------------------------
 
@@ -201,19 +208,22 @@ class SharedRaces:
         if holds:
             self.last_read[cells] = PENDING
             self.reader[cells] = self.thread[lanes][:, None]
-            self.open_reads.append(cells)
+            self.open_reads.append((cells, np.ones(len(cells), bool)))
         else:
             self._record_read(lanes, cells, now)
 
     def async_read_done(self, operation: Any, lanes: Any, index: Any, ready: Any) -> None:
         """The asynchronous proxy has read what some lanes asked it to."""
         cells = self._chunk_cells(index)
-        self.open_reads = [c for c in self.open_reads if not (c.shape == cells.shape and (c == cells).all())]
-        if not ready.all():
-            self.open_reads.append(cells[~ready])
+        for wanted, still in self.open_reads:
+            if wanted.shape == cells.shape and (wanted == cells).all() and (still & ready).any():
+                # Lanes of one instruction may wait at different times.
+                still &= ~ready
+                break
+        self.open_reads = [entry for entry in self.open_reads if entry[1].any()]
         self._record_read(lanes[ready], cells[ready], self.engine.tick(operation.instruction))
-        for still in self.open_reads:
-            self.last_read[still] = PENDING
+        for wanted, still in self.open_reads:
+            self.last_read[wanted[still]] = PENDING
 
     def _record_read(self, lanes: Any, cells: Any, now: int) -> None:
         self.order.note(_Copies(lanes))
@@ -246,19 +256,25 @@ class SharedRaces:
             other = int(self.writer[cell]) & _THREAD
             earlier = self.engine.instruction_at(int(self.written[cell]))
             self._report(
-                "missing-proxy-fence", operation, sel, position, cell,
-                f"the asynchronous proxy {verb} shared memory that {self._thread_name(cell, other)} wrote{_where(earlier)} "
-                "with no fence.proxy.async after the write",
-            )  # fmt: skip
+                "missing-proxy-fence",
+                operation,
+                sel,
+                position,
+                cell,
+                f"the asynchronous proxy {verb} shared memory that "
+                f"{self._thread_name(cell, other)} wrote{_where(earlier)} with no fence.proxy.async after the write",
+            )
 
     # -- the slow path -----------------------------------------------------------------------------------------
 
-    def _lane_of(self, sel: Selection, cells: Any, bad: Any) -> tuple[int, int]:
+    def _lane_of(self, sel: Any, cells: Any, bad: Any) -> tuple[int, int]:
         """The first bad access: its position among the active lanes, and its cell."""
         at = np.argwhere(bad)[0]
         return int(at[0]), int(cells[tuple(at)])
 
-    def _check_against_write(self, access: Any, sel: Selection, cells: Any, written: Any, verb: str, same: Any) -> None:
+    def _check_against_write(
+        self, access: Any, sel: Any, cells: Any, written: Any, verb: str, same: Any
+    ) -> None:
         pending = written == PENDING
         if pending.any():
             reading = verb == "reads"
@@ -266,10 +282,14 @@ class SharedRaces:
             owner = int(self.writer[cell]) & _THREAD
             kind = "async-read" if reading else "async-overwrite"
             self._report(
-                kind, access, sel, position, cell,
+                kind,
+                access,
+                sel,
+                position,
+                cell,
                 f"{verb} shared memory that an asynchronous copy{self._of_thread(cell, owner)} is still filling; "
                 "wait for the copy first",
-            )  # fmt: skip
+            )
         suspects = np.nonzero(~pending & (written > self.order.threshold(sel)))
         if len(suspects[0]) == 0:
             return
@@ -288,21 +308,30 @@ class SharedRaces:
             cell = int(cells[suspects][at])
             earlier = self.engine.instruction_at(int(times[at]))
             self._report(
-                "shared-race", access, sel, int(suspects[0][at]), cell,
-                f"{verb} shared memory that {self._thread_name(cell, int(thread[at]))} wrote{_where(earlier)} with nothing "
+                "shared-race",
+                access,
+                sel,
+                int(suspects[0][at]),
+                cell,
+                f"{verb} shared memory that {self._thread_name(cell, int(thread[at]))} "
+                f"wrote{_where(earlier)} with nothing "
                 "ordering the two",
-            )  # fmt: skip
+            )
 
-    def _check_against_reads(self, access: Any, sel: Selection, cells: Any, read: Any, verb: str) -> None:
+    def _check_against_reads(self, access: Any, sel: Any, cells: Any, read: Any, verb: str) -> None:
         pending = read == PENDING
         if pending.any():
             position, cell = self._lane_of(sel, cells, pending)
             owner = int(self.reader[cell])
             self._report(
-                "async-overwrite", access, sel, position, cell,
+                "async-overwrite",
+                access,
+                sel,
+                position,
+                cell,
                 f"{verb} shared memory that an asynchronous operation of {self._thread_name(cell, owner)} may still be "
                 "reading; wait for it first",
-            )  # fmt: skip
+            )
             read = np.where(pending, 0, read)
         suspects = np.nonzero(read > self.order.threshold(sel, reads=True))
         if len(suspects[0]) == 0:
@@ -329,12 +358,18 @@ class SharedRaces:
         earlier = self.engine.instruction_at(time)
         cell = int(cell_numbers[at])
         self._report(
-            "shared-race", access, sel, int(suspects[0][at]), cell,
+            "shared-race",
+            access,
+            sel,
+            int(suspects[0][at]),
+            cell,
             f"{verb} shared memory that {self._thread_name(cell, other)} read{_where(earlier)} with nothing ordering "
             "the two",
-        )  # fmt: skip
+        )
 
-    def _same_instruction(self, access: Any, sel: Selection, cells: Any, clash: Any, place: Any, values: Any) -> None:
+    def _same_instruction(
+        self, access: Any, sel: Selection, cells: Any, clash: Any, place: Any, values: Any
+    ) -> None:
         if np.ndim(values) == 0:
             return
         order = np.argsort(place, kind="stable")
@@ -351,14 +386,20 @@ class SharedRaces:
             other = int(self.thread[sel.index[order[bad[0]]]])
             cell = int(np.ravel(cells[position])[0])
             self._report(
-                "shared-race", access, sel, position, cell,
+                "shared-race",
+                access,
+                sel,
+                position,
+                cell,
                 f"writes shared memory that {self._thread_name(cell, other)} writes with another value by the same "
                 "instruction",
-            )  # fmt: skip
+            )
 
-    def _uninitialized(self, access: Any, sel: Selection, index: Any, cells: Any, written: Any) -> None:
+    def _uninitialized(self, access: Any, sel: Any, index: Any, cells: Any, written: Any) -> None:
         position, cell = self._lane_of(sel, cells, written == 0)
-        self._report("uninitialized-shared", access, sel, position, cell, "reads shared memory that nobody has written")
+        self._report(
+            "uninitialized-shared", access, sel, position, cell, "reads shared memory that nobody has written"
+        )
         del index
 
     def _of_thread(self, cell: int, thread: int) -> str:
@@ -377,8 +418,13 @@ class SharedRaces:
     def _report(self, kind: str, access: Any, sel: Selection, position: int, cell: int, text: str) -> None:
         offset = (cell % self.cells_per_block) * self.grain
         near = self.state.nearest_shared(offset)
-        self.state.hazard(kind, f"{text} (shared offset {offset:#x}, {near})", access.instruction,
-                          int(sel.index[position]), offset)  # fmt: skip
+        self.state.hazard(
+            kind,
+            f"{text} (shared offset {offset:#x}, {near})",
+            access.instruction,
+            int(sel.index[position]),
+            offset,
+        )
 
 
 def _same_but_rounding(a: Any, b: Any) -> Any:

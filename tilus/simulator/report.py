@@ -66,11 +66,18 @@ class Report:
                 for key, inner in value.items():
                     rows.append(f"  {name + '.' + str(key):48} {inner!s:>16}")
         rows.append("")
-        rows.append(f"{'line':40} {'warp instr.':>12} {'sectors':>12} {'ideal':>12} {'wavefronts':>12} {'ideal':>12}")
+        rows.append(
+            f"{'line':40} {'warp instr.':>12} {'sectors':>12} {'ideal':>12} {'wavefronts':>12} {'ideal':>12}"
+        )
         for line in self.lines:
-            where = f"{line.source[0].rsplit('/', 1)[-1]}:{line.source[1]}" if line.source else f"PTX {line.ptx_line}"
+            where = (
+                f"{line.source[0].rsplit('/', 1)[-1]}:{line.source[1]}"
+                if line.source
+                else f"PTX {line.ptx_line}"
+            )
             rows.append(
-                f"{where[-40:]:40} {line.warp_instructions:>12,} {line.global_sectors:>12,} {line.global_sectors_ideal:>12,} "
+                f"{where[-40:]:40} {line.warp_instructions:>12,} {line.global_sectors:>12,} "
+                f"{line.global_sectors_ideal:>12,} "
                 f"{line.shared_wavefronts:>12,} {line.shared_wavefronts_ideal:>12,}"
             )
         for hazard in self.hazards:
@@ -118,10 +125,14 @@ def summarise(engine: Any) -> tuple[dict[str, Any], list[LineCounters]]:
             if instruction.index in table:
                 _, sum_actual, sum_ideal, size = table[instruction.index]
                 for name, value in (
-                    (f"{prefix}_{actual}", sum_actual), (f"{prefix}_{actual}_ideal", sum_ideal), (f"{prefix}_bytes", size)
-                ):  # fmt: skip
+                    (f"{prefix}_{actual}", sum_actual),
+                    (f"{prefix}_{actual}_ideal", sum_ideal),
+                    (f"{prefix}_bytes", size),
+                ):
                     entry[name] = entry.get(name, 0) + value
-    loads, stores, shared = (_column_sums(t) for t in (counters.global_loads, counters.global_stores, counters.shared))
+    loads, stores, shared = (
+        _column_sums(t) for t in (counters.global_loads, counters.global_stores, counters.shared)
+    )
     total = {
         "warp_instructions": int(warps.sum()),
         "thread_instructions": int(lanes.sum()),

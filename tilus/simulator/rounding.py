@@ -149,7 +149,8 @@ def add64(a: Any, b: Any, mode: str) -> Any:
     if mode == "rn":
         return s
     s, e = two_sum(*_wide(a, b))
-    return zero_sign(directed(s, e > 0, e < 0, mode, np.isfinite(s)), *_wide(a, b), mode)
+    x, y = _wide(a, b)
+    return zero_sign(directed(s, e > 0, e < 0, mode, np.isfinite(s)), x, y, mode)
 
 
 def _extreme(*values: Any) -> Any:

@@ -16,7 +16,7 @@ class Selection:
     sorted index array. ``n`` is the number of lanes.
     """
 
-    __slots__ = ("whole", "lo", "hi", "lanes", "n", "_warps", "_row", "_mask", "_index", "key", "cache")
+    __slots__ = ("_index", "_mask", "_row", "_warps", "cache", "hi", "key", "lanes", "lo", "n", "whole")
 
     def __init__(self, lo: int, hi: int, index: Any = None) -> None:
         self.whole = index is None
@@ -32,7 +32,7 @@ class Selection:
         self.cache: dict[Any, Any] = {}
 
     @staticmethod
-    def of(index: Any) -> "Selection":
+    def of(index: Any) -> Selection:
         """The selection of sorted lane indices, as a run of whole warps where it is one."""
         n = len(index)
         if n and n % LANES == 0 and index[0] % LANES == 0 and index[-1] - index[0] == n - 1:
@@ -53,14 +53,18 @@ class Selection:
             if self.whole:
                 self._warps = np.arange(self.lo, self.hi)
             else:
-                of_lane = self._index >> 5
-                keep = np.empty(len(of_lane), bool)
-                if len(of_lane):
-                    keep[0] = True
-                    np.not_equal(of_lane[1:], of_lane[:-1], out=keep[1:])
-                self._warps = of_lane[keep]
-                self._row = np.cumsum(keep) - 1
+                self._find_warps()
         return self._warps
+
+    def _find_warps(self) -> None:
+        """Fill the warps, and each lane's position among them, of a set of lanes."""
+        of_lane = self._index >> 5
+        keep = np.empty(len(of_lane), bool)
+        if len(of_lane):
+            keep[0] = True
+            np.not_equal(of_lane[1:], of_lane[:-1], out=keep[1:])
+        self._warps = of_lane[keep]
+        self._row = np.cumsum(keep) - 1
 
     @property
     def row(self) -> Any:
@@ -69,7 +73,7 @@ class Selection:
             if self.whole:
                 self._row = np.repeat(np.arange(self.hi - self.lo), LANES)
             else:
-                self.warps  # noqa: B018 - fills _row
+                self._find_warps()
         return self._row
 
     @property
@@ -89,20 +93,20 @@ class Selection:
         """An index into per-warp arrays."""
         return slice(self.lo, self.hi) if self.whole else self.warps
 
-    def subset(self, keep: Any) -> "Selection":
+    def subset(self, keep: Any) -> Selection:
         """The lanes where ``keep`` (one flag per active lane) holds."""
         return Selection.of(self.index[keep])
 
     def spread(self, values: Any, fill: Any = 0) -> Any:
         """Per-lane values to ``[warps, 32]``, inactive lanes filled."""
         if self.whole:
-            return values.reshape((-1, LANES) + values.shape[1:])
-        out = np.full((len(self.warps), LANES) + values.shape[1:], fill, values.dtype)
+            return values.reshape((-1, LANES, *values.shape[1:]))
+        out = np.full((len(self.warps), LANES, *values.shape[1:]), fill, values.dtype)
         out[self.row, self._index & 31] = values
         return out
 
     def gather(self, values: Any) -> Any:
         """``[warps, 32]`` values to one per active lane."""
         if self.whole:
-            return values.reshape((-1,) + values.shape[2:])
+            return values.reshape((-1, *values.shape[2:]))
         return values[self.row, self._index & 31]

@@ -24,7 +24,7 @@ _GAP = 4096
 class Allocation:
     """A piece of global memory: the bytes of a NumPy array (or torch storage) at a device address."""
 
-    __slots__ = ("base", "size", "data", "name", "owner", "views", "shadow", "readonly")
+    __slots__ = ("base", "data", "name", "owner", "readonly", "shadow", "size", "views")
 
     def __init__(self, base: int, data: Any, name: str, owner: Any = None, readonly: bool = False) -> None:
         self.base = base

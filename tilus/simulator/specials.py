@@ -56,7 +56,9 @@ def special_register(state: Any, name: str) -> Any:
     if stem in ("%envreg1", "%envreg2"):
         # The cooperative launch's workspace, whose address the two registers hold.
         address = engine.grid_workspace()
-        return np.full(count, address >> 32 if stem == "%envreg1" else address & 0xFFFFFFFF, np.uint64).astype(np.uint32)
+        return np.full(
+            count, address >> 32 if stem == "%envreg1" else address & 0xFFFFFFFF, np.uint64
+        ).astype(np.uint32)
     if stem.startswith("%lanemask_"):
         return _lane_mask(lane.astype(np.uint64), stem[-2:])
     if stem == "%dynamic_smem_size":
@@ -65,9 +67,10 @@ def special_register(state: Any, name: str) -> Any:
         return np.full(count, engine.shared_bytes, np.uint32)
     if stem == "%is_explicit_cluster":
         return np.full(count, int(engine.explicit_cluster), np.uint32)
-    if stem in ("%clock", "%clock64"):
-        now = np.uint64(engine.clock())
-        return np.full(count, now if stem == "%clock64" else now & np.uint64(0xFFFFFFFF))
+    if stem == "%clock64":
+        return np.full(count, engine.clock(), np.uint64)
+    if stem == "%clock":
+        return np.full(count, engine.clock() & 0xFFFFFFFF, np.uint32)
     if stem == "%clock_hi":
         return np.full(count, engine.clock() >> 32, np.uint64).astype(np.uint32)
     if stem.startswith("%globaltimer"):

@@ -13,8 +13,8 @@ import numpy as np
 
 from .async_copy import CopyQueue
 from .barriers import BarrierUnit
-from .hazards import Stop
 from .bulk_copy import BulkGroups
+from .hazards import Stop
 from .mbarrier import BarrierTable
 from .memory_unit import Memory
 from .poison import Poison
@@ -27,7 +27,7 @@ _BANK_DTYPES = {1: np.bool_, 8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.u
 class Group:
     """Lanes that stand at one instruction."""
 
-    __slots__ = ("state", "sel", "pc", "round", "loops", "resumed", "patience", "patience_progress")
+    __slots__ = ("loops", "patience", "patience_progress", "pc", "resumed", "round", "sel", "state")
 
     def __init__(self, state: Any, sel: Selection, pc: int, round: int = 0) -> None:
         self.state = state
@@ -39,7 +39,7 @@ class Group:
         self.patience = 0
         self.patience_progress = -1
 
-    def fork(self, sel: Selection, pc: int, backward: bool) -> "Group":
+    def fork(self, sel: Selection, pc: int, backward: bool) -> Group:
         """Some of the lanes, elsewhere."""
         other = Group(self.state, sel, pc, self.round)
         other.loops = self.loops + int(backward)
@@ -79,7 +79,9 @@ class State:
         self.live_warps = self.live.reshape(-1, LANES)
         self.local_stride = max(kernel.local_bytes, 16)
         self.local = np.zeros((self.lane_count if kernel.local_bytes else 1, self.local_stride), np.uint8)
-        self.global_thread = (self.blocks[self.block_of_lane] * (self.warps * LANES) + self.thread_of_lane).astype(np.uint32)
+        self.global_thread = (
+            self.blocks[self.block_of_lane] * (self.warps * LANES) + self.thread_of_lane
+        ).astype(np.uint32)
         self.memory = Memory(self, engine.shared_bytes, kernel.local_bytes)
         self.shared_base = self.block_of_lane * self.memory.stride
         self.specials: dict[str, Any] = {}
@@ -110,7 +112,9 @@ class State:
             from .races import SharedRaces
 
             self.races = SharedRaces(self)
-        everyone = Selection(0, self.warp_count) if self.exists.all() else Selection.of(np.flatnonzero(self.exists))
+        everyone = (
+            Selection(0, self.warp_count) if self.exists.all() else Selection.of(np.flatnonzero(self.exists))
+        )
         self.add(Group(self, everyone, 0, engine.round))
 
     def poll(self, sel: Selection) -> None:
@@ -220,7 +224,14 @@ class State:
             found = self._make_special(name)
             if found.dtype != np.uint64:
                 found = found.astype(np.uint32)
-            if name not in ("%clock", "%clock64", "%clock_hi", "%globaltimer", "%globaltimer_lo", "%globaltimer_hi"):
+            if name not in (
+                "%clock",
+                "%clock64",
+                "%clock_hi",
+                "%globaltimer",
+                "%globaltimer_lo",
+                "%globaltimer_hi",
+            ):
                 self.specials[name] = found
         return found
 
@@ -258,11 +269,15 @@ class State:
             past = int(offset[where]) + width - self.memory.shared_bytes
             self.hazard(
                 "out-of-bounds",
-                f"{width}-byte shared access at {at:#x}, {self.nearest_shared(int(offset[where]))}; it ends {past} bytes past "
-                f"the {self.memory.shared_bytes} bytes of the block" if past > 0 else f"shared address {at:#x} names no "
-                "block of the cluster",
-                access.instruction, int(sel.index[where]), at,
-            )  # fmt: skip
+                f"{width}-byte shared access at {at:#x}, "
+                f"{self.nearest_shared(int(offset[where]))}; it ends {past} bytes past "
+                f"the {self.memory.shared_bytes} bytes of the block"
+                if past > 0
+                else f"shared address {at:#x} names no block of the cluster",
+                access.instruction,
+                int(sel.index[where]),
+                at,
+            )
             self.stop()
         size = self.engine.cluster_size
         block = self.block_of_lane[sel.lanes]
@@ -284,7 +299,9 @@ class State:
 
     # -- reports -----------------------------------------------------------------------------------------------
 
-    def hazard(self, kind: str, message: str, instruction: Any, lane: int | None, address: int | None = None) -> None:
+    def hazard(
+        self, kind: str, message: str, instruction: Any, lane: int | None, address: int | None = None
+    ) -> None:
         """Report a hazard of a lane of this batch."""
         block = thread = None
         if lane is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 
 class Name(NamedTuple):
@@ -29,37 +29,37 @@ class Float(NamedTuple):
 class Vector(NamedTuple):
     """``{a, b, ...}``."""
 
-    items: tuple["Operand", ...]
+    items: tuple[Operand, ...]
 
 
 class Address(NamedTuple):
     """``[base + offset]``, or ``[base, {c0, c1}, ...]`` of the tensor copies, whose rest is in ``extra``."""
 
-    base: Union[Name, Integer]
+    base: Name | Integer
     offset: int
-    extra: tuple["Operand", ...] = ()
+    extra: tuple[Operand, ...] = ()
 
 
 class Pair(NamedTuple):
     """``p|q``."""
 
-    first: "Operand"
-    second: "Operand"
+    first: Operand
+    second: Operand
 
 
 class Negated(NamedTuple):
     """``!p``, or ``-x`` of a register."""
 
-    item: "Operand"
+    item: Operand
 
 
 class Group(NamedTuple):
     """``(a, b, ...)`` of a call."""
 
-    items: tuple["Operand", ...]
+    items: tuple[Operand, ...]
 
 
-Operand = Union[Name, Integer, Float, Vector, Address, Pair, Negated, Group]
+Operand = Name | Integer | Float | Vector | Address | Pair | Negated | Group
 
 
 class Guard(NamedTuple):
@@ -74,7 +74,7 @@ class Statement(NamedTuple):
 
     opcode: str
     operands: tuple[Operand, ...]
-    guard: Union[Guard, None]
+    guard: Guard | None
     line: int
 
 
@@ -104,7 +104,7 @@ class Registers(NamedTuple):
     """``.reg .type names``; a count makes ``name0 .. name(count-1)``."""
 
     type: str
-    names: tuple[tuple[str, Union[int, None]], ...]
+    names: tuple[tuple[str, int | None], ...]
 
 
 class Variable(NamedTuple):
@@ -115,7 +115,7 @@ class Variable(NamedTuple):
     name: str
     shape: tuple[int, ...]
     alignment: int
-    initial: Union[tuple[object, ...], None]
+    initial: tuple[object, ...] | None
     external: bool
     vector: int
     line: int
@@ -144,7 +144,7 @@ class Function(NamedTuple):
     returns: tuple[Variable, ...]
     parameters: tuple[Variable, ...]
     directives: tuple[tuple[str, tuple[int, ...]], ...]
-    body: Union[tuple[object, ...], None]
+    body: tuple[object, ...] | None
     line: int
 
 

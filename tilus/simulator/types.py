@@ -34,12 +34,25 @@ TYPES["f16"] = ScalarType("f16", "f", 16, np.dtype(np.float16))
 TYPES["f32"] = ScalarType("f32", "f", 32, np.dtype(np.float32))
 TYPES["f64"] = ScalarType("f64", "f", 64, np.dtype(np.float64))
 # Formats that NumPy lacks travel as bits; the instructions that know them decode.
-for _name, _bits in (("bf16", 16), ("tf32", 32), ("f16x2", 32), ("bf16x2", 32), ("u16x2", 32), ("s16x2", 32), ("f32x2", 64)):
+for _name, _bits in (
+    ("bf16", 16),
+    ("tf32", 32),
+    ("f16x2", 32),
+    ("bf16x2", 32),
+    ("u16x2", 32),
+    ("s16x2", 32),
+    ("f32x2", 64),
+):
     TYPES[_name] = ScalarType(_name, "x", _bits, np.dtype(_WORD[_bits]))
 
 BITS_OF_WIDTH = {
-    1: TYPES["pred"], 8: TYPES["b8"], 16: TYPES["b16"], 32: TYPES["b32"], 64: TYPES["b64"], 128: TYPES["b128"],
-}  # fmt: skip
+    1: TYPES["pred"],
+    8: TYPES["b8"],
+    16: TYPES["b16"],
+    32: TYPES["b32"],
+    64: TYPES["b64"],
+    128: TYPES["b128"],
+}
 
 
 def bits_to_float(raw: int, bits: int) -> float:

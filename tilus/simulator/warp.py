@@ -10,7 +10,7 @@ import numpy as np
 from .barriers import lanes_of_mask
 from .decoder import Decoder
 from .operands import Sink
-from .operations import Lane, Map, Operation, Warp
+from .operations import Lane, Operation, Warp
 from .selection import LANES, Selection
 from .types import TYPES
 
@@ -39,8 +39,12 @@ class Synchronised(Warp):
         if stray.any():
             row, lane = np.argwhere(stray)[0]
             at = int(sel.warps[row]) * LANES + int(lane)
-            state.hazard("illegal-instruction", f"lane {lane} executes with lane mask {int(masks[row, lane]):#x}, which does "
-                         "not name it", self.instruction, at)  # fmt: skip
+            state.hazard(
+                "illegal-instruction",
+                f"lane {lane} executes with lane mask {int(masks[row, lane]):#x}, which does not name it",
+                self.instruction,
+                at,
+            )
             active = active & own
         if state.order is not None:
             state.order.warp_sync(sel)
@@ -226,7 +230,9 @@ def _decode_elect(d: Decoder) -> Operation:
         chosen = _LANE == leader[:, None]
         return np.broadcast_to(leader[:, None].astype(np.uint32), members.shape), chosen
 
-    return Synchronised(elect, [d.target(first, B32), d.target(second, PRED) if second is not None else Sink()], [], mask)
+    return Synchronised(
+        elect, [d.target(first, B32), d.target(second, PRED) if second is not None else Sink()], [], mask
+    )
 
 
 INSTRUCTIONS: dict[str, Callable[[Decoder], Operation]] = {
@@ -237,5 +243,3 @@ INSTRUCTIONS: dict[str, Callable[[Decoder], Operation]] = {
     "activemask": _decode_activemask,
     "elect": _decode_elect,
 }
-
-__all__ = ["INSTRUCTIONS", "Map"]

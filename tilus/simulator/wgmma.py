@@ -75,8 +75,9 @@ class Tracking:
         self.state.hazard(
             "missing-wgmma-fence",
             f"register {name} is {verb} while a wgmma that uses it may still run; use wgmma.wait_group first",
-            operation.instruction, row * 32,
-        )  # fmt: skip
+            operation.instruction,
+            row * 32,
+        )
 
     def fence(self, sel: Selection) -> None:
         """``wgmma.fence``: earlier register accesses are ordered before later wgmma."""
@@ -92,8 +93,12 @@ class Tracking:
             if marks is not None and marks[rows].any():
                 name = self.state.kernel.register_names[key]
                 row = int(sel.warps[np.flatnonzero(marks[rows])[0]])
-                self.state.hazard("missing-wgmma-fence", f"register {name} was written and no wgmma.fence stands between the "
-                                  "write and this wgmma", operation.instruction, row * 32)  # fmt: skip
+                self.state.hazard(
+                    "missing-wgmma-fence",
+                    f"register {name} was written and no wgmma.fence stands between the write and this wgmma",
+                    operation.instruction,
+                    row * 32,
+                )
                 marks[rows] = 0
         self.number += 1
         for key in _keys(operation.writes):
@@ -116,7 +121,9 @@ class Tracking:
             self.retired[warps[done]] = np.maximum(self.retired[warps[done]], number)
             leaders = done.reshape(-1, 4)[:, 0]
             if self.state.races is not None:
-                self.state.races.async_read_done(instruction.operation, warps.reshape(-1, 4)[:, 0] * 32, index, leaders)
+                self.state.races.async_read_done(
+                    instruction.operation, warps.reshape(-1, 4)[:, 0] * 32, index, leaders
+                )
             if not leaders.all():
                 left = ~np.repeat(leaders, 4)
                 kept.append((number, warps[left], group[left], index[~leaders]))
@@ -128,7 +135,9 @@ class Tracking:
         for _, warps, _, _ in self.outstanding:
             hit = [w for w in warps.tolist() if w in ended]
             if hit:
-                self.state.hazard("async-pending", "the thread ends while a wgmma is outstanding", instruction, hit[0] * 32)
+                self.state.hazard(
+                    "async-pending", "the thread ends while a wgmma is outstanding", instruction, hit[0] * 32
+                )
                 self.outstanding = [o for o in self.outstanding if not set(o[1].tolist()) & ended]
                 return
 
@@ -145,7 +154,9 @@ class WarpgroupMultiply(Warp):
     order, scope, strong = "weak", "cta", False
     touches = ("shared",)
 
-    def __init__(self, op: Any, name: str, d: list[Any], a: list[Any], a_descriptor: Any, b_descriptor: Any, scale: Any) -> None:
+    def __init__(
+        self, op: Any, name: str, d: list[Any], a: list[Any], a_descriptor: Any, b_descriptor: Any, scale: Any
+    ) -> None:
         super().__init__(lambda *v: v, d, [])
         self.op, self.name = op, name
         self.a, self.a_descriptor, self.b_descriptor, self.scale = a, a_descriptor, b_descriptor, scale
@@ -164,7 +175,12 @@ class WarpgroupMultiply(Warp):
             b_index = self._index(state, sel, self.op.b_chunks(descriptor), order)
             a_index = None
             if self.a_descriptor is not None:
-                a_index = self._index(state, sel, self.op.a_chunks(self._descriptor(state, sel, self.a_descriptor, order)), order)
+                a_index = self._index(
+                    state,
+                    sel,
+                    self.op.a_chunks(self._descriptor(state, sel, self.a_descriptor, order)),
+                    order,
+                )
         except ValueError as error:
             state.hazard("illegal-descriptor", str(error), self.instruction, int(sel.index[0]))
             state.stop()
@@ -178,7 +194,10 @@ class WarpgroupMultiply(Warp):
             scale = flags.reshape(-1, 4 * 32)[:, 0]
         extra: dict[str, Any] = {}
         if self.metadata is not None:
-            extra = {"metadata": self.metadata.warp(state, sel).astype(np.uint32)[order], "selector": self.selector}
+            extra = {
+                "metadata": self.metadata.warp(state, sel).astype(np.uint32)[order],
+                "selector": self.selector,
+            }
         result = self.op(a, b, c, scale, **extra)[inverse]
         state.engine.counters.tensor_core(self.name, len(warps) // 4, self.op.flops)
         index = b_index if a_index is None else np.concatenate([a_index, b_index], axis=1)
@@ -193,8 +212,12 @@ class WarpgroupMultiply(Warp):
         values = np.asarray(source.warp(state, sel)).astype(np.uint64)[order]
         groups = values.reshape(-1, 128)
         if not (groups == groups[:, :1]).all():
-            state.hazard("illegal-descriptor", "the threads of a warpgroup give different matrix descriptors", self.instruction,
-                         int(sel.index[0]))  # fmt: skip
+            state.hazard(
+                "illegal-descriptor",
+                "the threads of a warpgroup give different matrix descriptors",
+                self.instruction,
+                int(sel.index[0]),
+            )
             state.stop()
         return groups[:, 0]
 
@@ -202,9 +225,12 @@ class WarpgroupMultiply(Warp):
         if int(chunks.max()) + 16 > state.memory.shared_bytes or int(chunks.min()) < 0:
             state.hazard(
                 "out-of-bounds",
-                f"wgmma reads shared memory up to {int(chunks.max()) + 16:#x}, the block has {state.memory.shared_bytes:#x} bytes",
-                self.instruction, int(sel.index[0]), int(chunks.max()),
-            )  # fmt: skip
+                f"wgmma reads shared memory up to {int(chunks.max()) + 16:#x}, the block has "
+                f"{state.memory.shared_bytes:#x} bytes",
+                self.instruction,
+                int(sel.index[0]),
+                int(chunks.max()),
+            )
             state.stop()
         blocks = state.block_of_warp[sel.warps[order]].reshape(-1, 4)[:, 0]
         return chunks + (blocks * state.memory.stride)[:, None]
@@ -223,8 +249,12 @@ def warpgroups(operation: Any, state: Any, sel: Selection) -> Selection:
     groups = state.block_of_warp[sel.warps] * 64 + state.warp_in_block[sel.warps] // 4
     counts = np.unique(groups, return_counts=True)[1]
     if not (counts == 4).all():
-        state.hazard("barrier-divergence", f"not all warps of a warpgroup execute {operation.instruction.opcode} together",
-                     operation.instruction, int(sel.index[0]))  # fmt: skip
+        state.hazard(
+            "barrier-divergence",
+            f"not all warps of a warpgroup execute {operation.instruction.opcode} together",
+            operation.instruction,
+            int(sel.index[0]),
+        )
         state.stop()
     return sel
 
@@ -237,9 +267,7 @@ class _Group(Warp):
 
     def execute(self, state: Any, sel: Selection) -> None:
         tracking = state.wgmma
-        if self.kind == "fence":
-            tracking.fence(sel)
-        elif self.kind == "commit_group":
+        if self.kind == "commit_group":
             tracking.committed[sel.warp_slice] += 1
         else:
             tracking.wait(sel, self.keep, self.instruction)
@@ -251,6 +279,8 @@ def _decode_wgmma(d: Decoder) -> Operation:
         d.flag("sync")
         d.flag("aligned")
         d.count(1 if kind == "wait_group" else 0)
+        if kind == "fence":
+            return Fence()
         return _Group(kind, d.immediate(d.operands[0]) if d.operands else 0)
     operands = list(d.operands)
     sparse = "sp" in d.mods
@@ -263,7 +293,9 @@ def _decode_wgmma(d: Decoder) -> Operation:
     scale = d.predicate(rest[0]) if rest else None
     numbers = [d.immediate(o) for o in rest[1:]]
     immediate = {"scale_a": 1, "scale_b": 1, "trans_a": 0, "trans_b": 0}
-    names = ("scale_a", "scale_b", "trans_b") if in_registers else ("scale_a", "scale_b", "trans_a", "trans_b")
+    names = (
+        ("scale_a", "scale_b", "trans_b") if in_registers else ("scale_a", "scale_b", "trans_a", "trans_b")
+    )
     immediate.update(zip(names, numbers))
     op = tensorcore.wgmma_instruction(d.statement.opcode, a_in_registers=in_registers, **immediate)
     name = d.statement.opcode
@@ -291,6 +323,33 @@ def _decode_wgmma(d: Decoder) -> Operation:
     return operation
 
 
+class Fence(Control):
+    """``wgmma.fence``, where the four warps of a warpgroup come together before they multiply."""
+
+    def step(self, engine: Any, group: Any) -> Any:
+        state, here = group.state, self.instruction.index
+        ready = state.converge(group, self, here)
+        if ready is None:
+            return None
+        sel = group.sel = ready
+        numbers = state.block_of_warp[sel.warps] * 64 + state.warp_in_block[sel.warps] // 4
+        _, place, counts = np.unique(numbers, return_inverse=True, return_counts=True)
+        together = counts[place] == 4
+        if not together.all():
+            # Warps of one warpgroup arrive at different times; the early ones wait.
+            here_now = together[sel.row]
+            late = type(group)(state, Selection.of(sel.index[~here_now]), here, group.round + 1)
+            engine.yielded(late)
+            state.add(late)
+            if not together.any():
+                return None
+            sel = group.sel = Selection.of(sel.index[here_now])
+        engine.progress += 1
+        state.wgmma.fence(sel)
+        group.pc = here + 1
+        return group
+
+
 class SetMaxRegisters(Control):
     """``setmaxnreg``: counts and pairing are checked; an increase waits until the block has the registers."""
 
@@ -309,16 +368,25 @@ class SetMaxRegisters(Control):
         rows = sel.warp_slice
         groups = state.block_of_warp[sel.warps] * 64 + state.warp_in_block[sel.warps] // 4
         if not (np.unique(groups, return_counts=True)[1] == 4).all():
-            state.hazard("setmaxnreg", "not all warps of the warpgroup execute setmaxnreg together", self.instruction,
-                         int(sel.index[0]))  # fmt: skip
+            state.hazard(
+                "setmaxnreg",
+                "not all warps of the warpgroup execute setmaxnreg together",
+                self.instruction,
+                int(sel.index[0]),
+            )
         known = limits[rows] > 0
         wrong = known & ((limits[rows] > self.number) if self.increase else (limits[rows] < self.number))
         if wrong.any():
             now = int(limits[rows][wrong][0])
             verb = "increases" if self.increase else "decreases"
-            state.hazard("setmaxnreg", f"setmaxnreg {verb} the register count to {self.number} from {now}", self.instruction,
-                         int(sel.index[0]))  # fmt: skip
+            state.hazard(
+                "setmaxnreg",
+                f"setmaxnreg {verb} the register count to {self.number} from {now}",
+                self.instruction,
+                int(sel.index[0]),
+            )
         if self.increase and self._must_wait(state, sel):
+            group.pc = here
             group.round += 1
             engine.yielded(group)
             state.add(group)
@@ -372,6 +440,7 @@ def wgmma_registers(instructions: list[Any]) -> set[Key]:
     return found
 
 
-INSTRUCTIONS: dict[str, Callable[[Decoder], Operation]] = {"wgmma": _decode_wgmma, "setmaxnreg": _decode_setmaxnreg}
-
-__all__ = ["INSTRUCTIONS", "Tracking", "wgmma_registers"]
+INSTRUCTIONS: dict[str, Callable[[Decoder], Operation]] = {
+    "wgmma": _decode_wgmma,
+    "setmaxnreg": _decode_setmaxnreg,
+}

@@ -21,7 +21,9 @@ class FragmentMemory(Warp):
 
     memory = True
 
-    def __init__(self, op: Any, address: AddressSource, registers: list[Any], stride: Any, space: str | None, bits: int) -> None:
+    def __init__(
+        self, op: Any, address: AddressSource, registers: list[Any], stride: Any, space: str | None, bits: int
+    ) -> None:
         super().__init__(lambda *v: v, [] if op.store else registers, [])
         self.op, self.address, self.stride, self.space = op, address, stride, space
         self.values = registers if op.store else []
@@ -47,8 +49,13 @@ class FragmentMemory(Warp):
         if self.op.store:
             units = self.op.from_registers(stack(state, sel, self.values, self.word))
             for unit in range(self.op.units):
-                state.memory.store(self.access, sel, at[:, unit].reshape(-1), self.space,
-                                   np.ascontiguousarray(units[:, unit]).reshape(-1))  # fmt: skip
+                state.memory.store(
+                    self.access,
+                    sel,
+                    at[:, unit].reshape(-1),
+                    self.space,
+                    np.ascontiguousarray(units[:, unit]).reshape(-1),
+                )
             return
         loaded = np.stack(
             [
@@ -69,12 +76,15 @@ def _decode_wmma(d: Decoder) -> Operation:
     if d.mods[0] == "mma":
         d.mods.clear()
         d.count(4)
-        parts = [d.sources(o, bits) for o in d.operands[1:]]
+        parts: list[Any] = [d.sources(o, bits) for o in d.operands[1:]]
         counts = (op.a_registers, op.b_registers, op.c_registers)
         targets = d.targets(d.operands[0], bits)
         if [len(p) for p in parts] != list(counts) or len(targets) != op.d_registers:
-            raise d.fail(f"fragments of {[len(p) for p in parts]} registers where {list(counts)} are expected")
-        return MatrixMultiply(op, d.statement.opcode, targets, *parts, np.uint64 if double else np.uint32)
+            raise d.fail(
+                f"fragments of {[len(p) for p in parts]} registers where {list(counts)} are expected"
+            )
+        a, b, c = parts
+        return MatrixMultiply(op, d.statement.opcode, targets, a, b, c, np.uint64 if double else np.uint32)
     space = take_space(d)
     d.mods.clear()
     where, what = (0, 1) if op.store else (1, 0)

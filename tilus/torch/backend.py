@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +15,32 @@ from tilus.ops.matmul import DTYPES
 
 log = logging.getLogger("tilus.torch")
 
+MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+OPTIONS = ("fallback", "report")
+FUNCTIONS: dict[Any, str] = {
+    torch.nn.functional.linear: "linear",
+    torch._C._nn.linear: "linear",
+    torch.matmul: "matmul",
+    torch.mm: "matmul",
+    torch.bmm: "matmul",
+    torch.addmm: "addmm",
+    operator.matmul: "matmul",
+    torch.Tensor.matmul: "matmul",
+    torch.Tensor.mm: "matmul",
+    torch.Tensor.bmm: "matmul",
+}
+METHODS = {"matmul": "matmul", "mm": "matmul", "bmm": "matmul", "__matmul__": "matmul", "addmm": "addmm"}
+# Parameters of each kind of product, in order, by the names that they may be given by.
+PARAMETERS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "linear": (("input",), ("weight",), ("bias",)),
+    "matmul": (("input",), ("other", "mat2")),
+    "addmm": (("input",), ("mat1",), ("mat2",)),
+}
+
 
 @dataclass(frozen=True)
 class Replaced:
-    """A node that the backend gave to tilus, or left with a reason.
+    """A matrix product of a graph, which the backend gave to tilus, or left with a reason.
 
     Attributes
     ----------
@@ -26,20 +49,12 @@ class Replaced:
     operation : str
         What it called.
     reason : str
-        Empty if it was replaced.
+        Why it was left to torch; empty if it was replaced.
     """
 
     node: str
     operation: str
     reason: str = ""
-
-
-_latest: list[Replaced] = []
-
-
-def replacements() -> list[Replaced]:
-    """Return what the last compilation replaced and left."""
-    return list(_latest)
 
 
 def backend(
@@ -51,6 +66,9 @@ def backend(
 ) -> Callable[..., Any]:
     """Compile a graph: the entry point that `torch.compile` calls.
 
+    Products of float16 and of bfloat16 matrices become `tilus.ops.matmul`, where no gradients are wanted. What was
+    replaced, and what was left and why, goes to the logger ``tilus.torch`` and to the option ``report``.
+
     Parameters
     ----------
     module : GraphModule
@@ -58,27 +76,34 @@ def backend(
     inputs : sequence
         Fake tensors and sizes.
     mode : str, optional
-        Handed to the default backend: default, reduce-overhead, max-autotune, max-autotune-no-cudagraphs.
+        Handed to inductor: default, reduce-overhead, max-autotune, max-autotune-no-cudagraphs.
     options : dict, optional
-        ``fallback``: the backend for the rest, "inductor" unless given.
+        ``fallback``, the name of the backend for the rest of the graph, "inductor" unless given; ``report``, a
+        function that is called for each graph with a list of `Replaced`.
 
     Returns
     -------
     callable
     """
     chosen = dict(options or {})
-    fallback = chosen.pop("fallback", "inductor")
-    if chosen:
-        raise ValueError(f"the tilus backend has no option {sorted(chosen)[0]!r}; it takes 'fallback'")
-    if mode not in (None, "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"):
-        raise ValueError(f"the tilus backend has no mode {mode!r}")
-    report = replace(module)
-    _latest[:] = report
-    done = [r for r in report if not r.reason]
+    unknown = sorted(set(chosen) - set(OPTIONS))
+    if unknown:
+        raise ValueError(f"the tilus backend has no option {unknown[0]!r}; it takes {' and '.join(OPTIONS)}")
+    if mode is not None and mode not in MODES:
+        raise ValueError(f"the tilus backend has no mode {mode!r}; it takes {', '.join(MODES)}")
+    fallback = chosen.get("fallback", "inductor")
+    if fallback != "inductor" and mode not in (None, "default"):
+        raise ValueError(f"mode {mode!r} is one of inductor, but the option fallback is {fallback!r}")
+    found = replace(module)
     log.info(
-        "tilus took %d of %d matrix products: %s",
-        len(done), len(report), "; ".join(f"{r.node} ({r.operation}) {r.reason or 'replaced'}" for r in report),
-    )  # fmt: skip
+        "tilus took %d of %d matrix products%s",
+        sum(not r.reason for r in found),
+        len(found),
+        "".join(f"; {r.node} ({r.operation}): {r.reason or 'replaced'}" for r in found),
+    )
+    report = chosen.get("report")
+    if report is not None:
+        report(found)
     return _compile_rest(module, inputs, fallback, mode)
 
 
@@ -87,80 +112,99 @@ def _compile_rest(
 ) -> Callable[..., Any]:
     from torch._dynamo.backends.registry import lookup_backend
 
-    if fallback == "eager":
-        return module.forward
     compile_with = lookup_backend(fallback)
-    if fallback == "inductor" and mode not in (None, "default"):
+    if mode not in (None, "default"):
         from torch._inductor import list_mode_options
 
         return compile_with(module, inputs, config_patches=list_mode_options(mode))
     return compile_with(module, inputs)
 
 
-_LINEAR = (torch.nn.functional.linear, torch._C._nn.linear)
-_MATMUL = (torch.matmul, torch.mm, torch.Tensor.matmul, torch.Tensor.mm)
-
-
 def replace(module: fx.GraphModule) -> list[Replaced]:
-    """Replace the matrix products of a graph that tilus can do; return what became of each."""
-    import operator
-
-    report: list[Replaced] = []
+    """Replace, in place, the matrix products of a graph that tilus can do; return what became of each."""
+    found: list[Replaced] = []
     for node in list(module.graph.nodes):
-        kind = _kind(node, operator.matmul)
+        kind = FUNCTIONS.get(node.target) if node.op == "call_function" else None
+        if node.op == "call_method":
+            kind = METHODS.get(node.target)
         if kind is None:
             continue
-        operation = str(getattr(node.target, "__name__", node.target))
-        operands = list(node.args) + [
-            node.kwargs[k] for k in ("weight", "other", "mat2", "bias") if k in node.kwargs
-        ]
-        reason = _reason(kind, operands)
-        report.append(Replaced(node.name, operation, reason))
-        if reason:
-            continue
-        with module.graph.inserting_before(node):
-            if kind == "linear":
-                turned = module.graph.call_method("t", (operands[1],))
-                turned.meta["example_value"] = operands[1].meta["example_value"].t()
-                made = module.graph.call_function(torch.ops.tilus.matmul.default, (operands[0], turned))
-                if len(operands) > 2 and operands[2] is not None:
-                    made.meta = dict(node.meta)
-                    made = module.graph.call_function(torch.add, (made, operands[2]))
-            else:
-                made = module.graph.call_function(torch.ops.tilus.matmul.default, (operands[0], operands[1]))
-            made.meta = dict(node.meta)
-        node.replace_all_uses_with(made)
-        module.graph.erase_node(node)
+        operands, reason = _operands(kind, node)
+        reason = reason or _reason(kind, node, operands)
+        found.append(Replaced(node.name, str(getattr(node.target, "__name__", node.target)), reason))
+        if not reason:
+            _rewrite(module.graph, kind, node, operands)
     module.graph.lint()
     module.recompile()
-    return report
+    return found
 
 
-def _kind(node: fx.Node, matmul: Any) -> str | None:
-    if node.op == "call_function":
-        if node.target in _LINEAR:
-            return "linear"
-        if node.target in _MATMUL or node.target is matmul:
-            return "matmul"
-    if node.op == "call_method" and node.target in ("matmul", "mm", "__matmul__"):
-        return "matmul"
-    return None
+def _operands(kind: str, node: fx.Node) -> tuple[list[Any], str]:
+    """Return the operands by position, or why the call is not one that tilus knows."""
+    operands = list(node.args)
+    given = dict(node.kwargs)
+    for names in PARAMETERS[kind][len(operands) :]:
+        name = next((name for name in names if name in given), None)
+        operands.append(None if name is None else given.pop(name))
+    if given or len(operands) > len(PARAMETERS[kind]):
+        return operands, f"the argument {next(iter(given), 'after the operands')} is given"
+    return operands, ""
 
 
-def _reason(kind: str, operands: list[Any]) -> str:
+def _reason(kind: str, node: fx.Node, operands: list[Any]) -> str:
     """Return why a product is left to torch, or nothing if tilus takes it."""
-    values = []
-    for operand in operands[:2]:
-        value = operand.meta.get("example_value") if isinstance(operand, fx.Node) else None
-        if not isinstance(value, torch.Tensor):
-            return "left: an operand is not a tensor"
-        values.append(value)
-    a, b = values
-    if a.dtype not in DTYPES or a.dtype != b.dtype:
-        return f"left: {a.dtype} by {b.dtype}, and tilus takes float16 and bfloat16"
-    if a.requires_grad or b.requires_grad:
-        if torch.is_grad_enabled():
-            return "left: gradients are wanted"
-    if b.ndim != 2 or a.ndim < 2:
-        return f"left: shapes {tuple(a.shape)} and {tuple(b.shape)}"
+    bias = None
+    if kind == "linear":
+        a, b, bias = operands
+    elif kind == "addmm":
+        bias, a, b = operands
+    else:
+        a, b = operands
+    values = [_value(x) for x in (a, b)]
+    if not all(isinstance(value, torch.Tensor) for value in values):
+        return "an operand is not a tensor"
+    left, right = values
+    if left.dtype not in DTYPES or left.dtype != right.dtype:
+        return f"{left.dtype} by {right.dtype}, and tilus takes float16 and bfloat16"
+    result = _value(node)
+    if isinstance(result, torch.Tensor) and result.dtype != left.dtype:
+        return f"the result is {result.dtype}, as autocast has it"
+    added = None if bias is None else _value(bias)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (left, right, added)):
+        return "gradients are wanted; use torch.no_grad() or torch.inference_mode()"
+    shapes = f"shapes {_shape(left)} and {_shape(right)}"
+    if right.ndim < 2 or left.ndim < 1:
+        return shapes
+    if right.ndim > 2 and (left.ndim != right.ndim or tuple(left.shape[:-2]) != tuple(right.shape[:-2])):
+        return shapes
+    if added is not None:
+        if added.ndim != 1 or added.dtype != left.dtype:
+            return f"{added.dtype} of shape {_shape(added)} is added"
+        if kind == "addmm" and added.shape[0] != right.shape[1]:
+            return f"{shapes}, and {_shape(added)} is added"
     return ""
+
+
+def _value(x: Any) -> Any:
+    return x.meta.get("example_value") if isinstance(x, fx.Node) else None
+
+
+def _shape(x: torch.Tensor) -> str:
+    return "(" + ", ".join(map(str, x.shape)) + ")"
+
+
+def _rewrite(graph: fx.Graph, kind: str, node: fx.Node, operands: list[Any]) -> None:
+    with graph.inserting_before(node):
+        bias = None
+        if kind == "linear":
+            a, weight, bias = operands
+            b = graph.call_method("t", (weight,))
+            b.meta["example_value"] = _value(weight).t()
+        elif kind == "addmm":
+            bias, a, b = operands
+        else:
+            a, b = operands
+        made = graph.call_function(torch.ops.tilus.matmul.default, (a, b, bias))
+    made.meta = dict(node.meta)
+    node.replace_all_uses_with(made)
+    graph.erase_node(node)

@@ -72,7 +72,9 @@ class Arrangement:
         import numpy as np
 
         if words.shape[-1] % self.words:
-            raise ValueError(f"{words.shape[-1]} words are not whole groups: give a multiple of {self.words} words")
+            raise ValueError(
+                f"{words.shape[-1]} words are not whole groups: give a multiple of {self.words} words"
+            )
         data = np.ascontiguousarray(words, "<u4").view(np.uint8)
         bits = np.unpackbits(data, axis=-1, bitorder="little")
         groups = bits.reshape(*words.shape[:-1], -1, len(self.places))[..., places]

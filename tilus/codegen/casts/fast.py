@@ -184,7 +184,9 @@ def float_bytes(source: DType, dest: DType, factor: float) -> Emit:
         made = []
         for pair in (0, 2):
             lanes = permute_bytes(w, word, word, (pair, pair + 8, pair + 1, pair + 9))
-            made.append(multiply(w, dest, w.binary("and", shift_right(w, lanes, -low), integer(mask)), factor))
+            made.append(
+                multiply(w, dest, w.binary("and", shift_right(w, lanes, -low), integer(mask)), factor)
+            )
         return made
 
     return emit
@@ -375,7 +377,9 @@ class _Windows:
             return self.words[word]
         if (word, shift) not in self.made:
             upper = self.words[word + 1] if word + 1 < len(self.words) else integer(0)
-            self.made[word, shift] = self.w.call("i32", "llvm.fshr.i32", upper, self.words[word], integer(shift))
+            self.made[word, shift] = self.w.call(
+                "i32", "llvm.fshr.i32", upper, self.words[word], integer(shift)
+            )
         return self.made[word, shift]
 
 

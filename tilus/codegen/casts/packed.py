@@ -57,7 +57,21 @@ def permute_bytes(w: Writer, a: V, b: V, selectors: tuple[int, int, int, int]) -
 
 def lookup_bytes(w: Writer, low: int, high: int, indices: V) -> V:
     """Return for each of the low four nibbles of `indices`, all below 8, that byte of a table of two words."""
-    return w.call("i32", "llvm.nvvm.prmt", integer(low), integer(high), indices)
+    return w.call("i32", "llvm.nvvm.prmt", _held(w, low), integer(high), indices)
+
+
+def _held(w: Writer, value: int) -> V:
+    """Return a constant that stays in a register of each thread.
+
+    The assembler keeps constants in uniform registers and copies them anew for every instruction that cannot take
+    one there. It does not know that no lane is both itself and below itself.
+    """
+    text = (
+        "{ .reg .b32 same, below; mov.u32 same, %lanemask_eq; mov.u32 below, %lanemask_lt; "
+        f"and.b32 same, same, below; xor.b32 $0, same, 0x{value:x}; }}"
+    )
+    with w.at_entry():
+        return w.asm("i32", text, "=r")
 
 
 def code_of(dest: DType, value: float) -> int:
@@ -73,7 +87,9 @@ def code_of(dest: DType, value: float) -> int:
     return int(bits)
 
 
-def multiply_add(w: Writer, dest: DType, x: V, factors: tuple[float, float], addends: tuple[float, float]) -> V:
+def multiply_add(
+    w: Writer, dest: DType, x: V, factors: tuple[float, float], addends: tuple[float, float]
+) -> V:
     """Return ``x * factor + addend`` of both lanes of a packed word."""
     type, suffix = _VECTOR[dest]
     constants = [

@@ -58,7 +58,9 @@ class FastCast:
 def fast_casts(source: DType, dest: DType) -> tuple[FastCast, ...]:
     """Return the packed casts of a pair of types, the cheapest first; the same cost in natural order comes first."""
     rows = list(_rows(source, dest))
-    return tuple(sorted(rows, key=lambda row: (row.cost, row.arrangement is not None, bool(row.feature) is False)))
+    return tuple(
+        sorted(rows, key=lambda row: (row.cost, row.arrangement is not None, bool(row.feature) is False))
+    )
 
 
 def best_cast(
@@ -90,7 +92,9 @@ def _rows(source: DType, dest: DType) -> Iterator[FastCast]:
     if source == dtypes.float32:
         for narrow, feature, cost, emit in NARROWING:
             if narrow == dest:
-                yield FastCast("cvt", source, dest, feature, 32 // dest.bits, 32 // dest.bits, cost, None, emit)
+                yield FastCast(
+                    "cvt", source, dest, feature, 32 // dest.bits, 32 // dest.bits, cost, None, emit
+                )
     if source.bits > 8 or source.kind not in ("int", "uint", "float", "table"):
         return
     if dest in MANTISSA:
@@ -105,7 +109,9 @@ def _rows(source: DType, dest: DType) -> Iterator[FastCast]:
         yield from _byte_rows(source, dest)
 
 
-def _planned(name: str, plan: Plan, source: DType, dest: DType, needs: str, work: int, emit: Emit) -> FastCast:
+def _planned(
+    name: str, plan: Plan, source: DType, dest: DType, needs: str, work: int, emit: Emit
+) -> FastCast:
     """Return the cast of a plan whose slots take so many instructions each."""
     cost = work / 2 + plan.moves / plan.elements
     return FastCast(name, source, dest, needs, plan.elements, plan.words, cost, plan.arrangement(), emit)
@@ -164,7 +170,9 @@ def _float_rows(source: DType, dest: DType, needs: str) -> Iterator[FastCast]:
             make, cost = fast.e4m3_to_float16, 2.75
             yield FastCast("cvt", source, dest, "cvt_fp8", 4, 1, 0.5, None, hardware)
         else:
-            yield FastCast("cvt, float32", source, dest, "cvt_fp8", 4, 1, 2.0, None, fast.through_float16(hardware))
+            yield FastCast(
+                "cvt, float32", source, dest, "cvt_fp8", 4, 1, 2.0, None, fast.through_float16(hardware)
+            )
         yield FastCast("rescale", source, dest, needs, 4, 1, cost, None, make(2.0**exponent))
         yield FastCast("rescale", source, dest, "", 4, 1, cost - 0.5, None, make(1.0), exponent)
         return
@@ -193,14 +201,14 @@ def _table_rows(source: DType, dest: DType) -> Iterator[FastCast]:
     planes = [{code >> 8 * byte & 255 for code in codes} != {0} for byte in range(dest.bits // 8)]
     if source.bits == 4:
         signs = all(codes[i] ^ codes[i + 8] == 1 << (dest.bits - 1) for i in range(8))
-        # For eight elements: indices and two shifts; then twice a lookup of each byte, with a move of its table to
-        # a register, the fourth bit, and interleaving.
-        each = [0 if not used else 2 if signs else 5 for used in planes]
+        # For eight elements: indices and two shifts; then twice a lookup of each byte, the fourth bit, and
+        # interleaving.
+        each = [0 if not used else 1 if signs else 3 for used in planes]
         cost = (3 + 2 * (sum(each) + (2 if signs else 1) + (2 if len(planes) > 1 else 0))) / 8
         yield FastCast("byte table", source, dest, "", 8, 1, cost, None, fast.table(codes, dest))
     elif isinstance(source, TableType) or dest.bits == 8:
         order = element_order(2, tuple(p // 2 + 8 * (p % 2) for p in range(16)))
-        cost = (5 + 8 * sum(planes) + (8 if len(planes) > 1 else 0)) / 16
+        cost = (5 + 4 * sum(planes) + (8 if len(planes) > 1 else 0)) / 16
         yield FastCast("byte table", source, dest, "", 16, 1, cost, order, fast.pair_table(codes, dest))
 
 

@@ -24,9 +24,14 @@ SUFFIXES: dict[tuple[str, DType], str] = {
         (dtypes.int32, "s32"), (dtypes.uint32, "u32"), (dtypes.int64, "s64"), (dtypes.uint64, "u64"))},
     **{(k, d): s for k in ("and", "or", "xor", "exch", "cas") for d, s in (
         (dtypes.int32, "b32"), (dtypes.uint32, "b32"), (dtypes.int64, "b64"), (dtypes.uint64, "b64"))},
-    ("exch", dtypes.float32): "b32",
+    **{(k, d): s for k in ("exch", "cas") for d, s in ((dtypes.float32, "b32"), (dtypes.float64, "b64"))},
 }  # fmt: skip
 LETTERS = {"i32": "r", "i64": "l", "float": "f", "double": "d", "half": "h", "bfloat": "h"}
+
+ZEROS = {
+    "h": "mov.b16 $0, 0;", "r": "mov.b32 $0, 0;", "l": "mov.b64 $0, 0;", "f": "mov.f32 $0, 0f00000000;",
+    "d": "mov.f64 $0, 0d0000000000000000;",
+}  # fmt: skip
 
 
 @lowers(ops.Atomic)
@@ -70,9 +75,7 @@ def lower_atomic(ctx: Context, op: ops.Atomic) -> None:
         args = [pointer, *([expected[number]] if expected else []), values[number]]
         names = ", ".join(f"${i + 2}" for i in range(len(args) - 1))
         guard = f"@${len(args) + 1} " if predicate is not None else ""
-        zero = {"h": "mov.b16 $0, 0;", "r": "mov.b32 $0, 0;", "l": "mov.b64 $0, 0;"}.get(
-            letter, f"mov.{'f32' if letter == 'f' else 'f64'} $0, {'0f00000000' if letter == 'f' else '0d0000000000000000'};"
-        )
+        zero = ZEROS[letter]
         text = (
             (zero + " " if predicate is not None else "")
             + f"{guard}atom.{op.order}.{SCOPES[op.scope]}.{space}.{op.kind}.{suffix} $0, [$1], {names};"

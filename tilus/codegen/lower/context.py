@@ -12,11 +12,14 @@ from tilus.codegen.llvm_text import SHARED, V, Writer, integer
 from tilus.codegen.registers import Tile
 from tilus.codegen.target import Target
 from tilus.dtypes import DType
-from tilus.errors import LayoutConflict, TilusError
+from tilus.errors import LayoutConflict, ResourceExceeded, TilusError
 from tilus.ir.core import Operation, Region, Value
 from tilus.ir.kernel import Kernel
 from tilus.ir.types import GlobalType, RegisterType, ScalarType
 from tilus.layout import Digit, RegisterLayout, SharedLayout
+
+# PTX ISA, bar: barriers 0 to 15.
+HARDWARE_BARRIERS = 16
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class Context:
         self.divisors = divisors
         self.values: dict[Value, Lowered] = {}
         self.group = Group(0, kernel.warps, 0)
-        self.groups = 1
+        self.barriers = {(0, kernel.warps): 0}
         self.loops: list[LoopFrame] = []
         self.ifs: list[IfFrame | LoopFrame] = []
         self.exit = "exit"
@@ -192,6 +195,17 @@ class Context:
                     here = self.w.icmp("eq", self.digit(weight, d.size), integer(0))
                     condition = here if condition is None else self.w.binary("and", condition, here)
         return condition
+
+    def barrier_of(self, first: int, count: int) -> int:
+        """Return the hardware barrier of a group of warps, which those that name the same warps share."""
+        number = self.barriers.setdefault((first, count), len(self.barriers))
+        if number >= HARDWARE_BARRIERS and count > 1:
+            raise ResourceExceeded(
+                f"warps {first} to {first + count - 1} are group number {number} of a kernel, but a block has "
+                f"{HARDWARE_BARRIERS} barriers",
+                hint="use the same groups of warps again",
+            )
+        return number
 
     def barrier(self) -> None:
         """Emit a barrier of the current group."""

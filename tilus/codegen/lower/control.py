@@ -241,8 +241,7 @@ def lower_warps(ctx: Context, op: ops.WarpGroup) -> None:
         cond = c if cond.name == "true" else w.binary("and", cond, c)
     w.branch(cond, inside, after)
     w.begin(inside)
-    group = Group(op.first, op.count, ctx.group.barrier if op.count == ctx.group.count else ctx.groups)
-    ctx.groups += 1
+    group = Group(op.first, op.count, ctx.barrier_of(op.first, op.count))
     if op.registers:
         if not ctx.target.has("setmaxnreg"):
             raise TargetNotSupported(f"{ctx.target.name} has no register budgets", hint="leave out registers=")

@@ -53,7 +53,14 @@ def lower_print(ctx: Context, op: ops.Print) -> None:
 
 
 def _split(format: str) -> list[str]:
-    return re.split(r"\{\}", format)
+    """Return the text between the places `{}` of a format string, in which doubled braces stand for themselves."""
+    parts = [""]
+    for token in re.findall(r"\{\{|\}\}|\{\}|[^{}]+|[{}]", format):
+        if token == "{}":
+            parts.append("")
+        else:
+            parts[-1] += {"{{": "{", "}}": "}"}.get(token, token)
+    return parts
 
 
 def _text(parts: list[str], formats: list[str]) -> str:

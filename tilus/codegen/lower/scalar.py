@@ -75,6 +75,11 @@ def lower_pointer_add(ctx: Context, op: ops.PointerAdd) -> None:
     ctx.values[op.result] = ctx.w.gep(ctx.scalar(op.pointer), ctx.w.mul(offset, integer(bits // 8, 64)))
 
 
+@lowers(ops.PointerCast)
+def lower_pointer_cast(ctx: Context, op: ops.PointerCast) -> None:
+    ctx.values[op.result] = ctx.scalar(op.pointer)
+
+
 @lowers(ops.GlobalView)
 def lower_global_view(ctx: Context, op: ops.GlobalView) -> None:
     w = ctx.w
