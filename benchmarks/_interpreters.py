@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -108,10 +107,10 @@ def pallas(what: str, inputs: list[np.ndarray], options: argparse.Namespace) -> 
 
     @functools.partial(
         plgpu.kernel,
-        out_shape=jax.ShapeDtypeStruct((m, n), a.dtype),
+        out_type=jax.ShapeDtypeStruct((m, n), a.dtype),
         grid=(m // tile, n // tile),
         grid_names=("m", "n"),
-        scratch_shapes=dict(staged=plgpu.SMEM((tile, tile), a.dtype, transforms=transforms)),
+        scratch_types=dict(staged=plgpu.SMEM((tile, tile), a.dtype, transforms=transforms)),
         interpret=InterpretGPUParams(detect_races=options.checks),
     )
     def matmul(a_gmem: Any, b_gmem: Any, o_gmem: Any, staged: Any) -> None:
@@ -215,9 +214,17 @@ def main() -> None:
         start = time.perf_counter()
         run()
         seconds.append(time.perf_counter() - start)
+    print(json.dumps({"first": first, "seconds": seconds, "error": error, "peak_bytes": peak_bytes()}))
+
+
+def peak_bytes() -> int | None:
+    """Return the most memory that this process had, where the system says it."""
+    try:
+        import resource
+    except ImportError:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    peak_bytes = peak if sys.platform == "darwin" else peak * 1024
-    print(json.dumps({"first": first, "seconds": seconds, "error": error, "peak_bytes": peak_bytes}))
+    return int(peak if sys.platform == "darwin" else peak * 1024)
 
 
 if __name__ == "__main__":

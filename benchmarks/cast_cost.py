@@ -180,7 +180,9 @@ def main() -> None:
             )
     if options.write:
         results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-        results[target.name] = rows
+        # Types that were left out keep the results that they have.
+        kept = {(row["source"], row["dest"]): row for row in results.get(target.name, []) + rows}
+        results[target.name] = list(kept.values())
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8", newline="\n")
         print(f"written to {RESULTS.name}")

@@ -125,3 +125,13 @@ ld.global.u32 %v, [%p];
     line = next(entry for entry in data["lines"] if entry["source"] == ["kernels.py", 8])
     assert line["global_sectors"] == 32
     assert line["global_sectors_ideal"] == 4
+
+
+def test_wide_accesses_conflict_within_a_quarter_warp() -> None:
+    # Each quarter warp hits one group of four banks with eight rows; the quarters hit different groups.
+    counters = run(
+        """and.b32 %a, %t, 7; shl.b32 %a, %a, 7; shr.u32 %v, %t, 3; shl.b32 %v, %v, 4; add.u32 %a, %a, %v;
+        mov.u32 %v, sh; add.u32 %a, %a, %v; st.shared.v4.u32 [%a], {%t, %t, %t, %t};"""
+    )
+    assert counters["shared_wavefronts"] == 32
+    assert counters["shared_wavefronts_ideal"] == 4

@@ -257,3 +257,20 @@ def test_classification() -> None:
     }
     for kind, flags in want.items():
         assert apply(f"testp.{kind}.f32 {{d}}, {{a}};", x, result="pred").tolist() == flags
+
+
+def test_fma_where_rounding_twice_would_go_wrong() -> None:
+    # The product lies exactly between two binary32 numbers; the addend is too small for a binary64 sum to show.
+    a = np.float32([*[1 + 2.0**-12] * 4, 3.0])
+    c = np.float32([2.0**-100, -(2.0**-100), 0.0, 2.0**-120, 1.0])
+    got = apply("fma.rn.f32 {d}, {a}, {b}, {c};", a, a, c).view(np.float32)
+    low, high = 1 + 2.0**-11, 1 + 2.0**-11 + 2.0**-23
+    assert got.tolist() == [high, low, low, high, 10.0]
+
+
+def test_fma_with_subnormal_results_rounds_once() -> None:
+    a = np.float32([1.5 * 2.0**-75, 1.5 * 2.0**-75])
+    b = np.float32([2.0**-74, 2.0**-74])
+    c = np.float32([0.0, 2.0**-149])
+    got = apply("fma.rn.f32 {d}, {a}, {b}, {c};", a, b, c)
+    assert got.tolist() == exact(lambda x, y, z: x * y + z, 32, "rn", a, b, c)

@@ -84,6 +84,15 @@ def test_lanes_of_one_warp_need_a_warp_barrier() -> None:
     expect(run(body.format("")), "shared-race", line_of("ld.shared", body), thread=(0, 0, 0))
 
 
+def test_a_named_barrier_of_some_warps_orders_their_lanes_too() -> None:
+    body = (
+        f"{BEGIN}setp.ge.u32 %p, %t, 64; @%p ret;\nst.shared.u32 [%u], %t;\n{{}}\n"
+        f"xor.b32 %w, %u, 4;\nld.shared.u32 %v, [%w];\n{FINISH}"
+    )
+    assert run(body.format("bar.sync 1, 64;")).hazards == []
+    expect(run(body.format("")), "shared-race", line_of("ld.shared", body))
+
+
 PRODUCER = f"""{BEGIN}
 setp.ge.u32 %p, %t, 64; @%p bra consumer;
 {{0}}

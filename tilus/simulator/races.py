@@ -216,10 +216,14 @@ class SharedRaces:
         """The asynchronous proxy has read what some lanes asked it to."""
         cells = self._chunk_cells(index)
         for wanted, still in self.open_reads:
-            if wanted.shape == cells.shape and (wanted == cells).all() and (still & ready).any():
-                # Lanes of one instruction may wait at different times.
-                still &= ~ready
-                break
+            # Lanes of one instruction may wait at different times; `index` names all of them or those that are left.
+            for rows in (np.arange(len(wanted)), np.flatnonzero(still)):
+                if len(rows) == len(cells) and np.array_equal(wanted[rows], cells) and still[rows[ready]].any():
+                    still[rows[ready]] = False
+                    break
+            else:
+                continue
+            break
         self.open_reads = [entry for entry in self.open_reads if entry[1].any()]
         self._record_read(lanes[ready], cells[ready], self.engine.tick(operation.instruction))
         for wanted, still in self.open_reads:
