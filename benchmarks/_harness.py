@@ -77,7 +77,9 @@ class Spread:
     def of(cls, samples: Sequence[float]) -> Spread:
         ordered = sorted(samples)
         last = len(ordered) - 1
-        return cls(statistics.median(ordered), ordered[round(0.1 * last)], ordered[round(0.9 * last)], len(ordered))
+        return cls(
+            statistics.median(ordered), ordered[round(0.1 * last)], ordered[round(0.9 * last)], len(ordered)
+        )
 
 
 @dataclass
@@ -99,8 +101,12 @@ class Row:
 def options(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
     """Return a parser with what all GPU benchmarks take."""
     parser = argparse.ArgumentParser(description=(description or "").strip().splitlines()[0])
-    parser.add_argument("--dry-run", action="store_true", help="small cases on the CPU and the simulator, no times")
-    parser.add_argument("--seconds", type=float, default=defaults.get("seconds", 600), help="stop after so long")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="small cases on the CPU and the simulator, no times"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=defaults.get("seconds", 600), help="stop after so long"
+    )
     parser.add_argument("--out", type=Path, help="JSON file of the results")
     parser.add_argument("--resume", action="store_true", help="leave out what the JSON file has already")
     parser.add_argument("--rounds", type=int, default=3, help="how often the contenders take turns")
@@ -129,7 +135,10 @@ def device_info() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
-        "versions": {p: version_of(p) for p in ("torch", "triton", "numpy", "llvmlite", "nvidia-nvjitlink", "cuda-bindings")},
+        "versions": {
+            p: version_of(p)
+            for p in ("torch", "triton", "numpy", "llvmlite", "nvidia-nvjitlink", "cuda-bindings")
+        },
         "commit": _output(["git", "-C", str(HERE.parent), "rev-parse", "--short", "HEAD"]),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -205,6 +214,7 @@ class GpuTimer:
 
     def graph_of(self, run: Run, calls: int) -> Run:
         """Return a function that runs so many calls back to back: a CUDA graph where the call can be captured."""
+
         def plain() -> None:
             for _ in range(calls):
                 run()
@@ -370,7 +380,12 @@ class Bench:
         return rows
 
     def _checked(
-        self, row: Row, contender: Contender, reference: torch.Tensor, bound: float, view: Callable[[Any], torch.Tensor]
+        self,
+        row: Row,
+        contender: Contender,
+        reference: torch.Tensor,
+        bound: float,
+        view: Callable[[Any], torch.Tensor],
     ) -> Run | None:
         self._alive = time.monotonic()
         try:
@@ -385,7 +400,11 @@ class Bench:
             return None
         except Exception as error:
             row.status = "failed"
-            row.note = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300]
+            row.note = (
+                f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[
+                    :300
+                ]
+            )
             self.survive(row)
             return None
         if not row.error <= bound:
@@ -394,7 +413,9 @@ class Bench:
         row.status = "ok" if self.timer is not None else "checked"
         return run
 
-    def _time(self, rows: dict[str, Row], runs: dict[str, Run], figures: Callable[[float], dict[str, float]]) -> None:
+    def _time(
+        self, rows: dict[str, Row], runs: dict[str, Run], figures: Callable[[float], dict[str, float]]
+    ) -> None:
         assert self.timer is not None
         for name in runs:
             rows[name].status, rows[name].note = RUNNING, "while timed"
@@ -403,14 +424,19 @@ class Bench:
             times = self.timer.rounds(runs, self.number_of_rounds)
         except RuntimeError as error:
             for name in runs:
-                rows[name].status, rows[name].note = "failed", f"while timed: {str(error).splitlines()[0]}"[:300]
+                rows[name].status, rows[name].note = (
+                    "failed",
+                    f"while timed: {str(error).splitlines()[0]}"[:300],
+                )
             self.survive(rows[next(iter(runs))])
             return
         for name, (cold, warm, host) in times.items():
             rows[name].status, rows[name].note = "ok", ""
             rows[name].cold, rows[name].warm, rows[name].host_us = cold, warm, round(host, 2)
             rows[name].figures = {key: round(value, 3) for key, value in figures(cold.median).items()}
-            rows[name].figures |= {f"warm_{key}": round(value, 3) for key, value in figures(warm.median).items()}
+            rows[name].figures |= {
+                f"warm_{key}": round(value, 3) for key, value in figures(warm.median).items()
+            }
 
     def survive(self, row: Row) -> None:
         """After a failure: go on if the CUDA context still works, or else end so that a new process can go on."""
@@ -421,7 +447,10 @@ class Bench:
             torch.cuda.empty_cache()
         except RuntimeError:
             self.save()
-            print(f"{self.name}: the CUDA context is lost after {row.contender} on {row.case}: {row.note}", flush=True)
+            print(
+                f"{self.name}: the CUDA context is lost after {row.contender} on {row.case}: {row.note}",
+                flush=True,
+            )
             os._exit(CONTEXT_LOST)
 
     def show(self, case: Mapping[str, Any], rows: Mapping[str, Row]) -> None:
@@ -439,7 +468,12 @@ class Bench:
         self._alive = time.monotonic()
         if self.out is None:
             return
-        data = {"benchmark": self.name, "info": self.info, "facts": self.facts, "rows": [asdict(r) for r in self.rows]}
+        data = {
+            "benchmark": self.name,
+            "info": self.info,
+            "facts": self.facts,
+            "rows": [asdict(r) for r in self.rows],
+        }
         write_json(self.out, data)
 
     def finish(self) -> None:
@@ -448,7 +482,10 @@ class Bench:
             self.info["state_after"] = gpu_state()
         self.save()
         bad = [row for row in self.rows if row.status in ("wrong", "failed")]
-        print(f"{self.name}: {len(self.rows)} rows, {len(bad)} wrong or failed" + (", out of time" if self.out_of_time else ""))
+        print(
+            f"{self.name}: {len(self.rows)} rows, {len(bad)} wrong or failed"
+            + (", out of time" if self.out_of_time else "")
+        )
         for row in bad:
             print(f"  {row.status}: {row.contender} on {row.case}: {row.note}")
         # Our own wrong results fail the benchmark, an opponent's do not.

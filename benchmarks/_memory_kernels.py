@@ -83,7 +83,10 @@ def bulk_read(target: str) -> str:
         "mov.u32 %memory, memory;",
         "setp.ne.u32 %p, %r2, 0;",
         "@%p bra END;",
-        *(f"mbarrier.init.shared.b64 [%memory + {BULK_BYTES * BULK_STAGES + 8 * i}], 1;" for i in range(BULK_STAGES)),
+        *(
+            f"mbarrier.init.shared.b64 [%memory + {BULK_BYTES * BULK_STAGES + 8 * i}], 1;"
+            for i in range(BULK_STAGES)
+        ),
         "fence.proxy.async;",
         # Pieces of this block: ctaid, ctaid + nctaid, ..., all passes one after the other.
         "mov.u32 %r6, %r0;",
@@ -159,4 +162,11 @@ def nothing(target: str) -> str:
 def _kernel(target: str, name: str, lines: list[str], shared: bool = False) -> str:
     declared = ".extern .shared .align 1024 .b8 memory[];\n" if shared else ""
     entry = f".visible .entry {name}(.param .u64 src, .param .u64 dst, .param .u32 count, .param .u32 passes)\n{{\n"
-    return HEAD.format(version=version(target), target=target) + declared + entry + PREPARE + "\n".join(lines) + "\n}\n"
+    return (
+        HEAD.format(version=version(target), target=target)
+        + declared
+        + entry
+        + PREPARE
+        + "\n".join(lines)
+        + "\n}\n"
+    )

@@ -132,7 +132,9 @@ ARITHMETIC = (
 FINITE = "and.b32 @D, @D, 0x83038303; or.b32 @D, @D, 0x3c3c3c3c;"
 
 
-def mma_sync(name: str, text: str, k: int, a: int, b: int, documented: float, accumulators: int = 4, feature: int = 80) -> Probe:
+def mma_sync(
+    name: str, text: str, k: int, a: int, b: int, documented: float, accumulators: int = 4, feature: int = 80
+) -> Probe:
     """Return a probe of a warp's matrix instruction, m16n8, over eight accumulators."""
     prologue = each(FINITE)()
     for i in range(CHAINS):
@@ -167,7 +169,9 @@ STEPS = 4
 GROUPS = 2
 
 
-def wgmma(types: str, k: int, n: int, documented: float, acc: str = "f32", a_in_registers: bool = False) -> Probe:
+def wgmma(
+    types: str, k: int, n: int, documented: float, acc: str = "f32", a_in_registers: bool = False
+) -> Probe:
     """Return a probe of wgmma m64 by n: two warpgroups, operands with rows of 128 bytes in the 128-byte swizzle.
 
     A tile's row holds four steps along k. Both warpgroups read the same tiles, so that descriptors are uniform.
@@ -313,6 +317,7 @@ LATENCY = Probe(
 
 PROBES: tuple[Probe, ...] = (*ARITHMETIC, *MMA, *WGMMA, *SHARED, *BARRIERS, LATENCY)
 
+
 def version(target: str) -> str:
     """Return the PTX ISA version of a probe: 8.0, or what the target needs."""
     return {"sm_100a": "8.6", "sm_120a": "8.7"}.get(target, "8.0")
@@ -322,7 +327,10 @@ def ptx(probe: Probe, target: str, passes: int | None = None) -> str:
     """Return the PTX of a probe; what it computes depends on `seed`, which the assembler does not know."""
     start = ["add.u32 %seed, %seed, %id;"]
     for i in range(CHAINS):
-        start += [f"mul.lo.u32 %x{i}, %seed, {2654435761 + 2 * i};", f"xor.b32 %x{i}, %x{i}, {40503 * (i + 1)};"]
+        start += [
+            f"mul.lo.u32 %x{i}, %seed, {2654435761 + 2 * i};",
+            f"xor.b32 %x{i}, %x{i}, {40503 * (i + 1)};",
+        ]
     body = [line for _ in range(probe.passes if passes is None else passes) for line in probe.body()]
     gather = [f"xor.b32 %x0, %x0, %x{i};" for i in range(1, CHAINS)]
     text = "\n".join([*start, *probe.prologue, BEFORE, *body, AFTER, *probe.epilogue, *gather, END])

@@ -128,7 +128,10 @@ def _suits(block_m: int, m: int) -> bool:
 
 
 def matmul_variants(
-    a: torch.Tensor, b: torch.Tensor, out_dtype: torch.dtype, scales: tuple[torch.Tensor, torch.Tensor] | None = None
+    a: torch.Tensor,
+    b: torch.Tensor,
+    out_dtype: torch.dtype,
+    scales: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> Variants:
     """Return the ways to compute a @ b that are worth trying, by name; b is a matrix or the transpose of one."""
     m, k = a.shape
@@ -142,7 +145,9 @@ def matmul_variants(
         if not _suits(block_m, m) or k % depth:
             continue
 
-        def pointers(bm: int = block_m, bn: int = block_n, bk: int = depth, w: int = warps, s: int = stages) -> torch.Tensor:
+        def pointers(
+            bm: int = block_m, bn: int = block_n, bk: int = depth, w: int = warps, s: int = stages
+        ) -> torch.Tensor:
             c = torch.empty((m, n), dtype=out_dtype, device=a.device)
             grid = (triton.cdiv(m, bm) * triton.cdiv(n, bn),)
             matmul_pointers[grid](
@@ -160,7 +165,9 @@ def matmul_variants(
         if not _suits(block_m, m):
             continue
 
-        def descriptors(bm: int = block_m, bn: int = block_n, bk: int = depth, w: int = warps, s: int = stages) -> torch.Tensor:
+        def descriptors(
+            bm: int = block_m, bn: int = block_n, bk: int = depth, w: int = warps, s: int = stages
+        ) -> torch.Tensor:
             c = torch.empty((m, n), dtype=out_dtype, device=a.device)
             matmul_descriptors[(programs,)](
                 TensorDescriptor.from_tensor(a, [bm, bk]), TensorDescriptor.from_tensor(b.T, [bn, bk]),
@@ -189,11 +196,25 @@ def int4_variants(a: torch.Tensor, packed: torch.Tensor, scale: torch.Tensor) ->
         if not _suits(block_m, m):
             continue
 
-        def run(bm: int = block_m, bn: int = block_n, sp: int = split, w: int = warps, s: int = stages) -> torch.Tensor:
+        def run(
+            bm: int = block_m, bn: int = block_n, sp: int = split, w: int = warps, s: int = stages
+        ) -> torch.Tensor:
             make: Any = torch.empty if sp == 1 else torch.zeros
             c = make((m, n), dtype=torch.float16, device=a.device)
             matmul_int4[(triton.cdiv(n, bn), triton.cdiv(m, bm), sp)](
-                a, packed, scale, c, m, n, k, BLOCK_M=bm, BLOCK_N=bn, HALF=INT4_DEPTH, SPLIT=sp, num_warps=w, num_stages=s
+                a,
+                packed,
+                scale,
+                c,
+                m,
+                n,
+                k,
+                BLOCK_M=bm,
+                BLOCK_N=bn,
+                HALF=INT4_DEPTH,
+                SPLIT=sp,
+                num_warps=w,
+                num_stages=s,
             )
             return c
 

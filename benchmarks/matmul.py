@@ -37,7 +37,9 @@ def cases(dry_run: bool) -> Iterator[tuple[int, int, int, str]]:
                 yield m, n, k, "nt"
 
 
-def operands(bench: Bench, name: str, m: int, n: int, k: int, order: str) -> tuple[torch.Tensor, torch.Tensor]:
+def operands(
+    bench: Bench, name: str, m: int, n: int, k: int, order: str
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Return random operands of the case's types."""
     dtype = TYPES[name]
     shapes = ((m, k), (n, k) if order == "nt" else (k, n))

@@ -83,8 +83,12 @@ def machine_instructions(probe: Probe, target: Target) -> str:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "probe.cubin"
             path.write_bytes(cubin)
-            listing = subprocess.run([nvdisasm, "-c", path], capture_output=True, text=True, timeout=60).stdout
-        names = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", listing, re.MULTILINE)
+            listing = subprocess.run(
+                [nvdisasm, "-c", path], capture_output=True, text=True, timeout=60
+            ).stdout
+        names = re.findall(
+            r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", listing, re.MULTILINE
+        )
         counts.append(Counter(name for name in names if name != "NOP"))
     counts[1].subtract(counts[0])
     found = {name: count / probe.passes for name, count in counts[1].items() if count}
@@ -108,7 +112,9 @@ class Gpu:
     def load(self, text: str, name: str, shared_bytes: int = 0) -> Any:
         return self.driver.load(image(text, self.target, name), name, 0, shared_bytes)
 
-    def launch(self, function: Any, grid: int, block: int, args: Sequence[Any], shared_bytes: int = 0) -> None:
+    def launch(
+        self, function: Any, grid: int, block: int, args: Sequence[Any], shared_bytes: int = 0
+    ) -> None:
         """Launch with tensors (as pointers) and 32-bit numbers."""
         values = [
             ctypes.c_uint64(x.data_ptr()) if isinstance(x, torch.Tensor) else ctypes.c_uint32(x) for x in args
@@ -137,7 +143,10 @@ def simulate(probe: Probe, target: str, rounds: int = CHECK_ROUNDS) -> np.ndarra
     out, clocks = np.zeros(probe.threads, np.uint32), np.zeros(probe.threads // 32 * 2, np.uint64)
     kernel = simulator.load(ptx(probe, target, 1))["probe"]
     report = kernel.launch(
-        grid=(1, 1, 1), block=(probe.threads, 1, 1), args=[out, clocks, rounds, SEED], shared_bytes=probe.shared_bytes
+        grid=(1, 1, 1),
+        block=(probe.threads, 1, 1),
+        args=[out, clocks, rounds, SEED],
+        shared_bytes=probe.shared_bytes,
     )
     report.raise_if_hazards()
     if not (clocks.reshape(-1, 2)[:, 1] > clocks.reshape(-1, 2)[:, 0]).all():
@@ -161,7 +170,9 @@ def measure_probe(gpu: Gpu, probe: Probe) -> Figure:
     function = gpu.load(ptx(probe, name), "probe", probe.shared_bytes)
 
     def run() -> None:
-        gpu.launch(function, gpu.multiprocessors, probe.threads, [out, clocks, ROUNDS, SEED], probe.shared_bytes)
+        gpu.launch(
+            function, gpu.multiprocessors, probe.threads, [out, clocks, ROUNDS, SEED], probe.shared_bytes
+        )
 
     run()
     spans, rates = [], []
@@ -174,7 +185,9 @@ def measure_probe(gpu: Gpu, probe: Probe) -> Figure:
     span = statistics.median(spans)
     passes = ROUNDS * probe.passes
     value = span / passes if probe.unit == "clocks" else probe.work * probe.threads * passes / span
-    method = f"{probe.threads} threads on each multiprocessor, {passes} passes, clock64 around the loop, median"
+    method = (
+        f"{probe.threads} threads on each multiprocessor, {passes} passes, clock64 around the loop, median"
+    )
     return Figure(
         value, probe.unit, method, statistics.median(rates), probe.documented, probe.source, probe.note,
         machine_instructions(probe, gpu.target),
@@ -199,7 +212,9 @@ def measure_stream(gpu: Gpu, kind: str, size: int, passes: int) -> Figure:
     seconds = statistics.median(gpu.seconds(run))
     moved = units * memory_kernels.UNIT * passes * (2 if kind == "copy" else 1)
     where = f"{units * memory_kernels.UNIT / 2**20:.0f} MiB, {passes} passes"
-    return Figure(moved / seconds / 1e9, "GB/s", f"16-byte accesses by all multiprocessors over {where}, events, median")
+    return Figure(
+        moved / seconds / 1e9, "GB/s", f"16-byte accesses by all multiprocessors over {where}, events, median"
+    )
 
 
 def measure_bulk(gpu: Gpu, size: int, passes: int) -> Figure:
@@ -278,7 +293,11 @@ MIB = 1 << 20
 def memory_figures(gpu: Gpu) -> list[tuple[str, Callable[[], Figure]]]:
     """Return what is measured of memory and launches, by name."""
     found: list[tuple[str, Callable[[], Figure]]] = []
-    for place, size, passes in (("HBM", 4096 * MIB, 1), ("L2, 8 MiB", 8 * MIB, 200), ("L2, 24 MiB", 24 * MIB, 64)):
+    for place, size, passes in (
+        ("HBM", 4096 * MIB, 1),
+        ("L2, 8 MiB", 8 * MIB, 200),
+        ("L2, 24 MiB", 24 * MIB, 64),
+    ):
         for kind in ("read", "write", "copy"):
             if kind == "copy" and size == 24 * MIB:
                 continue
@@ -327,7 +346,12 @@ def record(bench: Bench, name: str, make: Callable[[], Figure]) -> None:
         row.figures["clock_ghz"] = round(figure.clock_ghz, 3)
     if figure.documented is not None:
         row.figures["documented"] = figure.documented
-    bench.facts[name] = {"unit": figure.unit, "method": figure.method, "source": figure.source, "sass": figure.sass}
+    bench.facts[name] = {
+        "unit": figure.unit,
+        "method": figure.method,
+        "source": figure.source,
+        "sass": figure.sass,
+    }
     row.note = figure.note
     beside = f"(documented {figure.documented:g})" if figure.documented is not None else ""
     print(f"{name:42} {figure.value:10.2f} {figure.unit} {beside} {figure.note}", flush=True)

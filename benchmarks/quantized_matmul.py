@@ -154,7 +154,9 @@ def tinygemm(bench: Bench, m: int, n: int, k: int) -> OwnReference:
     a = torch.randn(m, k, device=bench.device).bfloat16()
     reference = a.double() @ values.to(bench.device)
     return OwnReference(
-        lambda: torch._weight_int4pack_mm(a, packed, GROUP, both), reference, worst_of_equal_columns(reference)
+        lambda: torch._weight_int4pack_mm(a, packed, GROUP, both),
+        reference,
+        worst_of_equal_columns(reference),
     )
 
 
@@ -187,10 +189,18 @@ def run_case(bench: Bench, case: Case, bandwidth: float) -> None:
     ]
     rows = bench.compare(
         named,
-        [Contender("cublas float16", cublas), *(others if case.dtype == "uint4" else []), Contender("tilus", tilus)],
+        [
+            Contender("cublas float16", cublas),
+            *(others if case.dtype == "uint4" else []),
+            Contender("tilus", tilus),
+        ],
         reference,
         2 * rounding_error(reference, torch.float16),
-        lambda us: {"tflops": flops / us / 1e6, "gbps": size / us / 1e3, "floor_share": size / bandwidth * 1e6 / us},
+        lambda us: {
+            "tflops": flops / us / 1e6,
+            "gbps": size / us / 1e3,
+            "floor_share": size / bandwidth * 1e6 / us,
+        },
         view=worst_of_equal_columns(reference),
         raise_bound_by="cublas float16",
     )
@@ -206,7 +216,9 @@ def run_case(bench: Bench, case: Case, bandwidth: float) -> None:
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--types", nargs="*", choices=ALL_TYPES, help="weight types; a choice for each part by default")
+    parser.add_argument(
+        "--types", nargs="*", choices=ALL_TYPES, help="weight types; a choice for each part by default"
+    )
     parser.add_argument("--part", choices=("widths", "rows", "layers", "types"), help="one part only")
     parsed = parser.parse_args()
     if needs_gpu(parsed):

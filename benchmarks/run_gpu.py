@@ -66,7 +66,9 @@ def run_part(part: Part, seconds: float, folder: Path, dry_run: bool) -> dict[st
         status, printed = _watched(command, left)
         if status == 0:
             break
-        happened.append({CONTEXT_LOST: "CUDA context lost", HUNG: "hung"}.get(status, f"exit status {status}"))
+        happened.append(
+            {CONTEXT_LOST: "CUDA context lost", HUNG: "hung"}.get(status, f"exit status {status}")
+        )
         if not part.resumes or status == 1:
             break
     found: dict[str, Any] = {"benchmark": part.name, "rows": [], "facts": {}}
@@ -86,7 +88,12 @@ def _watched(command: list[str], seconds: float) -> tuple[int, str]:
     paths = [str(HERE.parent), environment.get("PYTHONPATH", "")]
     environment |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, errors="replace"
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+        errors="replace",
     ) as process:
         import threading
 
@@ -113,7 +120,12 @@ def tables(results: dict[str, Any]) -> str:
     """Return what people read, in Markdown."""
     info = results["info"]
     versions = ", ".join(f"{name} {version}" for name, version in info["versions"].items() if version)
-    out = [f"# {info['device']}, {info['time'][:10]}", "", f"Versions: {versions}. State: {info.get('state', {})}.", ""]
+    out = [
+        f"# {info['device']}, {info['time'][:10]}",
+        "",
+        f"Versions: {versions}. State: {info.get('state', {})}.",
+        "",
+    ]
     for name, part in results["parts"].items():
         out += [f"## {name}", ""]
         if part.get("happened"):
@@ -123,11 +135,17 @@ def tables(results: dict[str, Any]) -> str:
         elif part["rows"]:
             out += [_comparison_table(part["rows"]), ""]
         elif part["facts"]:
-            out += [markdown_table(("what", "microseconds"), [(k, f"{v:.2f}") for k, v in part["facts"].items()]), ""]
+            out += [
+                markdown_table(("what", "microseconds"), [(k, f"{v:.2f}") for k, v in part["facts"].items()]),
+                "",
+            ]
         bad = [row for row in part["rows"] if row["status"] in ("wrong", "failed")]
         if bad:
             out += ["Wrong or failed:", ""]
-            out += [f"- {row['contender']} on {_words(row['case'])}: {row['status']}, {row['note']}" for row in bad] + [""]
+            out += [
+                f"- {row['contender']} on {_words(row['case'])}: {row['status']}, {row['note']}"
+                for row in bad
+            ] + [""]
     return "\n".join(out)
 
 
@@ -144,7 +162,15 @@ def _microbench_table(part: dict[str, Any]) -> str:
         documented = row["figures"].get("documented")
         beside = f"{documented:g}" if documented is not None else ""
         sass = fact.get("sass", "")
-        lines.append((row["case"]["probe"], f"{row['figures']['value']:.2f}", beside, fact.get("unit", ""), sass or row["note"]))
+        lines.append(
+            (
+                row["case"]["probe"],
+                f"{row['figures']['value']:.2f}",
+                beside,
+                fact.get("unit", ""),
+                sass or row["note"],
+            )
+        )
     return markdown_table(("what", "measured", "documented", "unit", "machine instructions of a pass"), lines)
 
 
@@ -176,16 +202,28 @@ def _comparison_table(rows: list[dict[str, Any]]) -> str:
             else:
                 cells.append(f"{row['cold']['median']:.1f} us")
         lines.append(cells)
-    header = ["case", "cold us", "warm us", "TFLOP/s", "GB/s", "share of floor", *(f"{o} / tilus" for o in others)]
+    header = [
+        "case",
+        "cold us",
+        "warm us",
+        "TFLOP/s",
+        "GB/s",
+        "share of floor",
+        *(f"{o} / tilus" for o in others),
+    ]
     return markdown_table(header, lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=float(os.environ.get("TILUS_BENCH_MINUTES", "20")))
-    parser.add_argument("--only", action="append", choices=[part.name for part in PARTS], help="one or several of them")
+    parser.add_argument(
+        "--only", action="append", choices=[part.name for part in PARTS], help="one or several of them"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--dry-run", action="store_true", help="without a GPU: all benchmarks on the simulator, no times")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="without a GPU: all benchmarks on the simulator, no times"
+    )
     options = parser.parse_args()
     import torch
 

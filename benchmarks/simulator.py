@@ -71,7 +71,10 @@ def python_of(entry: Entry) -> tuple[str, str | None]:
     python = os.environ.get(entry.variable, sys.executable) if entry.variable else sys.executable
     try:
         done = subprocess.run(
-            [python, "-W", "ignore", "-c", f"import {entry.modules}"], capture_output=True, env=environment(), timeout=TIMEOUT
+            [python, "-W", "ignore", "-c", f"import {entry.modules}"],
+            capture_output=True,
+            env=environment(),
+            timeout=TIMEOUT,
         )
     except OSError as error:
         return python, str(error)
@@ -82,12 +85,25 @@ def python_of(entry: Entry) -> tuple[str, str | None]:
 
 def environment() -> dict[str, str]:
     paths = filter(None, (str(HERE.parent), os.environ.get("PYTHONPATH")))
-    return os.environ | {"PYTHONPATH": os.pathsep.join(paths), "TF_CPP_MIN_LOG_LEVEL": "3", "JAX_PLATFORMS": "cpu"}
+    return os.environ | {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "JAX_PLATFORMS": "cpu",
+    }
 
 
 def measure(entry: Entry, python: str) -> dict[str, Any]:
     """Run one measurement in a fresh process."""
-    command = [python, "-W", "ignore", str(HERE / "_interpreters.py"), entry.who, entry.what, str(entry.size), *entry.arguments]
+    command = [
+        python,
+        "-W",
+        "ignore",
+        str(HERE / "_interpreters.py"),
+        entry.who,
+        entry.what,
+        str(entry.size),
+        *entry.arguments,
+    ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
@@ -111,7 +127,9 @@ def summary(entry: Entry, runs: list[dict[str, Any]]) -> dict[str, Any]:
     seconds = statistics.median(min(run["seconds"]) for run in runs)
     row |= {"seconds": seconds, "first_run_seconds": statistics.median(run["first"] for run in runs)}
     row["giga_per_second"] = work(entry) / seconds / 1e9
-    row["peak_mib"] = round(max(run["peak_bytes"] for run in runs) / 2**20, 1) if runs[0]["peak_bytes"] else None
+    row["peak_mib"] = (
+        round(max(run["peak_bytes"] for run in runs) / 2**20, 1) if runs[0]["peak_bytes"] else None
+    )
     return row
 
 
@@ -151,7 +169,11 @@ def main() -> None:
                 continue
             found.append(measure(entry, pythons[entry.who][0]))
     rows = [summary(entry, found) for entry, found in runs.items()]
-    ours = {(r["what"], "Hopper" in r["name"]): r for r in rows if r["name"].startswith("tilus") and "all" in r["name"]}
+    ours = {
+        (r["what"], "Hopper" in r["name"]): r
+        for r in rows
+        if r["name"].startswith("tilus") and "all" in r["name"]
+    }
     for row in rows:
         base = ours[row["what"], "Hopper" in row["name"] or "Pallas" in row["name"]]
         if "seconds" in row and "seconds" in base:
@@ -163,7 +185,9 @@ def main() -> None:
         machine["load"] = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
         RESULTS.parent.mkdir(exist_ok=True)
         kept = [row for row in rows if "skipped" not in row]
-        RESULTS.write_text(json.dumps({"machine": machine, "rows": kept}, indent=1) + "\n", encoding="utf-8", newline="\n")
+        RESULTS.write_text(
+            json.dumps({"machine": machine, "rows": kept}, indent=1) + "\n", encoding="utf-8", newline="\n"
+        )
         print(f"written to results/{RESULTS.name}")
 
 

@@ -158,6 +158,7 @@ def launch(kernel: Kernel, args: Sequence[Any], target: str = "sm_80", grid: Any
 
 def run(
     function: Callable[..., Any],
+    /,
     *args: Any,
     target: str = "sm_80",
     rtol: float = 0.0,

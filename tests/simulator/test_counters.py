@@ -135,3 +135,21 @@ def test_wide_accesses_conflict_within_a_quarter_warp() -> None:
     )
     assert counters["shared_wavefronts"] == 32
     assert counters["shared_wavefronts_ideal"] == 4
+
+
+def test_the_roofline_names_the_limit() -> None:
+    body = "mul.wide.u32 %x, %t, 32; add.u64 %p, %p, %x; ld.global.u32 %v, [%p];"
+    report = load(BEGIN + body, ".param .u64 data").launch(1, 32, [np.zeros(1024, np.uint8)])
+    seconds = report.roofline({"warp_instructions": 1e3, "global_bytes": 1e3})
+    assert list(seconds.items()) == [("global_bytes", 32 * 32 / 1e3), ("warp_instructions", 6 / 1e3)]
+    with pytest.raises(ValueError, match="unknown resource 'luck'"):
+        report.roofline({"luck": 1.0})
+
+
+def test_memory_too_large_for_the_race_shadow_is_named() -> None:
+    big = np.zeros(300 << 20, np.uint8)
+    body = "ld.global.u8 %v, [%p];"
+    report = load(BEGIN + body, ".param .u64 data").launch(1, 1, [big])
+    assert report.hazards == []
+    assert len(report.unchecked) == 1
+    assert "uint8[314572800]" in report.unchecked[0]

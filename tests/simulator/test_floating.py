@@ -57,8 +57,8 @@ def test_arithmetic_in_every_rounding_mode(name: str, function: Any, bits: int, 
 @pytest.mark.parametrize("bits", [32, 64])
 def test_fma_rounds_once(bits: int, mode: str) -> None:
     a, b = finite(bits, 1), finite(bits, 2)
-    near = -(a.astype(np.float64) * b.astype(np.float64))
     with np.errstate(over="ignore"):
+        near = -(a.astype(np.float64) * b.astype(np.float64))
         # Half of the addends cancel the product but for its rounding error.
         c = np.where(np.arange(len(a)) % 2, near.astype(a.dtype), finite(bits, 3))
     keep = np.isfinite(c)

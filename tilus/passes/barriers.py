@@ -264,20 +264,17 @@ class Analysis:
             return None
         if isinstance(op, ops.Return):
             return None
-        scratch = scratch_bytes(op, self.threads)
-        if scratch:
-            # The exchange begins and ends its writes with barriers of its own, then reads.
-            low = (
-                op.scratch if isinstance(op, (ops.ConvertLayout, ops.Reduce, ops.Scan)) and op.scratch else 0
-            )
-            made = Access(low, low + scratch, None, False, None, op.opcode, group=self.group)
-            ordered = self.synced(state)
-            return replace(ordered, accesses=ordered.accesses | {made})
         found = self.accesses(op)
         if found:
             state = self._check(op, found, state)
-            return replace(state, accesses=state.accesses | set(found))
-        return state
+        scratch = scratch_bytes(op, self.threads)
+        if scratch:
+            # The exchange begins and ends its writes with barriers of its own, then reads.
+            low = getattr(op, "scratch", None) or 0
+            made = Access(low, low + scratch, None, False, None, op.opcode, group=self.group)
+            ordered = self.synced(state)
+            return replace(ordered, accesses=ordered.accesses | {made})
+        return replace(state, accesses=state.accesses | set(found)) if found else state
 
     def synced(self, state: State) -> State:
         """Return the state after a barrier of the current group of warps: what others did stays unordered."""

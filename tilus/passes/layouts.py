@@ -255,7 +255,7 @@ class Inference:
 
     def _memory(self) -> None:
         """Give classes without an anchor the layout that their largest memory access prefers."""
-        accesses = []
+        accesses: list[tuple[int, int, int, Operation, Value]] = []
         for op in self.operations:
             value: Value | None = None
             if isinstance(op, (ops.LoadGlobal, ops.LoadShared)):
@@ -354,6 +354,13 @@ def divisor(extent: Extent) -> int:
     return extent.divisor if isinstance(extent, Symbol) else extent
 
 
+def layout_of(value: Value) -> RegisterLayout:
+    """Return the layout of a tile that has one."""
+    assert isinstance(value.type, RegisterType)
+    assert value.type.layout is not None
+    return value.type.layout
+
+
 def run_length(layout: RegisterLayout) -> int:
     """Return how many elements of a thread follow one another along the last dimension."""
     reach = 1
@@ -372,6 +379,7 @@ class Assign(Rewriter):
     def __init__(self, inference: Inference) -> None:
         super().__init__()
         self.found = inference
+        self.used = {value for op in inference.operations for value in op.inputs()}
         self._converted: dict[tuple[Value, RegisterLayout], Value] = {}
 
     def argument(self, old: Value) -> Value:
@@ -437,9 +445,9 @@ class Assign(Rewriter):
             layout = wanted
             if not scans_in(wanted, op.axis):
                 layout = scan_layout(wanted.shape, wanted.threads, op.axis)
-            made = ops.Scan(self.operand(op.x, layout, op.loc), op.axis, op.kind, op.exclusive, loc=op.loc)
-            self.emit(made)
-            self.mapping[op.result] = self.convert(made.result, wanted, op.loc)
+            scanned = ops.Scan(self.operand(op.x, layout, op.loc), op.axis, op.kind, op.exclusive, loc=op.loc)
+            self.emit(scanned)
+            self.mapping[op.result] = self.convert(scanned.result, wanted, op.loc)
             return
         edges = [e for e in self.found.mapped if e.operation is op]
         if edges:
@@ -454,7 +462,9 @@ class Assign(Rewriter):
             new = self._annotated(op, new)
             return
         if isinstance(new, (ops.Splat, ops.Iota, ops.LoadShared)):
-            new = dataclasses.replace(new, layout=new.result.type.layout)  # type: ignore[attr-defined]
+            new = new.replace(layout=layout_of(new.result))
+        if isinstance(new, ops.Atomic) and op.result in self.used:
+            new = new.replace(spread=layout_of(new.result).replication > 1)
         self.emit(new)
         self.replace(op, new.results)
 
@@ -470,8 +480,7 @@ class Assign(Rewriter):
             own = own.with_replication(threads // own.threads)
         wanted = self.found.of(op.result)
         assert wanted is not None
-        made = dataclasses.replace(
-            new,
+        made = new.replace(
             layout=own,
             results=(Value(dataclasses.replace(new.result.type, layout=own), op.result.name),),
         )
@@ -490,7 +499,7 @@ class Assign(Rewriter):
             wanted = self.found.of(op.result)
             assert wanted is not None
             new = op.with_operands(self.value, None, (self.typed(op.result, layout),))
-            self.emit(dataclasses.replace(new, layout=layout))
+            self.emit(new.replace(layout=layout))
             self.mapping[op.result] = self.convert(new.results[0], wanted, op.loc)
             return
         layout = self.found.accessed(op, op.value)
@@ -520,7 +529,9 @@ class Assign(Rewriter):
         for edge, place in zip(edges, places, strict=True):
             assert place is not None
             sources[edge.source] = self.operand(edge.source, place, op.loc)
-        new = op.with_operands(lambda v: sources.get(v) or self.value(v), None, (self.typed(op.result, layout),))
+        new = op.with_operands(
+            lambda v: sources.get(v) or self.value(v), None, (self.typed(op.result, layout),)
+        )
         self._emit_with_layout(new, layout)
         self.mapping[op.result] = self.convert(new.result, wanted, op.loc)
 
@@ -537,7 +548,7 @@ class Assign(Rewriter):
 
     def _emit_with_layout(self, op: Operation, layout: RegisterLayout) -> None:
         if any(f.name == "layout" for f in dataclasses.fields(op)):
-            op = dataclasses.replace(op, layout=layout)  # type: ignore[call-arg]
+            op = op.replace(layout=layout)
         self.emit(op)
 
     def _view(self, op: ops.View) -> None:
@@ -548,6 +559,6 @@ class Assign(Rewriter):
         if own.threads != threads:
             own = own.with_replication(threads // own.threads)
         new = op.with_operands(self.value, None, (self.typed(op.result, own),))
-        new = dataclasses.replace(new, layout=own)
+        new = new.replace(layout=own)
         self.emit(new)
         self.mapping[op.result] = self.convert(new.result, wanted, op.loc)

@@ -247,7 +247,23 @@ def scratch_bytes(op: Operation, threads: int) -> int:
         # Each thread leaves its part of each row: a word or two, and for argmax and argmin a place.
         rows = type.layout.reduce(op.axis, keepdim=True).elements
         return rows * threads * (max(4, type.dtype.bits // 8) + (4 if op.kind in ("argmax", "argmin") else 0))
+    if isinstance(op, ops.Atomic) and op.spread:
+        type = op.result.type
+        assert isinstance(type, RegisterType) and type.layout is not None
+        return 0 if lanes_of_copies(type.layout) is not None else type.size * storage_bits(type.dtype) // 8
     return 0
+
+
+def lanes_of_copies(layout: RegisterLayout) -> int | None:
+    """Return the bits of the lane number that tell copies of an element apart; None if copies are in other warps."""
+    mask, weight = 0, 1
+    for d in reversed(layout.spatial_digits):
+        if d.dim is None:
+            if weight & (weight - 1) or d.size & (d.size - 1) or weight * d.size > WARP:
+                return None
+            mask |= (d.size - 1) * weight
+        weight *= d.size
+    return mask
 
 
 @dataclass(frozen=True)

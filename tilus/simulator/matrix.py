@@ -174,7 +174,12 @@ class MatrixMultiply(Warp):
             for name, source in zip(names, self.scales):
                 value = np.ascontiguousarray(source.warp(state, sel))
                 extra[name] = value if name.startswith("scale") else value[:, 0].astype(np.intp)
-        result = self.op(a, b, c, **extra)
+        try:
+            result = self.op(a, b, c, **extra)
+        except ValueError as error:
+            # Selectors in registers are known only now.
+            state.hazard("illegal-instruction", str(error), self.instruction, int(sel.index[0]))
+            state.stop()
         state.engine.counters.tensor_core(self.name, len(a), self.op.flops)
         for index, target in enumerate(self.writes):
             target.put_warp(state, sel, result[:, index])

@@ -127,7 +127,9 @@ class Kernel:
         engine.addresses = DEVICE.addresses
         engine.run()
         totals, lines = summarise(engine)
-        return Report(self.name, grid3, block3, engine.hazards, totals, lines, "".join(engine.printed))
+        unchecked = engine.races.unchecked if engine.races is not None else []
+        printed = "".join(engine.printed)
+        return Report(self.name, grid3, block3, engine.hazards, totals, lines, printed, unchecked)
 
 
 def _three(value: int | Sequence[int], what: str) -> tuple[int, int, int]:

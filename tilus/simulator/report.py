@@ -41,6 +41,8 @@ class Report:
         Counters by source line.
     printed : str
         What the kernel printed.
+    unchecked : list of str
+        Allocations too large for the shadow that finds races in global memory.
     """
 
     kernel: str
@@ -50,6 +52,7 @@ class Report:
     counters: Mapping[str, Any]
     lines: list[LineCounters] = field(default_factory=list)
     printed: str = ""
+    unchecked: list[str] = field(default_factory=list)
 
     def raise_if_hazards(self) -> None:
         """Raise `HazardError` with all hazards if there is one."""
@@ -84,6 +87,33 @@ class Report:
             rows.append(str(hazard))
         return "\n".join(rows)
 
+    def roofline(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """Seconds that each resource needs at least, the largest first.
+
+        Parameters
+        ----------
+        figures : mapping
+            What the target does per second: any of ``global_bytes`` (sectors count 32 bytes each),
+            ``shared_wavefronts``, ``tensor_core_flops`` and ``warp_instructions``, for the whole chip.
+
+        Returns
+        -------
+        dict
+            Resource to seconds; the first entry limits the kernel.
+        """
+        sectors = self.counters["global_load_sectors"] + self.counters["global_store_sectors"]
+        work = {
+            "global_bytes": 32 * sectors,
+            "shared_wavefronts": self.counters["shared_wavefronts"],
+            "tensor_core_flops": self.counters["tensor_core_flops"],
+            "warp_instructions": self.counters["warp_instructions"],
+        }
+        unknown = set(figures) - set(work)
+        if unknown:
+            raise ValueError(f"unknown resource {sorted(unknown)[0]!r}; use some of {', '.join(work)}")
+        seconds = {name: work[name] / rate for name, rate in figures.items()}
+        return dict(sorted(seconds.items(), key=lambda item: -item[1]))
+
     def to_json(self) -> str:
         """The report as JSON."""
         return json.dumps(
@@ -95,6 +125,7 @@ class Report:
                 "counters": dict(self.counters),
                 "lines": [vars(line) for line in self.lines],
                 "printed": self.printed,
+                "unchecked": self.unchecked,
             },
             default=int,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tilus import dtypes
 from tilus.codegen.llvm_text import V
 from tilus.codegen.lower.context import Context, lowers
+from tilus.codegen.lower.exchange import from_first_copy
 from tilus.codegen.lower.global_memory import both, element_inside, element_pointer
 from tilus.codegen.lower.shared_memory import shared_element
 from tilus.codegen.registers import elements_of, tile_of
@@ -86,4 +87,5 @@ def lower_atomic(ctx: Context, op: ops.Atomic) -> None:
             letters.append("b")
         constraints = ",".join(letters) + ",~{memory}"
         out.append(w.asm(values[0].type, text, constraints, *args, effects=True))
-    ctx.values[op.result] = tile_of(w, dtype, value.layout, out)
+    made = tile_of(w, dtype, value.layout, out)
+    ctx.values[op.result] = from_first_copy(ctx, made, op.scratch) if op.spread else made

@@ -10,10 +10,21 @@ from tilus.codegen.lower.context import Context, SharedTensor, lowers, scalar_ty
 from tilus.codegen.lower.elementwise import binary, float_extreme
 from tilus.codegen.lower.shared_memory import SharedAddresses, shared_access, store_tile
 from tilus.codegen.lower.words import load_words, tile_from_words
-from tilus.codegen.registers import Tile, elements_of, extract_bits, join_bits, llvm_type, permute, tile_of
+from tilus.codegen.registers import (
+    Tile,
+    codes_of,
+    elements_of,
+    extract_bits,
+    join_bits,
+    llvm_type,
+    permute,
+    tile_of,
+    tile_of_codes,
+)
 from tilus.dtypes import DType
 from tilus.errors import LayoutConflict
 from tilus.ir import ops
+from tilus.layout import RegisterLayout, row_major
 from tilus.layout.conversion import (
     Affine,
     NoConversion,
@@ -21,7 +32,7 @@ from tilus.layout.conversion import (
     SharedConversion,
     ShuffleConversion,
 )
-from tilus.passes.shared_memory import conversion_plan, thread_steps
+from tilus.passes.shared_memory import conversion_plan, lanes_of_copies, thread_steps
 
 WARP = 32
 
@@ -118,13 +129,33 @@ def _through_shared(ctx: Context, tile: Tile, op: ops.ConvertLayout, plan: Share
     ctx.barrier()
     store_tile(ctx, tensor, source)
     ctx.barrier()
-    groups, bits = shared_access(op.layout, tensor)
-    addresses = SharedAddresses(ctx, op.layout, tensor, [g[0] for g in groups])
-    words = [load_words(w, addresses.pointer(g[0]), bits, bits // 8) for g in groups]
-    made = tile_from_words(w, source.dtype, op.layout, groups, words)
+    made = load_tile(ctx, tensor, op.layout)
     if source.dtype is not tile.dtype:
         return tile_of(w, tile.dtype, op.layout, elements_of(w, made))
     return made
+
+
+def from_first_copy(ctx: Context, tile: Tile, scratch: int | None) -> Tile:
+    """Return the tile in which every thread has what the first of those that hold an element has."""
+    w = ctx.w
+    lanes = lanes_of_copies(tile.layout)
+    if lanes is not None:
+        first = w.binary("and", ctx.lane(), integer(WARP - 1 - lanes))
+        codes = [shuffle(w, "idx", code, first) for code in codes_of(w, tile)]
+        return tile_of_codes(w, tile.dtype, tile.layout, codes)
+    tensor = SharedTensor(tile.dtype, row_major(*tile.layout.shape), scratch_pointer(ctx, scratch), 128)
+    ctx.barrier()
+    store_tile(ctx, tensor, tile)
+    ctx.barrier()
+    return load_tile(ctx, tensor, tile.layout)
+
+
+def load_tile(ctx: Context, tensor: SharedTensor, layout: RegisterLayout) -> Tile:
+    """Load a tile from shared memory with plain instructions."""
+    groups, bits = shared_access(layout, tensor)
+    addresses = SharedAddresses(ctx, layout, tensor, [g[0] for g in groups])
+    words = [load_words(ctx.w, addresses.pointer(g[0]), bits, bits // 8) for g in groups]
+    return tile_from_words(ctx.w, tensor.dtype, layout, groups, words)
 
 
 State = list[V]

@@ -142,8 +142,8 @@ def _across_warps(
     stored_type = "i32" if sums[0].type == "i1" else sums[0].type
     bytes = {"i64": 8, "double": 8}.get(stored_type, 4)
     ctx.barrier()
-    for number, total in enumerate(sums):
-        stored = w.convert("zext", total, "i32") if total.type == "i1" else total
+    for number, part in enumerate(sums):
+        stored = w.convert("zext", part, "i32") if part.type == "i1" else part
         at = integer(number * ctx.group.threads * bytes)
         w.run(f"store {stored}, {w.gep(w.gep(base, at), w.mul(thread, integer(bytes)))}, align {bytes}")
     ctx.barrier()

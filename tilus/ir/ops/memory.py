@@ -254,7 +254,8 @@ class Atomic(Operation):
     """An atomic update of a global or shared tensor at index tiles; gives the old values.
 
     `order` is relaxed, acquire, release or acq_rel; `scope` is block, cluster, device or system.
-    `compare` is the expected value of cas.
+    `compare` is the expected value of cas. One thread updates an element that several hold; `spread` hands the old
+    value to the others, and is set by layout inference where the result is used, `scratch` by planning.
     """
 
     kind: str = attribute()
@@ -266,6 +267,8 @@ class Atomic(Operation):
     order: str = attribute(default="relaxed")
     scope: str = attribute(default="device")
     checked: bool = attribute(default=True)
+    spread: bool = attribute(default=False)
+    scratch: int | None = attribute(default=None)
 
     def infer(self) -> tuple[Type, ...]:
         if self.kind not in ATOMICS:
