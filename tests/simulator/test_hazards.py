@@ -339,6 +339,15 @@ def test_half_a_warp_at_an_aligned_barrier() -> None:
     assert {h.kind for h in report.hazards} == {"barrier-divergence"}
 
 
+def test_lanes_of_a_warp_may_meet_at_different_unaligned_barriers() -> None:
+    body = (
+        f"{BEGIN}st.shared.u32 [%u], %t;\nand.b32 %w, %t, 1; setp.eq.u32 %p, %w, 0;\n@%p bra even;\n"
+        f"{{0}}.sync 0;\nbra.uni done;\neven: {{0}}.sync 0;\ndone:\n{MIRROR}\nld.shared.u32 %v, [%w];\n{FINISH}"
+    )
+    assert run(body.format("barrier")).hazards == []
+    assert {h.kind for h in run(body.format("bar")).hazards} == {"barrier-divergence"}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

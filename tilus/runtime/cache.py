@@ -125,12 +125,22 @@ def write(entry_key: str, binary: Binary) -> None:
         warn_once(str(folder), str(error))
 
 
+@lru_cache(maxsize=1)
+def _umask() -> int:
+    """Return the process's umask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write a file so that others see the old one or the whole new one."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:16]}-", suffix=".tmp")
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
+        # mkstemp makes private files; what is written here is for whoever the umask allows.
+        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         try:

@@ -86,7 +86,7 @@ class BarrierUnit:
             return sel
         warps = sel.warps
         blocks = state.block_of_warp[warps]
-        arrived = np.bincount(blocks, minlength=state.block_count) * LANES
+        arrived = np.bincount(blocks, self._threads(sel, barrier), state.block_count).astype(np.int64)
         touched = np.flatnonzero(arrived)
         if count is None:
             if not state.live[state.exists].all():
@@ -134,6 +134,15 @@ class BarrierUnit:
         if len(done):
             self.release(done, barrier, combine)
         return None
+
+    def _threads(self, sel: Selection, barrier: int) -> Any:
+        """Threads that each warp's arrival counts for: with its last lane also those that do not exist or ended."""
+        if sel.whole:
+            return np.full(sel.hi - sel.lo, LANES)
+        here = sel.mask.sum(axis=1)
+        before = (self.at.reshape(-1, LANES)[sel.warps] == barrier).sum(axis=1)
+        live = self.state.live_warps[sel.warps].sum(axis=1)
+        return np.where(here + before == live, here + LANES - live, here)
 
     def _exited(self, touched: Any, instruction: Any, sel: Selection) -> None:
         state = self.state
@@ -352,7 +361,7 @@ class Barrier(Control):
                     return None
                 group = group.fork(sel.subset(taken), here, False)
                 sel = group.sel
-        if not sel.whole:
+        if self.aligned and not sel.whole:
             ready = state.converge(group, self, here)
             if ready is None:
                 return None
