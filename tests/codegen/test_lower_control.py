@@ -47,7 +47,7 @@ def test_loops_that_are_left_and_shortened():
         assert made.arrays[0][3, 0] == (0 if y == 3 else 77)
 
 
-def ranges(out: Tensor[int32, "n"], start: int32, stop: int32, step: int32):
+def ranges(out: Tensor[int32, "n"], start: int32, stop: int32, *, step: constexpr):
     tilus.grid(1, warps=1)
     a = b = c = e = 0
     for i in range(start, stop):
@@ -65,14 +65,14 @@ def ranges(out: Tensor[int32, "n"], start: int32, stop: int32, step: int32):
 @pytest.mark.parametrize("step", [1, 4, -1, -3])
 def test_ranges_up_and_down(step):
     for start, stop in ((0, 7), (7, 0), (-3, 4), (5, 5)):
-        made = d.run(ranges, np.zeros(4, np.int32), start, stop, step)
+        made = d.run(ranges, np.zeros(4, np.int32), start, stop, step=step)
         expected = 0
         for i in range(start, stop, step):
             expected = expected * 3 + i
         assert made.arrays[0][2] == expected
 
 
-def carried(a: Tensor["dtype", "m n"], out: Tensor["dtype", "m n"], steps: int32, *, dtype: constexpr):
+def carried(a: Tensor["dtype", "m n"], out: Tensor["dtype", "k n"], steps: int32, *, dtype: constexpr):
     tilus.grid(1, warps=2)
     x, y = tilus.load(a, (0, 0), (16, 24)), tilus.load(a, (16, 0), (16, 24))
     for i in range(steps):

@@ -33,16 +33,16 @@ def test_scalars_are_printed_once_for_each_block():
     )  # fmt: skip
 
 
-def tile(a: Tensor["dtype", "m n"], k: int32, *, dtype: constexpr):
+def tile(a: Tensor["dtype", "m n"], *, dtype: constexpr):
     tilus.grid(1, warps=2)
-    tilus.device_print("{}: {}", k, tilus.load(a, (0, 0), (2, 3)))
+    tilus.device_print("x{}", tilus.load(a, (0, 0), (2, 3)))
 
 
 @pytest.mark.parametrize("dtype", [int8, uint8, int32, uint32, int64, float16, float32, float64, boolean], ids=str)
 def test_each_element_of_a_tile_is_printed_once_with_its_place(dtype):
     a = d.array(np.arange(6).reshape(2, 3) % 2 if dtype.is_boolean else np.arange(6).reshape(2, 3) - 2 * dtype.is_signed, dtype)
-    made = d.run(tile, a, 9, dtype=dtype)
-    expected = [f"9: [{i}, {j}] = {int(a[i, j])}" for i in range(2) for j in range(3)]
+    made = d.run(tile, a, dtype=dtype)
+    expected = [f"x[{i}, {j}] = {int(a[i, j])}" for i in range(2) for j in range(3)]
     assert sorted(made.report.printed.splitlines()) == expected
 
 
@@ -81,7 +81,7 @@ def bits64(counters: Tensor["counter", "n"], out: Tensor[uint32, "k n"], seed: u
 
 @pytest.mark.parametrize("counter", [uint32, int32, uint64, int64], ids=str)
 def test_random_bits_are_those_of_philox(counter):
-    counters = d.random(counter, 96, low=0, high=counter.max)
+    counters = d.random(counter, 96, low=0, high=min(counter.max, 2**62))
     out = np.zeros((4, 96), np.uint32)
     made = d.run(bits64, counters, out, 0xFEDCBA9876543210, counter=counter)
     expected = numerics.philox(0xFEDCBA9876543210, counters)

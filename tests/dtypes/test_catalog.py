@@ -267,7 +267,7 @@ def test_foreign_types_with_other_bits_are_refused(theirs: object, message: str)
         dtype(theirs)
 
 
-@pytest.mark.parametrize("other", [3, None, float, int, object()], ids=str)
+@pytest.mark.parametrize("other", [3, None, float, int, print], ids=str)
 def test_other_things_are_no_types(other: object) -> None:
     with pytest.raises(TypeError, match=r"a dtype was expected, not .*: write a tilus type such as"):
         dtype(other)

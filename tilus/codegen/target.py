@@ -63,7 +63,7 @@ _BLACKWELL = (_ADA | {"tma", "mbarrier_wait", "cluster", "bf16_native", "stmatri
 TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
-        Target("sm_75", "ptx63", 65_536, frozenset(_TURING)),
+        Target("sm_75", "ptx65", 65_536, frozenset(_TURING)),
         Target("sm_80", "ptx70", 166_912, frozenset(_AMPERE)),
         Target("sm_86", "ptx71", 101_376, frozenset(_AMPERE)),
         Target("sm_89", "ptx81", 101_376, frozenset(_ADA)),
