@@ -477,7 +477,7 @@ class Bench:
         write_json(self.out, data)
 
     def finish(self) -> None:
-        """Write the results and say what went wrong."""
+        """Write the results, say what went wrong, and end the process."""
         if not self.dry_run:
             self.info["state_after"] = gpu_state()
         self.save()

@@ -25,7 +25,7 @@ from typing import Any
 import _memory_kernels as memory_kernels
 import numpy as np
 import torch
-from _harness import Bench, Row, Spread, needs_gpu, options
+from _harness import Bench, Row, needs_gpu, options
 from _probes import PROBES, Probe, ptx
 
 from tilus import simulator

@@ -63,7 +63,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def kernel_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keep what tests compile in a folder of this run, which all its processes share."""
     base = tmp_path_factory.getbasetemp()
-    os.environ["TILUS_CACHE_DIR"] = str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache")
+    os.environ["TILUS_CACHE_DIR"] = str(
+        (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    )
 
 
 @pytest.fixture

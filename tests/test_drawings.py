@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from tilus.layout import RegisterLayout, SharedLayout, column_local, draw_svg, local, row_major, spatial, swizzled_row_major
+from tilus.layout import (
+    RegisterLayout,
+    SharedLayout,
+    column_local,
+    draw_svg,
+    local,
+    row_major,
+    spatial,
+    swizzled_row_major,
+)
 
 pytestmark = pytest.mark.golden
 IMAGES = Path(__file__).resolve().parent.parent / "docs" / "images"

@@ -30,7 +30,9 @@ from tilus.simulator.arguments import DEVICE, ArgumentPacker, DeviceArray, _exte
 
 LAUNCH_SECONDS = 20.0
 # What depends on the machine or on chance.
-UNSPECIFIED = re.compile(r"%(clock|globaltimer|smid|nsmid|gridid|warpid|nwarpid|envreg|total_smem|aggr_smem)|nanosleep|cvta(?!\.to)|activemask|\bvprintf\b|mapa")
+UNSPECIFIED = re.compile(
+    r"%(clock|globaltimer|smid|nsmid|gridid|warpid|nwarpid|envreg|total_smem|aggr_smem)|nanosleep|cvta(?!\.to)|activemask|\bvprintf\b|mapa"
+)
 # What the ISA does not fix to the bit, with the relative error between two results that obey it.
 LOOSE = (
     (re.compile(r"\btanh\.approx"), 2.0**-9),
@@ -98,7 +100,13 @@ class Gpu:
         names = driver.CUdevice_attribute
         wanted = ("MAJOR", "MINOR")
         self.capability = tuple(
-            int(self.check(driver.cuDeviceGetAttribute(getattr(names, f"CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{n}"), device)))
+            int(
+                self.check(
+                    driver.cuDeviceGetAttribute(
+                        getattr(names, f"CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{n}"), device
+                    )
+                )
+            )
             for n in wanted
         )
 
@@ -227,7 +235,9 @@ def why_not(kernel: Any, ptx: str, report: Any, checks: Any, args: Sequence[Any]
         return "reads what differs from machine to machine"
     if any(on_simulated_device(value) for value in args):
         return "uses addresses of the simulated device"
-    if any(isinstance(value, TensorMap) and (value.array is None or value.atomicity != "16B") for value in args):
+    if any(
+        isinstance(value, TensorMap) and (value.array is None or value.atomicity != "16B") for value in args
+    ):
         return "a tensor map without an array, or with a rare swizzle"
     return None
 
@@ -315,14 +325,24 @@ class Differential:
             module.gpu_module = gpu.load(ptx)
         places = {key: gpu.upload(found.before) for key, found in before.items()}
         try:
-            parameters = [self._parameter(p, value, places) for p, value in zip(kernel.params, args, strict=True)]
+            parameters = [
+                self._parameter(p, value, places) for p, value in zip(kernel.params, args, strict=True)
+            ]
             three = simulator_module._three
             cluster = options.get("cluster") or 1
             declared = kernel._code.required_cluster
             # A cluster that the PTX states needs no attribute.
             cluster3 = (1, 1, 1) if declared is not None else three(cluster, "cluster")
             shared = options.get("shared_bytes", 0)
-            gpu.launch(module.gpu_module, kernel.name, report.grid, three(block, "block"), cluster3, shared, parameters)
+            gpu.launch(
+                module.gpu_module,
+                kernel.name,
+                report.grid,
+                three(block, "block"),
+                cluster3,
+                shared,
+                parameters,
+            )
             outcomes = []
             for key, place in places.items():
                 real = gpu.download(place, key[1])
@@ -330,7 +350,9 @@ class Differential:
         finally:
             for place in places.values():
                 gpu.free(place)
-        ranks = sorted(outcomes, key=lambda text: ("equal", "close").index(text) if text in ("equal", "close") else 2)
+        ranks = sorted(
+            outcomes, key=lambda text: ("equal", "close").index(text) if text in ("equal", "close") else 2
+        )
         return ranks[-1] if ranks else "equal"
 
     def _parameter(self, parameter: Any, value: Any, places: dict[tuple[int, int], int]) -> bytes:

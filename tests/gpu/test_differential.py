@@ -70,7 +70,10 @@ class StandIn:
         args: list[Any] = []
         for data in parameters:
             value = int.from_bytes(data, "little")
-            base = next((a for a, m in self.memory.items() if len(data) == 8 and a <= value < a + max(len(m), 1)), None)
+            base = next(
+                (a for a, m in self.memory.items() if len(data) == 8 and a <= value < a + max(len(m), 1)),
+                None,
+            )
             args.append(value if base is None else self.memory[base][value - base :])
         args[-1] += self.error
         self.launched += 1
@@ -96,7 +99,9 @@ def test_equal_memory_is_reported_as_equal(tmp_path: Path, monkeypatch: pytest.M
     assert stand_in.launched == 1
 
 
-def test_a_wrong_gpu_is_reported_with_the_first_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_gpu_is_reported_with_the_first_difference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     started, outcome = outcomes(StandIn(error=1), tmp_path, monkeypatch)
     assert started == "started"
     assert outcome == "differs in 32 of 160 bytes, first at byte 0: the GPU has 0000000c for 0000000b"
