@@ -141,7 +141,9 @@ def passed(param: Value, arg: Any) -> Any:
     return array(arg, param.type.dtype).tobytes()
 
 
-def launch(kernel: Kernel, args: Sequence[Any], target: str = "sm_80", grid: Any = None) -> tuple[Compiled, Any]:
+def launch(
+    kernel: Kernel, args: Sequence[Any], target: str = "sm_80", grid: Any = None
+) -> tuple[Compiled, Any]:
     """Compile a kernel and run its PTX on the simulator with all checks."""
     compiled = compile_kernel(kernel, target, assemble=False)
     if grid is None:
@@ -183,7 +185,9 @@ def run(
     return run_kernel(trace(function, *args, **constexprs), *args, target=target, rtol=rtol, atol=atol)
 
 
-def run_kernel(kernel: Kernel, *args: Any, target: str = "sm_80", rtol: float = 0.0, atol: float = 0.0) -> Outcome:
+def run_kernel(
+    kernel: Kernel, *args: Any, target: str = "sm_80", rtol: float = 0.0, atol: float = 0.0
+) -> Outcome:
     """Run a traced kernel on the simulator and on the interpreter; what they stored must agree."""
     expected, arrays = copies(args), copies(args)
     lines: list[str] = []

@@ -139,5 +139,7 @@ def test_a_kernel_that_the_compiler_refuses(name, golden):
 
 def test_layouts_that_a_user_sets_apart_are_brought_together_by_conversions():
     source = annotated_apart.source
-    made = tilus.codegen.compile_kernel(source.trace({}, source.default_types({}, 16)), "sm_80", assemble=False)
+    made = tilus.codegen.compile_kernel(
+        source.trace({}, source.default_types({}, 16)), "sm_80", assemble=False
+    )
     assert "mma.sync" in made.ptx

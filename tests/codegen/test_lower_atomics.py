@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.codegen import differential as d
 
 import tilus.lang as tilus
+from tests.codegen import differential as d
 from tilus.dtypes import bfloat16, float16, float32, float64, int32, int64, uint32, uint64
 from tilus.errors import TargetNotSupported
 from tilus.lang import Tensor, constexpr
@@ -44,9 +44,29 @@ def test_every_kind_on_few_places(kind, dtype, shared):
     places, keep = rng.integers(-2, 18, 160).astype(np.int32), rng.random(160) < 0.8
     c = d.random(dtype, 16, seed=2, low=-(2**24), high=2**24)
     if shared:
-        d.run(update, a, places, keep, c, np.zeros((2, 16), c.dtype), dtype=dtype, change=FUNCTIONS[kind], shared=True)
+        d.run(
+            update,
+            a,
+            places,
+            keep,
+            c,
+            np.zeros((2, 16), c.dtype),
+            dtype=dtype,
+            change=FUNCTIONS[kind],
+            shared=True,
+        )
     else:
-        made = d.run(update, a, places, keep, c, np.zeros((2, 16), c.dtype), dtype=dtype, change=FUNCTIONS[kind], shared=False)
+        made = d.run(
+            update,
+            a,
+            places,
+            keep,
+            c,
+            np.zeros((2, 16), c.dtype),
+            dtype=dtype,
+            change=FUNCTIONS[kind],
+            shared=False,
+        )
         expected = c.copy()
         operation = {
             "add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and, "or": np.bitwise_or,
@@ -58,14 +78,29 @@ def test_every_kind_on_few_places(kind, dtype, shared):
         np.testing.assert_array_equal(made.arrays[3], expected)
 
 
-@pytest.mark.parametrize(("dtype", "target"), [(float16, "sm_80"), (bfloat16, "sm_90a"), (float32, "sm_75"), (float64, "sm_80")], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "target"),
+    [(float16, "sm_80"), (bfloat16, "sm_90a"), (float32, "sm_75"), (float64, "sm_80")],
+    ids=str,
+)
 def test_sums_of_floats(dtype, target):
     # Small integers, so that any order of additions gives the same.
     rng = np.random.default_rng(3)
     a, c = d.array(rng.integers(-3, 4, 160), dtype), d.array(rng.integers(-3, 4, 16), dtype)
     places, keep = rng.integers(0, 16, 160).astype(np.int32), np.ones(160, bool)
     for shared in (False, True):
-        d.run(update, a, places, keep, c, np.zeros((2, 16), c.dtype), dtype=dtype, change=tilus.atomic_add, shared=shared, target=target)
+        d.run(
+            update,
+            a,
+            places,
+            keep,
+            c,
+            np.zeros((2, 16), c.dtype),
+            dtype=dtype,
+            change=tilus.atomic_add,
+            shared=shared,
+            target=target,
+        )
 
 
 @pytest.mark.parametrize("order", ["relaxed", "acquire", "release", "acq_rel"])
@@ -76,13 +111,28 @@ def test_orders_and_scopes(order, scope):
     made = d.run(
         update, a, places, keep, np.zeros(16, np.int32), np.zeros((2, 16), np.int32), dtype=int32, change=tilus.atomic_add, shared=False, order=order, scope=scope,
     )  # fmt: skip
-    assert made.count(f"atom.{order}.{ {'block': 'cta', 'device': 'gpu', 'system': 'sys'}[scope]}.global.add.s32") > 0
+    assert (
+        made.count(
+            f"atom.{order}.{ {'block': 'cta', 'device': 'gpu', 'system': 'sys'}[scope] }.global.add.s32"
+        )
+        > 0
+    )
 
 
 def test_a_target_without_the_type_says_so():
     a, places, keep = d.random(bfloat16, 160), np.zeros(160, np.int32), np.ones(160, bool)
     with pytest.raises(TargetNotSupported, match="sm_80 has no atomic add of bfloat16"):
-        d.run(update, a, places, keep, d.random(bfloat16, 16), d.random(bfloat16, 2, 16), dtype=bfloat16, change=tilus.atomic_add, shared=False)
+        d.run(
+            update,
+            a,
+            places,
+            keep,
+            d.random(bfloat16, 16),
+            d.random(bfloat16, 2, 16),
+            dtype=bfloat16,
+            change=tilus.atomic_add,
+            shared=False,
+        )
 
 
 def exchange(c: Tensor["dtype", "m n"], old: Tensor["dtype", "k m n"], *, dtype: constexpr):
@@ -103,7 +153,9 @@ def test_exchange_and_compare_and_swap(dtype):
     assert (made.arrays[0][2:6, 8 + 5] == 10).all()
 
 
-def ticket(counter: Tensor[int32, "k"], out: Tensor[int32, "n m"], seen: Tensor[int32, "n"], *, warps: constexpr):
+def ticket(
+    counter: Tensor[int32, "k"], out: Tensor[int32, "n m"], seen: Tensor[int32, "n"], *, warps: constexpr
+):
     tilus.grid(4, warps=warps)
     mine = tilus.atomic_add(counter, 1, 0)
     tilus.store(out, tilus.full((64,), mine), (mine, 0))
@@ -113,12 +165,16 @@ def ticket(counter: Tensor[int32, "k"], out: Tensor[int32, "n m"], seen: Tensor[
 
 @pytest.mark.parametrize("warps", [1, 4])
 def test_every_thread_has_the_old_value_of_a_single_update(warps):
-    made = d.run(ticket, np.zeros(1, np.int32), np.zeros((4, 64), np.int32), np.zeros(4, np.int32), warps=warps)
+    made = d.run(
+        ticket, np.zeros(1, np.int32), np.zeros((4, 64), np.int32), np.zeros(4, np.int32), warps=warps
+    )
     np.testing.assert_array_equal(made.arrays[1], np.arange(4)[:, None] + np.zeros((1, 64), int))
     np.testing.assert_array_equal(made.arrays[2], [1, 0, 0, 0])
 
 
-def copies(counter: Tensor[int32, "k"], out: Tensor[int32, "m n"], halves: Tensor[float16, "k"], *, warps: constexpr):
+def copies(
+    counter: Tensor[int32, "k"], out: Tensor[int32, "m n"], halves: Tensor[float16, "k"], *, warps: constexpr
+):
     tilus.grid(1, warps=warps)
     old = tilus.atomic_add(counter, tilus.arange(12) + 1, 0)
     tilus.store(out, old[None, :] + tilus.iota((96, 12), 0), (0, 0))
@@ -140,7 +196,9 @@ def histogram(a: Tensor[uint32, "n"], out: Tensor[int32, "b"]):
     tilus.store(s, tilus.zeros((32,), int32))
     at = tilus.block_id(0) * 256
     x = tilus.load(a, at, 256)
-    tilus.atomic_add(s, 1, indices=(x % 32).to(int32), mask=at + tilus.arange(256) < a.shape[0], scope="block")
+    tilus.atomic_add(
+        s, 1, indices=(x % 32).to(int32), mask=at + tilus.arange(256) < a.shape[0], scope="block"
+    )
     tilus.atomic_add(out, tilus.load(s), 0)
 
 

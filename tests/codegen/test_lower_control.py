@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.codegen import differential as d
 
 import tilus.lang as tilus
+from tests.codegen import differential as d
 from tilus.dtypes import bfloat16, boolean, float16, float32, float64, int8, int16, int32, int64, uint4
 from tilus.errors import ResourceExceeded
 from tilus.lang import Tensor, constexpr

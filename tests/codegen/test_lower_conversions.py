@@ -37,15 +37,25 @@ def converting(steps: list[tuple[RegisterLayout, ...]], dtypes: list[DType], war
     with b.region() as body:
         zeros = (b.constant(0),) * len(shape)
         for dtype, target in zip(dtypes, targets, strict=True):
-            tile = b.emit(ops.LoadGlobal, source, zeros, shape=shape, checked=(True,) * len(shape), layout=steps[0]).result
+            tile = b.emit(
+                ops.LoadGlobal, source, zeros, shape=shape, checked=(True,) * len(shape), layout=steps[0]
+            ).result
             if dtype is boolean:
                 one_tile = b.emit(ops.Splat, b.constant(1, int64), shape).result
-                tile = b.emit(ops.Compare, "eq", b.emit(ops.Binary, "and", tile, one_tile).result, one_tile).result
+                tile = b.emit(
+                    ops.Compare, "eq", b.emit(ops.Binary, "and", tile, one_tile).result, one_tile
+                ).result
             else:
                 tile = b.emit(ops.Cast, tile, dtype).result
             for layout in steps[1:]:
                 tile = b.emit(ops.ConvertLayout, tile, layout).result
-            b.emit(ops.StoreGlobal, target, b.emit(ops.Cast, tile, int64).result, zeros, checked=(True,) * len(shape))
+            b.emit(
+                ops.StoreGlobal,
+                target,
+                b.emit(ops.Cast, tile, int64).result,
+                zeros,
+                checked=(True,) * len(shape),
+            )
         b.emit(ops.Return)
     assert size
     return Kernel("converting", (source, *targets), make_region((), grid), make_region((), body), warps)
@@ -61,7 +71,11 @@ def convert(steps: list[RegisterLayout], names: list[str], warps: int) -> d.Outc
 
 def plans(made: d.Outcome) -> list[str]:
     """Return how the conversions of a kernel are made."""
-    return [conversion_plan(op).kind for op in walk(made.compiled.kernel.body) if isinstance(op, ops.ConvertLayout)]
+    return [
+        conversion_plan(op).kind
+        for op in walk(made.compiled.kernel.body)
+        if isinstance(op, ops.ConvertLayout)
+    ]
 
 
 @st.composite

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.codegen import differential as d
 
 import tilus.lang as tilus
+from tests.codegen import differential as d
 from tilus.dtypes import boolean, float16, float32, float64, int8, int16, int32, int64, uint8, uint32, uint64
 from tilus.errors import HazardFound
 from tilus.ir import numerics
@@ -14,7 +14,16 @@ from tilus.lang import Tensor, constexpr
 from tilus.simulator.errors import HazardError
 
 
-def scalars(a: Tensor[float32, "n"], i: int32, wide: int64, big: uint64, small: int16, x: float32, y: float16, flag: boolean):
+def scalars(
+    a: Tensor[float32, "n"],
+    i: int32,
+    wide: int64,
+    big: uint64,
+    small: int16,
+    x: float32,
+    y: float16,
+    flag: boolean,
+):
     tilus.grid(2, warps=2)
     tilus.device_print("100% of block {}", tilus.block_id(0))
     if tilus.block_id(0) == 1:
@@ -38,9 +47,16 @@ def tile(a: Tensor["dtype", "m n"], *, dtype: constexpr):
     tilus.device_print("x{}", tilus.load(a, (0, 0), (2, 3)))
 
 
-@pytest.mark.parametrize("dtype", [int8, uint8, int32, uint32, int64, float16, float32, float64, boolean], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [int8, uint8, int32, uint32, int64, float16, float32, float64, boolean], ids=str
+)
 def test_each_element_of_a_tile_is_printed_once_with_its_place(dtype):
-    a = d.array(np.arange(6).reshape(2, 3) % 2 if dtype.is_boolean else np.arange(6).reshape(2, 3) - 2 * dtype.is_signed, dtype)
+    a = d.array(
+        np.arange(6).reshape(2, 3) % 2
+        if dtype.is_boolean
+        else np.arange(6).reshape(2, 3) - 2 * dtype.is_signed,
+        dtype,
+    )
     made = d.run(tile, a, dtype=dtype)
     expected = [f"x[{i}, {j}] = {int(a[i, j])}" for i in range(2) for j in range(3)]
     assert sorted(made.report.printed.splitlines()) == expected

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.codegen import differential as d
 
 import tilus.lang as tilus
+from tests.codegen import differential as d
 from tilus.codegen.atoms.mma import ATOMS
 from tilus.codegen.target import TARGETS
 from tilus.dtypes import DType, bfloat16, float16, float32, float64, int8, int32, tfloat32, uint8
@@ -35,7 +35,11 @@ def product(
 
 
 def multiply(
-    dtypes: tuple[DType, DType, DType], shape: tuple[int, int, int], warps: int, target: str = "sm_80", shared: bool = False
+    dtypes: tuple[DType, DType, DType],
+    shape: tuple[int, int, int],
+    warps: int,
+    target: str = "sm_80",
+    shared: bool = False,
 ) -> d.Outcome:
     """Multiply random matrices, and compare with float64 and with the interpreter."""
     a_dtype, b_dtype, acc = dtypes
@@ -105,7 +109,9 @@ def test_bytes_through_shared_memory_on_turing():
     multiply((uint8, int8, int32), (16, 16, 48), 1, "sm_75", shared=True)
 
 
-def transposed(a: Tensor[float16, "k m"], b: Tensor[float16, "n k"], c: Tensor[float32, "m n"], *, shared: constexpr):
+def transposed(
+    a: Tensor[float16, "k m"], b: Tensor[float16, "n k"], c: Tensor[float32, "m n"], *, shared: constexpr
+):
     tilus.grid(1, warps=4)
     x, y = tilus.load(a, (0, 0), (48, 64)), tilus.load(b, (0, 0), (32, 48))
     if shared:
@@ -128,7 +134,12 @@ def test_transposed_operands(shared):
         assert made.count("ldmatrix.sync.aligned.m8n8.x4.shared") > 0
 
 
-def attention(q: Tensor[float16, "m d"], k: Tensor[float16, "n d"], v: Tensor[float16, "n d"], out: Tensor[float32, "m d"]):
+def attention(
+    q: Tensor[float16, "m d"],
+    k: Tensor[float16, "n d"],
+    v: Tensor[float16, "n d"],
+    out: Tensor[float32, "m d"],
+):
     tilus.grid(1, warps=4)
     n = k.shape[0]
     x = tilus.load(q, (0, 0), (64, 32))

@@ -39,7 +39,9 @@ def arithmetic(
 ):  # fmt: skip
     tilus.grid(1, warps=warps)
     x, y = tilus.load(a, 0, size), tilus.load(b, 0, size)
-    for row, z in enumerate((x + y, x - y, x * y, tilus.minimum(x, y), tilus.maximum(x, y), -x, tilus.abs(x))):
+    for row, z in enumerate(
+        (x + y, x - y, x * y, tilus.minimum(x, y), tilus.maximum(x, y), -x, tilus.abs(x))
+    ):
         tilus.store(out, z, (row, 0))
 
 
@@ -60,7 +62,9 @@ def test_arithmetic_rounds_once_and_wraps(dtype, size, warps):
         np.testing.assert_array_equal(d.values(made.arrays[2], dtype)[0], wanted)
 
 
-def division(a: Tensor["dtype", "n"], b: Tensor["dtype", "n"], out: Tensor["dtype", "rows n"], *, dtype: constexpr):
+def division(
+    a: Tensor["dtype", "n"], b: Tensor["dtype", "n"], out: Tensor["dtype", "rows n"], *, dtype: constexpr
+):
     tilus.grid(1, warps=1)
     x, y = tilus.load(a, 0, 64), tilus.load(b, 0, 64)
     for row, z in enumerate((x // y, x % y, x // 8, x % 8, x // 7, x % 7)):
@@ -95,7 +99,9 @@ def test_a_division_by_zero_does_not_disturb_what_surrounds_it():
     assert made.arrays[2][32] == -2
 
 
-def bits(a: Tensor["dtype", "n"], b: Tensor["dtype", "n"], out: Tensor["dtype", "rows n"], *, dtype: constexpr):
+def bits(
+    a: Tensor["dtype", "n"], b: Tensor["dtype", "n"], out: Tensor["dtype", "rows n"], *, dtype: constexpr
+):
     tilus.grid(1, warps=1)
     x, y = tilus.load(a, 0, 96), tilus.load(b, 0, 96)
     shifts = (x << y, x >> y, x << 3, x >> 3, x >> (dtype.bits - 1))
@@ -132,7 +138,9 @@ def on_codes(dtype: DType) -> Kernel:
     with b.region() as body:
         zero = b.constant(0)
         x, y = (
-            b.emit(ops.Cast, b.emit(ops.LoadGlobal, p, (zero,), shape=(96,), checked=(False,)).result, dtype).result
+            b.emit(
+                ops.Cast, b.emit(ops.LoadGlobal, p, (zero,), shape=(96,), checked=(False,)).result, dtype
+            ).result
             for p in params
         )
         made = [b.emit(ops.Unary, kind, x).result for kind in UNARY]
@@ -145,7 +153,13 @@ def on_codes(dtype: DType) -> Kernel:
     return Kernel("on_codes", (*params, out), make_region((), grid), make_region((), body), 1)
 
 
-INTEGERS = (*(dtype for bits in (1, 2, 3, 5, 7, 8, 16, 32, 64) for dtype in (find_dtype(f"uint{bits}"), find_dtype(f"int{bits}"))),)
+INTEGERS = (
+    *(
+        dtype
+        for bits in (1, 2, 3, 5, 7, 8, 16, 32, 64)
+        for dtype in (find_dtype(f"uint{bits}"), find_dtype(f"int{bits}"))
+    ),
+)
 
 
 @pytest.mark.parametrize("dtype", INTEGERS, ids=str)
@@ -155,7 +169,9 @@ def test_integer_operations_of_any_width(dtype):
     a[:6] = [high, low, 0, 1, dtype.min, high]
     b[:6] = [high, high, 1, high, 1, low]
     b[b == 0] = 1 if dtype.max >= 1 else -1
-    made = d.run_kernel(on_codes(dtype), a, b, np.zeros((len(UNARY) + len(BINARY) + len(COMPARED), 96), np.int64))
+    made = d.run_kernel(
+        on_codes(dtype), a, b, np.zeros((len(UNARY) + len(BINARY) + len(COMPARED), 96), np.int64)
+    )
     assert made.arrays[2][UNARY.index("clz")][2] == dtype.bits
     assert made.arrays[2][UNARY.index("ctz")][2] == dtype.bits
 
@@ -185,7 +201,9 @@ def test_comparisons_logic_and_selection(dtype):
     np.testing.assert_array_equal(made.arrays[2][3], x <= y)
 
 
-def float_mod(a: Tensor["dtype", "n"], b: Tensor["dtype", "n"], out: Tensor["dtype", "n"], *, dtype: constexpr):
+def float_mod(
+    a: Tensor["dtype", "n"], b: Tensor["dtype", "n"], out: Tensor["dtype", "n"], *, dtype: constexpr
+):
     tilus.grid(1, warps=1)
     tilus.store(out, tilus.load(a, 0, 64) % tilus.load(b, 0, 64), 0)
 
@@ -198,7 +216,9 @@ def test_the_remainder_of_floats_has_the_sign_of_the_divisor(dtype):
     d.run(float_mod, a, b, np.zeros_like(a), dtype=dtype)
 
 
-def powers(a: Tensor["dtype", "n"], out: Tensor["dtype", "rows n"], *, dtype: constexpr, exponents: constexpr):
+def powers(
+    a: Tensor["dtype", "n"], out: Tensor["dtype", "rows n"], *, dtype: constexpr, exponents: constexpr
+):
     tilus.grid(1, warps=1)
     x = tilus.load(a, 0, 64)
     for row, exponent in enumerate(exponents):
@@ -210,12 +230,16 @@ def test_powers_with_constant_exponents(dtype, rtol):
     a = d.array(np.random.default_rng(0).uniform(-2, 2, 64), dtype)
     a[:4] = d.array([0, -1, 1, NAN], dtype)
     exponents = (0, 1, 2, 5, -1, 0.5, -0.5, 1.7, -1.3, 0.0)
-    d.run(powers, a, np.zeros((10, 64), a.dtype), dtype=dtype, exponents=exponents, rtol=rtol, atol=rtol * 1e-3)
+    d.run(
+        powers, a, np.zeros((10, 64), a.dtype), dtype=dtype, exponents=exponents, rtol=rtol, atol=rtol * 1e-3
+    )
 
 
 def test_a_negative_base_takes_large_integer_exponents():
     a = np.linspace(-1.1, 1.1, 64, dtype=np.float32)
-    made = d.run(powers, a, np.zeros((2, 64), np.float32), dtype=float32, exponents=(65, 66), rtol=1e-4, atol=1e-30)
+    made = d.run(
+        powers, a, np.zeros((2, 64), np.float32), dtype=float32, exponents=(65, 66), rtol=1e-4, atol=1e-30
+    )
     assert made.arrays[1][0][0] < 0 < made.arrays[1][1][0]
 
 
@@ -237,10 +261,14 @@ def scalars(
 def test_scalars_compute_in_their_own_width(dtype):
     out = np.zeros(8, dtype.numpy)
     made = d.run(scalars, out, np.zeros(3, np.bool_), 300, 200, 2.5, 7.75, 41, dtype=dtype)
-    assert made.arrays[0][1] == np.array(300 * 200 if not dtype.is_float or dtype.bits > 16 else 60000).astype(dtype.numpy)
+    assert made.arrays[0][1] == np.array(
+        300 * 200 if not dtype.is_float or dtype.bits > 16 else 60000
+    ).astype(dtype.numpy)
 
 
-def views(a: Tensor[float32, "n"], out: Tensor[uint32, "n"], halves: Tensor[uint16, "m"], wide: Tensor[uint64, "k"]):
+def views(
+    a: Tensor[float32, "n"], out: Tensor[uint32, "n"], halves: Tensor[uint16, "m"], wide: Tensor[uint64, "k"]
+):
     tilus.grid(1, warps=1)
     x = tilus.load(a, 0, 128, layout=tilus.spatial(32).local(4))
     tilus.store(out, tilus.view(x, uint32), 0)
@@ -271,7 +299,10 @@ def inline(
 
 
 def test_inline_ptx_has_operands_of_the_types_said():
-    a, b = d.random(int32, 64, seed=1, low=-9, high=9), d.random(int16, 64, seed=2, low=-(2**15), high=2**15 - 1)
+    a, b = (
+        d.random(int32, 64, seed=1, low=-9, high=9),
+        d.random(int16, 64, seed=2, low=-(2**15), high=2**15 - 1),
+    )
     h = d.random(float16, 64, seed=3)
     arrays = [a, b, h, np.zeros(64, np.int32), np.zeros(64, np.int16), np.zeros(64, np.float16)]
     d.launch(d.trace(inline, *arrays, 5), [*arrays, 5])

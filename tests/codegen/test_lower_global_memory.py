@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.codegen import differential as d
 
 import tilus.lang as tilus
+from tests.codegen import differential as d
 from tilus.dtypes import (
     bfloat16,
     boolean,
@@ -20,7 +20,6 @@ from tilus.dtypes import (
     int64,
     uint8,
     uint16,
-    uint64,
 )
 from tilus.lang import Pointer, Tensor, constexpr
 
@@ -34,7 +33,9 @@ def guarded(shape: tuple[int, ...], dtype, rows: int = 2):
     return base[tuple(slice(rows, rows + n) for n in shape)]
 
 
-def copy1(a: Tensor["dtype", "n"], out: Tensor["dtype", "n"], at: int32, *, dtype: constexpr, shape: constexpr):
+def copy1(
+    a: Tensor["dtype", "n"], out: Tensor["dtype", "n"], at: int32, *, dtype: constexpr, shape: constexpr
+):
     tilus.grid(1, warps=2)
     tilus.store(out, tilus.load(a, at, shape), at)
 
@@ -55,7 +56,9 @@ def copy3(
     tilus.store(out, tilus.load(a, at, shape), at)
 
 
-def copy4(a: Tensor["dtype", "k l m n"], out: Tensor["dtype", "k l m n"], *, dtype: constexpr, shape: constexpr):
+def copy4(
+    a: Tensor["dtype", "k l m n"], out: Tensor["dtype", "k l m n"], *, dtype: constexpr, shape: constexpr
+):
     tilus.grid(2, 3, warps=1)
     i, j = tilus.block_id(0), tilus.block_id(1)
     tilus.store(out, tilus.load(a, (i, j, 0, -1), shape), (i, j, 0, -1))
@@ -71,7 +74,9 @@ def test_elements_outside_are_neither_read_nor_written(dtype, size, tile, at):
 
 
 @pytest.mark.parametrize("dtype", [uint8, float16, float32, int64], ids=str)
-@pytest.mark.parametrize(("shape", "at"), [((16, 64), (0, 0)), ((50, 70), (32, 48)), ((33, 48), (-5, -16)), ((20, 20), (40, 0))])
+@pytest.mark.parametrize(
+    ("shape", "at"), [((16, 64), (0, 0)), ((50, 70), (32, 48)), ((33, 48), (-5, -16)), ((20, 20), (40, 0))]
+)
 def test_matrices_with_ragged_edges(dtype, shape, at):
     a = d.random(dtype, *shape, seed=2)
     out = guarded(shape, dtype)
@@ -151,7 +156,14 @@ def accesses(made: d.Outcome, kind: str) -> set[int]:
 def test_accesses_are_as_wide_as_rows_and_offsets_allow(dtype, checked):
     size = dtype.bits // 8
     # The rows' length, the offset's divisor, and the bytes of an access that they allow.
-    for columns, step, width in ((96, 16, 16), (96, 8, 8 * size), (96, 2, 2 * size), (98, 16, 2 * size), (97, 16, size), (96, 1, size)):
+    for columns, step, width in (
+        (96, 16, 16),
+        (96, 8, 8 * size),
+        (96, 2, 2 * size),
+        (98, 16, 2 * size),
+        (97, 16, size),
+        (96, 1, size),
+    ):
         width = min(width, 16)
         a = d.random(dtype, 8, columns)
         made = d.run(wide, a, np.zeros_like(a), 16, dtype=dtype, checked=checked, step=step)

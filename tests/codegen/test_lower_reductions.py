@@ -89,12 +89,22 @@ def store_all(x, at, axis, targets):
 def reduce(shape, axis, warps, dtype=float32, layout=None, a=None) -> d.Outcome:
     """Reduce a tile in every way; small integers, so that many elements are alike."""
     if a is None:
-        a = d.array(np.random.default_rng(1).integers(-2 if dtype.is_float or dtype.is_signed else 0, 3, shape), dtype)
+        a = d.array(
+            np.random.default_rng(1).integers(-2 if dtype.is_float or dtype.is_signed else 0, 3, shape), dtype
+        )
     rest = tuple(1 if i == axis else n for i, n in enumerate(shape))
     outputs = [np.zeros(rest, t) for t in (a.dtype, a.dtype, a.dtype, np.int32, np.int32, np.bool_, np.bool_)]
     tolerance = {"rtol": RTOL[dtype.name], "atol": RTOL[dtype.name]} if dtype.is_float else {}
     return d.run(
-        kernel_for(len(shape)), a, *outputs, dtype=dtype, shape=shape, axis=axis, warps=warps, layout=layout, **tolerance
+        kernel_for(len(shape)),
+        a,
+        *outputs,
+        dtype=dtype,
+        shape=shape,
+        axis=axis,
+        warps=warps,
+        layout=layout,
+        **tolerance,
     )
 
 
@@ -136,7 +146,13 @@ def test_nan_is_the_extreme_and_its_first_place_is_found(dtype):
 def cases(draw: st.DrawFn):
     warps = draw(st.sampled_from((1, 2, 3, 4)))
     shape = draw(shapes(most=1024))
-    return shape, draw(st.integers(0, len(shape) - 1)), warps, float32, draw(layouts(shape, 32 * warps, most=16))
+    return (
+        shape,
+        draw(st.integers(0, len(shape) - 1)),
+        warps,
+        float32,
+        draw(layouts(shape, 32 * warps, most=16)),
+    )
 
 
 @settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

@@ -44,11 +44,15 @@ def three(
         tilus.store(out, tilus.scan(x, axis, kind, exclusive=exclusive), (row, 0, 0, 0))
 
 
-FLOAT_KINDS = tuple((kind, exclusive) for kind in ("sum", "prod", "max", "min") for exclusive in (False, True))
+FLOAT_KINDS = tuple(
+    (kind, exclusive) for kind in ("sum", "prod", "max", "min") for exclusive in (False, True)
+)
 BIT_KINDS = tuple((kind, exclusive) for kind in ("and", "or", "xor") for exclusive in (False, True))
 
 
-def scan(shape, axis, warps, dtype=float32, kinds=(("sum", False), ("max", True)), layout=None, a=None) -> d.Outcome:
+def scan(
+    shape, axis, warps, dtype=float32, kinds=(("sum", False), ("max", True)), layout=None, a=None
+) -> d.Outcome:
     if a is None:
         a = d.random(dtype, *shape, low=-300, high=300)
     tolerance = {"rtol": RTOL[dtype.name], "atol": 10 * RTOL[dtype.name]} if dtype.is_float else {}

@@ -8,11 +8,23 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.codegen import differential as d
-from tests.codegen.random_layouts import layouts, shapes
 
 import tilus.lang as tilus
-from tilus.dtypes import bfloat16, boolean, float8_e4m3, float16, float32, float64, int8, int16, int32, int64, uint8
+from tests.codegen import differential as d
+from tests.codegen.random_layouts import layouts, shapes
+from tilus.dtypes import (
+    bfloat16,
+    boolean,
+    float8_e4m3,
+    float16,
+    float32,
+    float64,
+    int8,
+    int16,
+    int32,
+    int64,
+    uint8,
+)
 from tilus.lang import Tensor, constexpr
 from tilus.layout import padded, parse, row_major, swizzled_row_major
 
@@ -79,7 +91,14 @@ def test_a_layout_that_the_user_says(dtype, kind):
     )  # fmt: skip
 
 
-def parts(a: Tensor["dtype", "m n"], out: Tensor["dtype", "m n"], turned: Tensor["dtype", "n m"], k: int32, *, dtype: constexpr):
+def parts(
+    a: Tensor["dtype", "m n"],
+    out: Tensor["dtype", "m n"],
+    turned: Tensor["dtype", "n m"],
+    k: int32,
+    *,
+    dtype: constexpr,
+):
     tilus.grid(1, warps=2)
     s = tilus.shared(dtype, (32, 64))
     for i in tilus.static_range(2):
@@ -147,7 +166,15 @@ def test_gather_and_scatter(dtype):
     np.testing.assert_array_equal(made.arrays[3], np.where(inside, a[i % 24, j % 40], np.zeros(1, a.dtype)))
 
 
-def copied(a: Tensor["dtype", "m n"], out: Tensor["dtype", "m n"], i: int32, j: int32, *, dtype: constexpr, step: constexpr):
+def copied(
+    a: Tensor["dtype", "m n"],
+    out: Tensor["dtype", "m n"],
+    i: int32,
+    j: int32,
+    *,
+    dtype: constexpr,
+    step: constexpr,
+):
     tilus.grid(1, warps=2)
     s = tilus.shared(dtype, (24, 64))
     column = tilus.assume(j, step) if step > 1 else j
@@ -162,7 +189,12 @@ def copied(a: Tensor["dtype", "m n"], out: Tensor["dtype", "m n"], i: int32, j: 
 @pytest.mark.parametrize("target", ["sm_75", "sm_80"])
 def test_asynchronous_copies_with_ragged_edges_and_any_alignment(dtype, target):
     sizes = set()
-    for shape, at, step in (((40, 96), (0, 0), 16), ((30, 90), (16, 64), 16), ((24, 65), (-3, 8), 8), ((24, 68), (2, 7), 1)):
+    for shape, at, step in (
+        ((40, 96), (0, 0), 16),
+        ((30, 90), (16, 64), 16),
+        ((24, 65), (-3, 8), 8),
+        ((24, 68), (2, 7), 1),
+    ):
         a = d.random(dtype, *shape)
         made = d.run(copied, a, np.full_like(a, 1), *at, dtype=dtype, step=step, target=target)
         sizes |= {size for _, size in COPY.findall(made.ptx)}
@@ -190,8 +222,16 @@ def matrices(a: Tensor["dtype", "m n"], out: Tensor["dtype", "m n"], *, dtype: c
 @pytest.mark.parametrize(
     ("dtype", "layout", "text"),
     [
-        (float16, "local(2, 4).column_local(2, 2).spatial(8, 4).local(1, 2)", "ldmatrix.sync.aligned.m8n8.x4.shared.b16"),
-        (float16, "local(4, 8).column_spatial(4, 8).local(2, 1)", "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16"),
+        (
+            float16,
+            "local(2, 4).column_local(2, 2).spatial(8, 4).local(1, 2)",
+            "ldmatrix.sync.aligned.m8n8.x4.shared.b16",
+        ),
+        (
+            float16,
+            "local(4, 8).column_spatial(4, 8).local(2, 1)",
+            "ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16",
+        ),
         (uint8, "local(4, 4).spatial(8, 4).local(1, 4)", "ldmatrix.sync.aligned.m8n8.x4.shared.b16"),
         (float32, "local(4, 16).spatial(8, 4)", "ldmatrix.sync.aligned.m8n8.x4.shared.b16"),
         (float32, "local(8, 8).spatial(4, 8)", None),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.codegen import differential as d
 
 import tilus.lang as tilus
+from tests.codegen import differential as d
 from tilus.codegen import compile_kernel
 from tilus.codegen.assemble import available
 from tilus.codegen.target import TARGETS

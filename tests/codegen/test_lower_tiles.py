@@ -52,7 +52,9 @@ def chains(draw: st.DrawFn) -> tuple[Kernel, tuple[int, ...], tuple[int, ...]]:
     with b.region() as body:
         zeros = (b.constant(0),) * len(shape)
         layout = draw(layouts(shape, 32 * warps)) if draw(st.booleans()) else None
-        tile = b.emit(ops.LoadGlobal, source, zeros, shape=shape, checked=(True,) * len(shape), layout=layout).result
+        tile = b.emit(
+            ops.LoadGlobal, source, zeros, shape=shape, checked=(True,) * len(shape), layout=layout
+        ).result
         tile = b.emit(ops.Cast, tile, dtype).result
         older = [tile]
         for _ in range(draw(st.integers(1, 5))):
@@ -74,17 +76,25 @@ def chains(draw: st.DrawFn) -> tuple[Kernel, tuple[int, ...], tuple[int, ...]]:
                 tile = b.emit(ops.Reshape, tile, tuple(extents)).result
             elif kind == "concat" and prod(shape) <= 512:
                 other = draw(st.sampled_from([t for t in older if t.type.shape == shape] or [tile]))
-                tile = b.emit(ops.Concat, (tile, other, tile)[: draw(st.integers(2, 3))], draw(st.integers(0, rank - 1))).result
+                tile = b.emit(
+                    ops.Concat, (tile, other, tile)[: draw(st.integers(2, 3))], draw(st.integers(0, rank - 1))
+                ).result
             elif kind == "slice":
-                sizes = tuple(draw(st.sampled_from([n for n in range(1, e + 1) if e % n == 0])) for e in shape)
-                offsets = tuple(n * draw(st.integers(0, e // n - 1)) for e, n in zip(shape, sizes, strict=True))
+                sizes = tuple(
+                    draw(st.sampled_from([n for n in range(1, e + 1) if e % n == 0])) for e in shape
+                )
+                offsets = tuple(
+                    n * draw(st.integers(0, e // n - 1)) for e, n in zip(shape, sizes, strict=True)
+                )
                 tile = b.emit(ops.SliceTile, tile, offsets, sizes).result
             elif kind == "layout":
                 tile = b.emit(ops.AnnotateLayout, tile, draw(layouts(shape, 32 * warps))).result
             elif kind == "expand":
                 tile = b.emit(ops.ExpandDims, tile, draw(st.integers(0, rank))).result
             elif kind == "squeeze":
-                tile = b.emit(ops.Squeeze, tile, draw(st.sampled_from([i for i, n in enumerate(shape) if n == 1]))).result
+                tile = b.emit(
+                    ops.Squeeze, tile, draw(st.sampled_from([i for i, n in enumerate(shape) if n == 1]))
+                ).result
             elif kind == "broadcast":
                 wide = tuple(draw(st.sampled_from((1, 2, 3, 8))) if n == 1 else n for n in shape)
                 if prod(wide) <= 1024:
@@ -98,7 +108,9 @@ def chains(draw: st.DrawFn) -> tuple[Kernel, tuple[int, ...], tuple[int, ...]]:
             older.append(tile)
         target = Value(GlobalType(int64, shape, strides_of(shape), 16), "out")
         zeros = (b.constant(0),) * len(shape)
-        b.emit(ops.StoreGlobal, target, b.emit(ops.Cast, tile, int64).result, zeros, checked=(True,) * len(shape))
+        b.emit(
+            ops.StoreGlobal, target, b.emit(ops.Cast, tile, int64).result, zeros, checked=(True,) * len(shape)
+        )
         b.emit(ops.Return)
     kernel = Kernel("chain", (source, target), make_region((), grid), make_region((), body), warps)
     return kernel, start, shape
@@ -133,7 +145,12 @@ def test_tiles_made_of_numbers(dtype):
     np.testing.assert_array_equal(got.arrays[0][4], np.broadcast_to(np.arange(10), (6, 10)))
 
 
-def outer(a: Tensor[float32, "m"], b: Tensor[float32, "n"], out: Tensor[float32, "m n"], turned: Tensor[float32, "n m"]):
+def outer(
+    a: Tensor[float32, "m"],
+    b: Tensor[float32, "n"],
+    out: Tensor[float32, "m n"],
+    turned: Tensor[float32, "n m"],
+):
     tilus.grid(1, warps=2)
     x, y = tilus.load(a, 0, 24), tilus.load(b, 0, 40)
     z = x[:, None] * y[None, :] + x[:, None] - y
@@ -143,7 +160,9 @@ def outer(a: Tensor[float32, "m"], b: Tensor[float32, "n"], out: Tensor[float32,
 
 def test_broadcasting_and_transposition_as_numpy_has_them():
     a, b = d.random(float32, 24), d.random(float32, 40, seed=1)
-    got = d.run(outer, a, b, np.zeros((24, 40), np.float32), np.zeros((40, 24), np.float32), rtol=1e-6, atol=1e-6)
+    got = d.run(
+        outer, a, b, np.zeros((24, 40), np.float32), np.zeros((40, 24), np.float32), rtol=1e-6, atol=1e-6
+    )
     expected = np.multiply.outer(a.astype(float), b) + a[:, None] - b
     np.testing.assert_allclose(got.arrays[2], expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(got.arrays[3], got.arrays[2].T)

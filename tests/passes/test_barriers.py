@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.codegen import differential as d
 
 import tilus.lang as tilus
+from tests.codegen import differential as d
 from tilus.codegen.compiler import prepare
 from tilus.codegen.target import target
 from tilus.dtypes import float16, float32, int32
@@ -60,7 +60,9 @@ def once(a: Tensor[float32, "m n"], out: Tensor[float32, "m n"]):
 def test_between_a_store_and_a_load():
     a = d.random(float32, 64, 16)
     made = check(once, "store sync load", a, np.zeros_like(a))
-    assert made.compiled.kernel.notes == (f"barrier at line {once.__code__.co_firstlineno + 4}: store_shared before load_shared of the same shared memory",)
+    assert made.compiled.kernel.notes == (
+        f"barrier at line {once.__code__.co_firstlineno + 4}: store_shared before load_shared of the same shared memory",
+    )
 
 
 def written(a: Tensor[float32, "m n"], out: Tensor[float32, "m n"]):
@@ -201,12 +203,28 @@ def in_place(a: Tensor[float32, "m n"], *, shape: constexpr, turned: constexpr):
 
 def test_a_tile_is_changed_in_place():
     # No thread holds what another stores.
-    check(in_place, "read write", d.random(float32, 64, 64), shape=(64, 64), turned=False, more=("read", "write"))
+    check(
+        in_place,
+        "read write",
+        d.random(float32, 64, 64),
+        shape=(64, 64),
+        turned=False,
+        more=("read", "write"),
+    )
     # Copies of eight elements among all threads, of which one stores; the others must have read.
-    check(in_place, "read sync write", d.random(float32, 1, 8), shape=(1, 8), turned=False, more=("read", "write"))
+    check(
+        in_place,
+        "read sync write",
+        d.random(float32, 1, 8),
+        shape=(1, 8),
+        turned=False,
+        more=("read", "write"),
+    )
     a = d.random(float32, 64, 64)
     # The barriers of the conversion of the transposed tile serve.
-    made = check(in_place, "read convert write", a, shape=(64, 64), turned=True, more=("read", "write", "convert"))
+    made = check(
+        in_place, "read convert write", a, shape=(64, 64), turned=True, more=("read", "write", "convert")
+    )
     np.testing.assert_array_equal(made.arrays[0], a.T)
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.codegen import differential as d
 
 import tilus.lang as tilus
+from tests.codegen import differential as d
 from tilus.codegen import compile_kernel
 from tilus.codegen.compiler import prepare
 from tilus.codegen.target import target
@@ -105,7 +105,10 @@ def too_many(a: Tensor[float32, "m n"], *, layout: constexpr):
 
 def test_a_layout_of_other_threads_than_the_group_has_is_refused():
     with pytest.raises(LayoutConflict, match="layout of 64 threads in a group of 32"):
-        prepare(d.trace(too_many, d.random(float32, 16, 16), layout=parse("spatial(8, 8).local(2, 2)")), target("sm_80"))
+        prepare(
+            d.trace(too_many, d.random(float32, 16, 16), layout=parse("spatial(8, 8).local(2, 2)")),
+            target("sm_80"),
+        )
 
 
 def viewed(a: Tensor[uint8, "n"], out: Tensor[int32, "m"], *, layout: constexpr):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.codegen import differential as d
 
 import tilus.lang as tilus
+from tests.codegen import differential as d
 from tilus.codegen import compile_kernel
 from tilus.dtypes import float16, float32, int32, int64
 from tilus.errors import HazardFound, SyntaxNotSupported
@@ -16,7 +16,9 @@ from tilus.lang import Tensor, constexpr
 from tilus.passes.pipelining import pipeline_loops
 
 
-def product(a: Tensor[float16, "m k"], b: Tensor[float16, "k n"], c: Tensor[float32, "m n"], *, stages: constexpr):
+def product(
+    a: Tensor[float16, "m k"], b: Tensor[float16, "k n"], c: Tensor[float32, "m n"], *, stages: constexpr
+):
     tilus.grid(1, warps=4)
     acc = tilus.zeros((32, 64))
     for at in tilus.pipeline(range(0, a.shape[1], 32), stages=stages):
@@ -53,7 +55,9 @@ def test_one_barrier_in_each_turn_and_all_accesses_wide():
     assert made.report.counters["shared_wavefronts"] == made.report.counters["shared_wavefronts_ideal"]
 
 
-def counted(a: Tensor[float32, "m n"], out: Tensor[float32, "k n"], start: int32, stop: int32, *, step: constexpr):
+def counted(
+    a: Tensor[float32, "m n"], out: Tensor[float32, "k n"], start: int32, stop: int32, *, step: constexpr
+):
     tilus.grid(1, warps=1)
     total = tilus.zeros((4, 32))
     last = -1
@@ -119,7 +123,9 @@ def test_a_pipelined_loop_in_a_loop():
     np.testing.assert_allclose(made.arrays[2], a.astype(float) @ b, atol=1e-4)
 
 
-def by_hand(a: Tensor[float16, "m k"], b: Tensor[float16, "k n"], c: Tensor[float32, "m n"], *, stages: constexpr):
+def by_hand(
+    a: Tensor[float16, "m k"], b: Tensor[float16, "k n"], c: Tensor[float32, "m n"], *, stages: constexpr
+):
     tilus.grid(1, warps=4)
     k = a.shape[1]
     s, t = tilus.shared(float16, (stages, 32, 32)), tilus.shared(float16, (stages, 32, 64))
@@ -246,5 +252,10 @@ def test_what_cannot_run_ahead_is_refused(fault, message):
 
 
 def test_a_kernel_without_stages_stays_as_it_is():
-    kernel = d.trace(by_hand, *(np.zeros(s, np.float16) for s in ((32, 32), (32, 64))), np.zeros((32, 64), np.float32), stages=2)
+    kernel = d.trace(
+        by_hand,
+        *(np.zeros(s, np.float16) for s in ((32, 32), (32, 64))),
+        np.zeros((32, 64), np.float32),
+        stages=2,
+    )
     assert print_kernel(pipeline_loops(kernel)) == print_kernel(kernel)

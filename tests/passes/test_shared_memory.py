@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.codegen import differential as d
 
 import tilus.lang as tilus
+from tests.codegen import differential as d
 from tilus.codegen import compile_kernel
 from tilus.codegen.compiler import prepare
 from tilus.codegen.target import target
@@ -76,7 +76,9 @@ def test_scratch_memory_of_exchanges_keeps_off_what_lives():
     d.run(scratch, a, np.zeros_like(a), np.zeros(64, np.float32), rtol=1e-4, atol=1e-4)
 
 
-def turned(a: Tensor["dtype", "m n"], out: Tensor["dtype", "n m"], *, dtype: constexpr, place: constexpr = None):
+def turned(
+    a: Tensor["dtype", "m n"], out: Tensor["dtype", "n m"], *, dtype: constexpr, place: constexpr = None
+):
     tilus.grid(1, warps=4)
     s = tilus.shared(dtype, (64, 64), layout=place)
     tilus.store(s, tilus.load(a, (0, 0), (64, 64)))

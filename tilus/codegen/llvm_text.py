@@ -134,12 +134,22 @@ class Writer:
         return self.value(result, text)
 
     def asm(
-        self, result: str, template: str, constraints: str, *args: V, effects: bool = False, convergent: bool = False
+        self,
+        result: str,
+        template: str,
+        constraints: str,
+        *args: V,
+        effects: bool = False,
+        convergent: bool = False,
     ) -> V:
         """Call inline assembly; without `effects` it touches no memory, with `convergent` a whole warp runs it."""
         side = "sideeffect " if effects else ""
-        attributes = ("" if effects else " memory(none)") + (" convergent" if convergent else "") + " nounwind"
-        text = f'call {result} asm {side}"{template}", "{constraints}"({", ".join(map(str, args))}){attributes}'
+        attributes = (
+            ("" if effects else " memory(none)") + (" convergent" if convergent else "") + " nounwind"
+        )
+        text = (
+            f'call {result} asm {side}"{template}", "{constraints}"({", ".join(map(str, args))}){attributes}'
+        )
         if result == "void":
             self.run(text)
             return V("void", "")
@@ -276,7 +286,9 @@ class Writer:
     def _file(self, path: str) -> int:
         if path not in self._files:
             directory, _, name = path.replace("\\", "/").rpartition("/")
-            self._files[path] = self._meta(f'!DIFile(filename: "{_quote(name)}", directory: "{_quote(directory)}")')
+            self._files[path] = self._meta(
+                f'!DIFile(filename: "{_quote(name)}", directory: "{_quote(directory)}")'
+            )
         return self._files[path]
 
     def subprogram(self, name: str, file: str, line: int) -> int:
@@ -306,12 +318,20 @@ class Writer:
             loc = loc.caller
         key = (loc.line, loc.column + 1, scope)
         if key not in self._places:
-            self._places[key] = self._meta(f"!DILocation(line: {loc.line}, column: {loc.column + 1}, scope: !{scope})")
+            self._places[key] = self._meta(
+                f"!DILocation(line: {loc.line}, column: {loc.column + 1}, scope: !{scope})"
+            )
         self.debug = f", !dbg !{self._places[key]}"
 
     def module(self, header: str, signature: str) -> str:
         """Return the module's text."""
-        parts = ['target triple = "nvptx64-nvidia-cuda"', header, *self.globals, *self.declared.values(), signature]
+        parts = [
+            'target triple = "nvptx64-nvidia-cuda"',
+            header,
+            *self.globals,
+            *self.declared.values(),
+            signature,
+        ]
         parts.append("{\nentry:")
         parts.extend(self.prologue)
         parts.extend(self.lines)

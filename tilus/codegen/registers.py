@@ -67,7 +67,10 @@ def unpack(w: Writer, dtype: DType, regs: tuple[V, ...], count: int) -> list[V]:
             for lane in range(min(2, count - 2 * index)):
                 out.append(w.extract(pair, lane, scalar))
         return out
-    return [extract_bits(w, regs, i * dtype.bits, dtype.bits, dtype.is_signed and dtype.is_integer) for i in range(count)]
+    return [
+        extract_bits(w, regs, i * dtype.bits, dtype.bits, dtype.is_signed and dtype.is_integer)
+        for i in range(count)
+    ]
 
 
 def extract_bits(w: Writer, regs: tuple[V, ...] | list[V], start: int, bits: int, signed: bool) -> V:
@@ -91,7 +94,6 @@ def pack(w: Writer, dtype: DType, elements: list[V]) -> tuple[V, ...]:
     if dtype.bits >= 32 or dtype is dtypes.boolean:
         return tuple(elements)
     if dtype in _HALVES:
-        scalar = llvm_type(dtype)
         out = []
         for i in range(0, len(elements) - 1, 2):
             out.append(w.convert("bitcast", w.vector(elements[i : i + 2]), "i32"))
@@ -169,7 +171,8 @@ def from_bits(w: Writer, dtype: DType, words: list[V] | tuple[V, ...]) -> tuple[
     if dtype.bits == 32:
         return tuple(w.convert("bitcast", word, llvm_type(dtype)) for word in words)
     return tuple(
-        w.convert("bitcast", w.vector([words[i], words[i + 1]]), llvm_type(dtype)) for i in range(0, len(words), 2)
+        w.convert("bitcast", w.vector([words[i], words[i + 1]]), llvm_type(dtype))
+        for i in range(0, len(words), 2)
     )
 
 

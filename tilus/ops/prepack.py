@@ -59,9 +59,7 @@ def _unit_indices() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     return index[..., 0], index[..., 1]
 
 
-def pack_weight(
-    codes: np.ndarray[Any, Any], dtype: DType, dest: DType | None = None
-) -> np.ndarray[Any, Any]:
+def pack_weight(codes: np.ndarray[Any, Any], dtype: DType, dest: DType | None = None) -> np.ndarray[Any, Any]:
     """Lay out weights as the kernels read them.
 
     Parameters

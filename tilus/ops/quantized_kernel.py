@@ -73,7 +73,11 @@ def spread(rows, block_k, block_n):
 
 @tilus.kernel
 def sum_parts_kernel(
-    parts: Tensor[float32, "splits size"], out: Tensor["dtype", "size"], *, dtype: constexpr, block: constexpr = 1024
+    parts: Tensor[float32, "splits size"],
+    out: Tensor["dtype", "size"],
+    *,
+    dtype: constexpr,
+    block: constexpr = 1024,
 ):
     """Add the parts in their order, so that the result is the same each time."""
     splits, size = parts.shape

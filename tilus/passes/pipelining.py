@@ -76,9 +76,7 @@ class Pipeliner(Rewriter):
         self.blocks.append([])
         self.emit(ops.CopyAsyncWait(stages - 2, loc=loc))
         later = self.binary("add", number, self.constant(stages - 1, loc), loc)
-        self._issue(
-            op, produced, staged, later, self.binary("mod", later, depth, loc), count, loc
-        )
+        self._issue(op, produced, staged, later, self.binary("mod", later, depth, loc), count, loc)
         current = self.binary("mod", number, depth, loc)
         self.mapping[op.body.args[0]] = index_of_turn(self, op, number)
         for buffer in buffers:

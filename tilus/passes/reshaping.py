@@ -74,8 +74,7 @@ def mapped(op: Operation) -> list[Mapped]:
         rank = len(op.result.type.shape)  # type: ignore[attr-defined]
         outer = local(*(count if d == axis else 1 for d in range(rank)))
         return [
-            Mapped(op, p, op.result, lambda l: outer * l, lambda l: l.left_divide(outer))
-            for p in op.parts
+            Mapped(op, p, op.result, lambda l: outer * l, lambda l: l.left_divide(outer)) for p in op.parts
         ]
     return []
 
@@ -120,7 +119,9 @@ def plain_source(op: Operation, threads: int) -> RegisterLayout:
     if isinstance(op, ops.SliceTile):
         assert isinstance(op.x.type, RegisterType)
         chunk = slice_chunk(op)
-        return local(*(n // c for n, c in zip(op.x.type.shape, chunk, strict=True))) * coalesced(chunk, threads)
+        return local(*(n // c for n, c in zip(op.x.type.shape, chunk, strict=True))) * coalesced(
+            chunk, threads
+        )
     source = next(op.inputs()).type
     assert isinstance(source, RegisterType)
     return coalesced(source.shape, threads)

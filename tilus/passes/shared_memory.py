@@ -345,7 +345,9 @@ class Offsets(Rewriter):
             if scratch:
                 # Other warp groups run at any time, unless all that they touch is streamed.
                 always = parallel and not self.streamed
-                self.intervals[id(op)] = Interval(0, FOREVER, scratch) if always else Interval(here, here, scratch)
+                self.intervals[id(op)] = (
+                    Interval(0, FOREVER, scratch) if always else Interval(here, here, scratch)
+                )
             for value in op.inputs():
                 for key in self.owner.get(value, []):
                     self._use(key, here, loops, parallel, op)

@@ -20,7 +20,9 @@ def turn_count(rewriter: Rewriter, op: ops.For) -> Value:
     """Return how many turns a loop has, as int32; not positive for none."""
     assert isinstance(op.start.type, ScalarType)
     wide = int32 if op.start.type.dtype is int32 else int64
-    start, stop, step = (as_dtype(rewriter, rewriter.value(v), wide, op.loc) for v in (op.start, op.stop, op.step))
+    start, stop, step = (
+        as_dtype(rewriter, rewriter.value(v), wide, op.loc) for v in (op.start, op.stop, op.step)
+    )
     # Rounded up, whatever the sign of the step: -((start - stop) // step).
     distance = rewriter.emit(ops.Binary("sub", start, stop, loc=op.loc)).result
     whole = rewriter.emit(ops.Binary("floordiv", distance, step, loc=op.loc)).result

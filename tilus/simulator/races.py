@@ -218,7 +218,11 @@ class SharedRaces:
         for wanted, still in self.open_reads:
             # Lanes of one instruction may wait at different times; `index` names all of them or those that are left.
             for rows in (np.arange(len(wanted)), np.flatnonzero(still)):
-                if len(rows) == len(cells) and np.array_equal(wanted[rows], cells) and still[rows[ready]].any():
+                if (
+                    len(rows) == len(cells)
+                    and np.array_equal(wanted[rows], cells)
+                    and still[rows[ready]].any()
+                ):
                     still[rows[ready]] = False
                     break
             else:

@@ -78,9 +78,8 @@ def lower_atomic(ctx: Context, op: ops.Atomic) -> None:
         guard = f"@${len(args) + 1} " if predicate is not None else ""
         zero = ZEROS[letter]
         text = (
-            (zero + " " if predicate is not None else "")
-            + f"{guard}atom.{op.order}.{SCOPES[op.scope]}.{space}.{op.kind}.{suffix} $0, [$1], {names};"
-        )
+            zero + " " if predicate is not None else ""
+        ) + f"{guard}atom.{op.order}.{SCOPES[op.scope]}.{space}.{op.kind}.{suffix} $0, [$1], {names};"
         letters = ["=&" + letter, "r" if shared else "l", *([letter] * (len(args) - 1))]
         if predicate is not None:
             args.append(predicate)

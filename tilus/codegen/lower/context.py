@@ -210,13 +210,20 @@ class Context:
     def barrier(self) -> None:
         """Emit a barrier of the current group."""
         if self.group.count == self.kernel.warps:
-            self.w.declare("llvm.nvvm.barrier.cta.sync.aligned.all", "declare void @llvm.nvvm.barrier.cta.sync.aligned.all(i32)")
+            self.w.declare(
+                "llvm.nvvm.barrier.cta.sync.aligned.all",
+                "declare void @llvm.nvvm.barrier.cta.sync.aligned.all(i32)",
+            )
             self.w.run("call void @llvm.nvvm.barrier.cta.sync.aligned.all(i32 0)")
         elif self.group.count == 1:
             self.w.call("void", "llvm.nvvm.bar.warp.sync", integer(-1))
         else:
             self.w.asm(
-                "void", f"bar.sync {self.group.barrier}, {self.group.threads};", "~{memory}", effects=True, convergent=True
+                "void",
+                f"bar.sync {self.group.barrier}, {self.group.threads};",
+                "~{memory}",
+                effects=True,
+                convergent=True,
             )
 
     def tensor_map(self, made: Any) -> V:
@@ -284,9 +291,17 @@ def digit(w: Writer, number: V, weight: int, size: int, bound: int) -> V:
         return integer(0)
     if weight > 1:
         power = weight & (weight - 1) == 0
-        number = w.binary("lshr", number, integer(weight.bit_length() - 1)) if power else w.binary("udiv", number, integer(weight))
+        number = (
+            w.binary("lshr", number, integer(weight.bit_length() - 1))
+            if power
+            else w.binary("udiv", number, integer(weight))
+        )
     if weight * size < bound:
-        number = w.binary("and", number, integer(size - 1)) if size & (size - 1) == 0 else w.binary("urem", number, integer(size))
+        number = (
+            w.binary("and", number, integer(size - 1))
+            if size & (size - 1) == 0
+            else w.binary("urem", number, integer(size))
+        )
     return number
 
 

@@ -28,7 +28,9 @@ def flatten(ctx: Context, values: tuple[Value, ...]) -> list[V]:
         elif isinstance(lowered, V):
             out.append(lowered)
         else:
-            raise TypeMismatch("a tensor in memory cannot be carried by a loop or an if", hint="carry its index")
+            raise TypeMismatch(
+                "a tensor in memory cannot be carried by a loop or an if", hint="carry its index"
+            )
     return out
 
 
@@ -244,7 +246,9 @@ def lower_warps(ctx: Context, op: ops.WarpGroup) -> None:
     group = Group(op.first, op.count, ctx.barrier_of(op.first, op.count))
     if op.registers:
         if not ctx.target.has("setmaxnreg"):
-            raise TargetNotSupported(f"{ctx.target.name} has no register budgets", hint="leave out registers=")
+            raise TargetNotSupported(
+                f"{ctx.target.name} has no register budgets", hint="leave out registers="
+            )
         action = "dec" if op.registers < 128 else "inc"
         w.asm("void", f"setmaxnreg.{action}.sync.aligned.u32 {op.registers};", "", effects=True)
     frame = IfFrame(after)

@@ -73,9 +73,12 @@ def _text(parts: list[str], formats: list[str]) -> str:
 
 def _format(dtype: DType) -> str:
     if dtype.is_integer or dtype is dtypes.boolean:
-        return {("int", True): "%lld", ("int", False): "%d", ("uint", True): "%llu", ("uint", False): "%u"}.get(
-            (dtype.kind, dtype.bits == 64), "%d"
-        )
+        return {
+            ("int", True): "%lld",
+            ("int", False): "%d",
+            ("uint", True): "%llu",
+            ("uint", False): "%u",
+        }.get((dtype.kind, dtype.bits == 64), "%d")
     return "%g"
 
 
@@ -128,5 +131,3 @@ def lower_assert(ctx: Context, op: ops.Assert) -> None:
     )  # fmt: skip
     w.jump(after)
     w.begin(after)
-
-

@@ -26,7 +26,9 @@ def lower_dot(ctx: Context, op: ops.Dot) -> None:
     for k in range(pairing.k_steps):
         for (row, column), qc in pairing.outputs.items():
             qa, qb = pairing.a_of[row, k], pairing.b_of[k, column]
-            accumulators.set(qc, multiply(w, atom, fragments_a.get(qa), fragments_b.get(qb), accumulators.get(qc)))
+            accumulators.set(
+                qc, multiply(w, atom, fragments_a.get(qa), fragments_b.get(qb), accumulators.get(qc))
+            )
     ctx.values[op.result] = accumulators.tile()
 
 
@@ -52,9 +54,13 @@ def pair(a: RegisterLayout, b: RegisterLayout, c: RegisterLayout, atom: MmaAtom)
     for group in range(qc.threads):
         row, column = qc.thread_index(group)
         if qa.thread_index(group) != (row, 0):
-            raise LayoutConflict(f"dot: the rows of a, {a}, are not with the threads that hold them in c, {c}")
+            raise LayoutConflict(
+                f"dot: the rows of a, {a}, are not with the threads that hold them in c, {c}"
+            )
         if qb.thread_index(group) != (0, column):
-            raise LayoutConflict(f"dot: the columns of b, {b}, are not with the threads that hold them in c, {c}")
+            raise LayoutConflict(
+                f"dot: the columns of b, {b}, are not with the threads that hold them in c, {c}"
+            )
     for row, column in made.outputs:
         for k in range(made.k_steps):
             if (row, k) not in made.a_of or (k, column) not in made.b_of:

@@ -27,11 +27,18 @@ def is_float_type(type: str) -> bool:
 def require_arithmetic(dtype: DType, what: str) -> None:
     """Refuse arithmetic on codes that have no arithmetic of their own."""
     if dtype.kind in ("scale", "table") or (dtype.is_float and dtype.bits <= 8):
-        raise TypeMismatch(f"{what} of {dtype} has no arithmetic of its own", hint="cast it to float16 or float32 first")
+        raise TypeMismatch(
+            f"{what} of {dtype} has no arithmetic of its own", hint="cast it to float16 or float32 first"
+        )
 
 
 def mapped(
-    ctx: Context, dtype: DType, result: Value, args: tuple[Value, ...], function: Callable[..., V], paired: bool = True
+    ctx: Context,
+    dtype: DType,
+    result: Value,
+    args: tuple[Value, ...],
+    function: Callable[..., V],
+    paired: bool = True,
 ) -> None:
     """Apply a function of LLVM values to scalars or to each element of tiles; 16-bit floats go in pairs."""
     w = ctx.w
@@ -133,7 +140,9 @@ def binary(ctx: Context, kind: str, dtype: DType, a: V, b: V) -> V:
     if dtype.is_float:
         if kind in _FLOAT:
             if a.type in ("half", "bfloat") and kind == "div":
-                wide = w.value("float", f"fdiv {w.convert('fpext', a, 'float')}, {w.convert('fpext', b, 'float').name}")
+                wide = w.value(
+                    "float", f"fdiv {w.convert('fpext', a, 'float')}, {w.convert('fpext', b, 'float').name}"
+                )
                 return w.convert("fptrunc", wide, a.type)
             return w.value(a.type, f"{_FLOAT[kind]} {a}, {b.name}")
         if kind in ("min", "max"):
@@ -159,7 +168,9 @@ def binary(ctx: Context, kind: str, dtype: DType, a: V, b: V) -> V:
 def in_float32(ctx: Context, function: Callable[[V, V], V], a: V, b: V) -> V:
     """Compute a function of two 16-bit floats in float32."""
     w = ctx.w
-    return w.convert("fptrunc", function(w.convert("fpext", a, "float"), w.convert("fpext", b, "float")), a.type)
+    return w.convert(
+        "fptrunc", function(w.convert("fpext", a, "float"), w.convert("fpext", b, "float")), a.type
+    )
 
 
 def float_modulo(ctx: Context, dtype: DType, a: V, b: V) -> V:
@@ -318,7 +329,10 @@ def lower_cast(ctx: Context, op: ops.Cast) -> None:
 def lower_view(ctx: Context, op: ops.View) -> None:
     tile = ctx.tile(op.x)
     layout = ctx.layout(op.result)
-    if layout.threads != tile.layout.threads or layout.elements * op.dtype.bits != tile.count * tile.dtype.bits:
+    if (
+        layout.threads != tile.layout.threads
+        or layout.elements * op.dtype.bits != tile.count * tile.dtype.bits
+    ):
         raise LayoutConflict(
             f"view from {tile.count} x {tile.dtype} in each of {tile.layout.threads} threads to "
             f"{layout.elements} x {op.dtype} in each of {layout.threads}: the bits of a thread must be as many",
@@ -336,7 +350,16 @@ def _operand_type(dtype: DType) -> str:
 
 def _letter(dtype: DType) -> str:
     """Return the constraint of an operand of inline PTX."""
-    letters = {"i1": "b", "i16": "h", "i32": "r", "i64": "l", "float": "f", "double": "d", "half": "h", "bfloat": "h"}
+    letters = {
+        "i1": "b",
+        "i16": "h",
+        "i32": "r",
+        "i64": "l",
+        "float": "f",
+        "double": "d",
+        "half": "h",
+        "bfloat": "h",
+    }
     return letters[_operand_type(dtype)]
 
 
@@ -356,7 +379,11 @@ def lower_inline_ptx(ctx: Context, op: ops.InlinePtx) -> None:
         made = w.asm(result, template, constraints, *given, effects=op.volatile or not outs)
         parts = [made][: len(outs)] if len(outs) <= 1 else [w.member(made, i, t) for i, t in enumerate(types)]
         return [
-            wrap(ctx, x, w.convert("sext" if x.is_signed else "zext", part, llvm_type(x)) if x.is_integer else part)
+            wrap(
+                ctx,
+                x,
+                w.convert("sext" if x.is_signed else "zext", part, llvm_type(x)) if x.is_integer else part,
+            )
             for part, x in zip(parts, outs, strict=True)
         ]
 
@@ -364,7 +391,11 @@ def lower_inline_ptx(ctx: Context, op: ops.InlinePtx) -> None:
         for value, made in zip(op.results, once(*(ctx.scalar(a) for a in op.args)), strict=True):
             ctx.values[value] = made
         return
-    layout = ctx.layout(op.results[0]) if op.results else ctx.tile(next(a for a in op.args if isinstance(a.type, RegisterType))).layout
+    layout = (
+        ctx.layout(op.results[0])
+        if op.results
+        else ctx.tile(next(a for a in op.args if isinstance(a.type, RegisterType))).layout
+    )
     columns = [
         elements_of(w, ctx.tile(a)) if isinstance(a.type, RegisterType) else [ctx.scalar(a)] * layout.elements
         for a in op.args

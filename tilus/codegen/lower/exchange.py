@@ -232,7 +232,12 @@ def _combiner(ctx: Context, kind: str, dtype: DType) -> Callable[[State, State],
 
 
 def _across_warps(
-    ctx: Context, op: ops.Reduce, states: list[State], combine: Callable[[State, State], State], weight: int, size: int
+    ctx: Context,
+    op: ops.Reduce,
+    states: list[State],
+    combine: Callable[[State, State], State],
+    weight: int,
+    size: int,
 ) -> list[State]:
     """Exchange partial results through shared memory: every thread reads those of its counterparts."""
     w = ctx.w
@@ -271,6 +276,3 @@ def _across_warps(
         assert total is not None
         out.append(total)
     return out
-
-
-

@@ -122,7 +122,12 @@ class Addresses:
     """Pointers and bounds predicates of a tile's elements."""
 
     def __init__(
-        self, ctx: Context, tensor: GlobalTensor, offsets: tuple[Value, ...], layout: RegisterLayout, checked: tuple[bool, ...]
+        self,
+        ctx: Context,
+        tensor: GlobalTensor,
+        offsets: tuple[Value, ...],
+        layout: RegisterLayout,
+        checked: tuple[bool, ...],
     ) -> None:
         self.ctx, self.tensor, self.layout, self.checked = ctx, tensor, layout, checked
         w = ctx.w
@@ -232,7 +237,9 @@ def lower_load_global(ctx: Context, op: ops.LoadGlobal) -> None:
             words.append(load_words(w, pointer, access.bits, access.bits // 8))
         else:
             condition = predicate if predicate is not None else V("i1", "true")
-            words.append(predicated_load(w, pointer, access.bits, condition, other, CACHE[op.cache], "global"))
+            words.append(
+                predicated_load(w, pointer, access.bits, condition, other, CACHE[op.cache], "global")
+            )
     ctx.values[op.result] = tile_from_words(w, dtype, layout, access.groups, words)
 
 
@@ -264,7 +271,9 @@ def element_pointer(ctx: Context, tensor: GlobalTensor, index: list[V]) -> V:
         linear = w.add(linear, w.mul(w.convert("sext", at, "i64"), stride))
     bits = memory_dtype(tensor.type.dtype).bits
     if bits % 8:
-        raise TypeMismatch(f"single elements of {tensor.type.dtype} have no address", hint="use a tensor of uint8")
+        raise TypeMismatch(
+            f"single elements of {tensor.type.dtype} have no address", hint="use a tensor of uint8"
+        )
     return w.gep(tensor.pointer, w.mul(linear, integer(bits // 8, 64)))
 
 
@@ -289,7 +298,9 @@ def gather_global(ctx: Context, op: ops.Gather) -> None:
     words = []
     for element in range(layout.elements):
         index = [column[element] for column in columns]
-        predicate = both(ctx, element_inside(ctx, tensor, index) if op.checked else None, mask[element] if mask else None)
+        predicate = both(
+            ctx, element_inside(ctx, tensor, index) if op.checked else None, mask[element] if mask else None
+        )
         pointer = element_pointer(ctx, tensor, index)
         words.append(_load_one(ctx, pointer, bits, predicate))
     groups = [(e,) for e in range(layout.elements)]
@@ -314,7 +325,9 @@ def scatter_global(ctx: Context, op: ops.Scatter) -> None:
     groups = [(e,) for e in range(tile.count)]
     for element, words in enumerate(words_from_tile(w, tile, groups)):
         index = [column[element] for column in columns]
-        predicate = both(ctx, element_inside(ctx, tensor, index) if op.checked else None, mask[element] if mask else None)
+        predicate = both(
+            ctx, element_inside(ctx, tensor, index) if op.checked else None, mask[element] if mask else None
+        )
         predicate = both(ctx, once, predicate)
         pointer = element_pointer(ctx, tensor, index)
         if predicate is None:

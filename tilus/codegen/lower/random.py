@@ -19,7 +19,9 @@ KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 def wide_product(w: Writer, a: V, b: V) -> tuple[V, V]:
     """Return the high and the low word of a 32 x 32 bit product."""
     product = w.binary("mul", w.convert("zext", a, "i64"), w.convert("zext", b, "i64"))
-    return w.convert("trunc", w.binary("lshr", product, integer(32, 64)), "i32"), w.convert("trunc", product, "i32")
+    return w.convert("trunc", w.binary("lshr", product, integer(32, 64)), "i32"), w.convert(
+        "trunc", product, "i32"
+    )
 
 
 def philox(w: Writer, key: list[V], counter: list[V]) -> list[V]:

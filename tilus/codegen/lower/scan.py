@@ -65,7 +65,9 @@ def lower_scan(ctx: Context, op: ops.Scan) -> None:
     rows: dict[tuple[int, ...], list[tuple[int, int]]] = {}
     for number in range(tile.count):
         index = layout.element_index(number)
-        rows.setdefault(tuple(i for d, i in enumerate(index) if d != op.axis), []).append((index[op.axis], number))
+        rows.setdefault(tuple(i for d, i in enumerate(index) if d != op.axis), []).append(
+            (index[op.axis], number)
+        )
     out: list[V] = list(elements)
     totals = []
     for row in rows.values():
@@ -155,7 +157,9 @@ def _across_warps(
         for other in range(size):
             at = integer(number * ctx.group.threads * bytes)
             offset = w.mul(w.add(first, integer(other * weight)), integer(bytes))
-            value = w.value(stored_type, f"load {stored_type}, {w.gep(w.gep(base, at), offset)}, align {bytes}")
+            value = w.value(
+                stored_type, f"load {stored_type}, {w.gep(w.gep(base, at), offset)}, align {bytes}"
+            )
             if sums[number].type == "i1":
                 value = w.icmp("ne", value, integer(0))
             if total is not None:

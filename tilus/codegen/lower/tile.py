@@ -35,7 +35,9 @@ def lower_iota(ctx: Context, op: ops.Iota) -> None:
     ctx.values[op.result] = tile_of(w, op.dtype, layout, elements)
 
 
-def relabel(ctx: Context, tile: Tile, seen: RegisterLayout, layout: RegisterLayout, source: Callable[[Index], Index]) -> Tile:
+def relabel(
+    ctx: Context, tile: Tile, seen: RegisterLayout, layout: RegisterLayout, source: Callable[[Index], Index]
+) -> Tile:
     """Return the tile of `layout` whose element at an index is the old tile's at `source(index)`.
 
     `seen` is the old layout as the operation makes it appear; its threads must hold what `layout` asks of them.

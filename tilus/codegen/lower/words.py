@@ -25,7 +25,11 @@ def memory_dtype(dtype: DType) -> DType:
 
 
 def tile_from_words(
-    w: Writer, dtype: DType, layout: RegisterLayout, groups: Sequence[Sequence[int]], words: Sequence[Sequence[V]]
+    w: Writer,
+    dtype: DType,
+    layout: RegisterLayout,
+    groups: Sequence[Sequence[int]],
+    words: Sequence[Sequence[V]],
 ) -> Tile:
     """Return the tile whose elements `groups[i]`, in order, lie packed in the i32 words `words[i]`."""
     stored = memory_dtype(dtype)
@@ -141,7 +145,9 @@ def predicated_load(
     return [made] if count == 1 else [w.member(made, i, "i32") for i in range(count)]
 
 
-def predicated_store(w: Writer, pointer: V, words: list[V], bits: int, predicate: V | None, modifier: str, space: str) -> None:
+def predicated_store(
+    w: Writer, pointer: V, words: list[V], bits: int, predicate: V | None, modifier: str, space: str
+) -> None:
     """Store where the predicate is true."""
     count = len(words)
     kind = {8: "u8", 16: "u16", 32: "b32", 64: "v2.b32", 128: "v4.b32"}[bits]
@@ -154,7 +160,13 @@ def predicated_store(w: Writer, pointer: V, words: list[V], bits: int, predicate
         pointer = w.convert("ptrtoint", pointer, "i32")
     args = [pointer, *words] + ([predicate] if predicate is not None else [])
     # An asm with a memory clobber, so that LLVM keeps it in place among other accesses.
-    w.asm("void", f"{guard}st.{space}{modifier}.{kind} [$0], {source};", constraints + ",~{memory}", *args, effects=True)
+    w.asm(
+        "void",
+        f"{guard}st.{space}{modifier}.{kind} [$0], {source};",
+        constraints + ",~{memory}",
+        *args,
+        effects=True,
+    )
 
 
 __all__ = [
