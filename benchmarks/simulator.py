@@ -142,7 +142,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             lines.append(f"{head}  {row.get('failed', row.get('skipped'))}")
             continue
         lines.append(
-            f"{head}{row['seconds']:>10.3f}{row['giga_per_second']:>9.3f}{row.get('slower', 0):>10.2f}{row['peak_mib'] or 0:>7.0f}"
+            f"{head}{row['seconds']:>10.3f}{row['giga_per_second']:>9.2g}{row.get('slower', 0):>10.2f}{row['peak_mib'] or 0:>7.0f}"
         )
     return "\n".join(lines)
 

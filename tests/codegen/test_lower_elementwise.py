@@ -85,6 +85,17 @@ def test_integer_division_rounds_down_as_in_python(dtype):
     np.testing.assert_array_equal(made.arrays[2][1], a % b)
 
 
+def guarded_unsigned(a: Tensor[uint32, "n"], b: Tensor[uint32, "n"], out: Tensor[uint32, "n"]):
+    tilus.grid(1, warps=1)
+    x, y = tilus.load(a, 0, 32), tilus.load(b, 0, 32)
+    tilus.store(out, tilus.where(y == 0, x, x // y), 0)
+
+
+def test_an_unsigned_division_by_zero_does_not_either():
+    a, b = np.arange(5, 37, dtype=np.uint32), np.arange(32, dtype=np.uint32) % 3
+    d.run(guarded_unsigned, a, b, np.zeros(32, np.uint32))
+
+
 def guarded(a: Tensor[int32, "n"], b: Tensor[int32, "n"], out: Tensor[int32, "m"], i: int32, j: int32):
     tilus.grid(1, warps=1)
     x, y = tilus.load(a, 0, 32), tilus.load(b, 0, 32)
@@ -285,13 +296,13 @@ def test_a_view_shows_the_bits():
 
 def inline(
     a: Tensor[int32, "n"], b: Tensor[int16, "n"], h: Tensor[float16, "n"],
-    out: Tensor[int32, "n"], narrow: Tensor[int16, "n"], half: Tensor[float16, "n"], k: int32,
+    out: Tensor[int32, "n"], narrow: Tensor[int16, "n"], half: Tensor[float16, "n"], k: int32, turns: int32,
 ):  # fmt: skip
     tilus.grid(1, warps=1)
     x, y, z = tilus.load(a, 0, 64), tilus.load(b, 0, 64), tilus.load(h, 0, 64)
     # Written before the last operand is read, so that result and operand may not share a register.
     text = "add.s32 $0, $1, 1; mul.lo.s32 $0, $0, $1; add.s32 $0, $0, $2;"
-    for _ in range(3):
+    for _ in range(turns):
         x = tilus.inline_ptx(text, [x, k], int32)
     tilus.store(out, x, 0)
     tilus.store(narrow, tilus.inline_ptx("add.s16 $0, $1, $2;", [y, y], int16), 0)
@@ -305,7 +316,7 @@ def test_inline_ptx_has_operands_of_the_types_said():
     )
     h = d.random(float16, 64, seed=3)
     arrays = [a, b, h, np.zeros(64, np.int32), np.zeros(64, np.int16), np.zeros(64, np.float16)]
-    d.launch(d.trace(inline, *arrays, 5), [*arrays, 5])
+    d.launch(d.trace(inline, *arrays, 5, 3), [*arrays, 5, 3])
     x = a
     for _ in range(3):
         x = (x + 1) * x + 5

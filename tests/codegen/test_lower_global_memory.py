@@ -171,6 +171,23 @@ def test_accesses_are_as_wide_as_rows_and_offsets_allow(dtype, checked):
         assert accesses(made, "st") == {width}, (columns, step)
 
 
+def ends(a: Tensor["dtype", "n"], out: Tensor["dtype", "n"], *, dtype: constexpr):
+    tilus.grid(2, warps=1)
+    at = tilus.block_id(0) * 64
+    tilus.store(out, tilus.load(a, at, 64), at)
+
+
+def test_the_end_of_a_vector_narrows_the_accesses():
+    for size, width in ((128, 8), (100, 8), (98, 4), (99, 2)):
+        # Room behind the end that a wide access would touch.
+        a, out = d.random(float16, 160)[:size], d.random(float16, 160, seed=1)[:size]
+        made = d.run(ends, a, out, dtype=float16)
+        np.testing.assert_array_equal(made.arrays[1], a)
+        np.testing.assert_array_equal(made.arrays[1].base[size:], out.base[size:])
+        assert max(accesses(made, "ld")) <= width
+        assert max(accesses(made, "st")) <= width
+
+
 def test_a_pointer_that_is_not_aligned_narrows_the_accesses():
     for start, width in ((0, 16), (2, 8), (1, 4)):
         base = d.random(float32, 8 * 96 + 4)

@@ -423,7 +423,7 @@ def only_live_names(out: Tensor[int32, "n"], x: int32):
     scratch = tilus.zeros(4)
     total = 0
     for i in range(x):
-        scratch = tilus.zeros((8, 8))  # noqa: F841
+        scratch = tilus.zeros((8, 8))
         other = i
         total += other
     tilus.store(out, total, 0)
