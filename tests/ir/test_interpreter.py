@@ -227,7 +227,8 @@ def test_the_rank_in_a_cluster_counts_x_first():
     kernel = make(text)
     lines: list[str] = []
     run(dataclasses.replace(kernel, cluster=(2, 2, 1)), [], grid=(4, 2), output=lines.append)
-    assert lines == ["0", "1", "0", "1", "2", "3", "2", "3"]
+    # The blocks of a cluster run together, cluster after cluster.
+    assert lines == ["0", "1", "2", "3", "0", "1", "2", "3"]
 
 
 # Tiles.

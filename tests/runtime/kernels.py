@@ -85,3 +85,15 @@ def tma_copy(
         full.arrive(bytes=rows * columns * 2)
     full.wait(0)
     tilus.store(out, tilus.load(tile), [bi * rows, bj * columns])
+
+
+@tilus.kernel
+def next_copy(x: Tensor[float32, "n"], out: Tensor[float32, "n"]):
+    """Starts while the kernel before still runs; in clusters of two blocks."""
+    (n,) = x.shape
+    tilus.grid(tilus.cdiv(n, 128), warps=4, cluster=2)
+    tilus.wait_for_previous()
+    i = tilus.block_id()
+    tile = tilus.load(x, [i * 128], shape=[128])
+    tilus.launch_next()
+    tilus.store(out, tile, [i * 128])

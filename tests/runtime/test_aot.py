@@ -201,8 +201,14 @@ def test_c_dispatches_to_the_first_variant_that_fits(
         ({"n": 2**31}, "2 a size is negative or larger than 2147483647, or a stride is negative"),
         ({"stride0": -64}, "2 a size is negative or larger than 2147483647, or a stride is negative"),
         ({"stride1": 2}, "4 no variant was compiled for such strides, alignments, sizes or scalars"),
-        ({"register": 0}, "5 the grid is negative or too large, or divides by zero"),
-        ({"m": 70000, "register": 1}, "5 the grid is negative or too large, or divides by zero"),
+        (
+            {"register": 0},
+            "5 the grid is negative, too large, no multiple of the cluster, or divides by zero",
+        ),
+        (
+            {"m": 70000, "register": 1},
+            "5 the grid is negative, too large, no multiple of the cluster, or divides by zero",
+        ),
         ({"n": 0}, "0 success"),
     ],
 )
@@ -302,6 +308,36 @@ def test_c_makes_tensor_maps_and_asks_for_shared_memory(
     shared = int(re.search(r"shared (\d+)", launch)[1])  # type: ignore[index]
     assert shared >= 64 * 64 * 2
     assert not any(line.startswith("attribute") for line in log), "48 KiB need no asking"
+
+
+NEXT = """
+    int main(int count, char **text) {
+        next_copy_tensor1 x = {memory, {atol(text[1])}, {1}};
+        next_copy_status status = next_copy(0, &x, &x);
+        printf("%d %s %d\\n", (int)status, next_copy_strerror(status), count);
+        return 0;
+    }
+"""
+
+
+@pytest.mark.parametrize(("length", "blocks"), [(256, 2), (400, 4)])
+def test_c_lets_launches_overlap_that_wait_for_the_one_before(
+    c_program: Callable[..., Program], length: int, blocks: int
+) -> None:
+    run = c_program(build(kernels.next_copy, ["sm_90a"]), NEXT)
+    _, log = run(length, capability=90, layout="884")
+    assert log[-2] == "with 6 is 1", "programmatic stream serialisation"
+    assert f" grid {blocks} 1 1 block 128 1 1 " in log[-1]
+
+
+def test_c_checks_that_the_grid_is_made_of_clusters(c_program: Callable[..., Program]) -> None:
+    printed, log = c_program(build(kernels.next_copy, ["sm_90a"]), NEXT)(600, capability=90)
+    assert printed == ["5 the grid is negative, too large, no multiple of the cluster, or divides by zero 2"]
+    assert log == []
+
+
+def test_c_without_such_kernels_launches_as_ever(tma_package: Package) -> None:
+    assert b"cuLaunchKernelEx" not in tma_package.files()["tma_copy.c"]
 
 
 def test_c_makes_tensor_maps_only_for_code_that_takes_them(

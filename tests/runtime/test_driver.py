@@ -211,3 +211,37 @@ def test_doctor_shows_driver_and_device(with_fake_driver: Run) -> None:
     printed, _ = with_fake_driver([sys.executable, "-m", "tilus", "doctor"], devices=2, capability=90)
     assert re.search(r"ok +driver +CUDA 12\.4", printed)
     assert re.search(r"ok +gpu +Fake GPU 0, 9\.0 \(sm_90a\); Fake GPU 1, 9\.0 \(sm_90a\)", printed)
+
+
+def test_kernel_that_waits_for_the_one_before_is_allowed_to_overlap_with_it(with_fake_driver: Run) -> None:
+    code = """
+        x, out = torch.zeros(256), torch.zeros(256)
+        for _ in range(2):
+            kernels.next_copy(x, out)
+        kernels.scale_add(x, x, out)
+        try:
+            kernels.next_copy(torch.zeros(640), torch.zeros(640))
+        except LaunchError as error:
+            print(error.message)
+        current = 1  # another device is switched to, and the launch overlaps there too
+        kernels.next_copy(x, out)
+    """
+    printed, log = with_fake_driver(program(code), capability=90, layout="884")
+    kinds = [line.split()[0] for line in log]
+    first = ["push", "load", "find", "pop"]
+    assert kinds == [*first, *["with", "launch"] * 2, *first, "launch", "push", "with", "launch", "pop"]
+    assert {line for line in log if line.startswith("with")} == {"with 6 is 1"}
+    assert " grid 2 1 1 block 128 1 1 " in launches(log)[0]
+    assert printed.strip() == "next_copy has the grid (5, 1, 1), expected multiples of its cluster (2, 1, 1)"
+
+
+def test_kernel_that_overlaps_is_refused_before_sm_90(with_fake_driver: Run) -> None:
+    code = """
+        try:
+            kernels.next_copy(torch.zeros(256), torch.zeros(256))
+        except TilusError as error:
+            print(error.message)
+    """
+    printed, log = with_fake_driver(program(code), capability=80)
+    assert printed.strip() == "sm_80 has no thread-block clusters"
+    assert log == []

@@ -341,6 +341,29 @@ def test_planted_wgmma_bugs(parts: dict[str, str], kind: str, line: str) -> None
     assert report.hazards[0].ptx_line == last + 7
 
 
+@pytest.mark.parametrize(
+    ("behind", "adds", "hazards"),
+    [
+        # Constants, and copies of what was there before the fence, as nvcc and CuTe DSL write them.
+        ("mov.b32 %f0, 0; mov.b32 %f1, 0;", "1", []),
+        ("mov.b32 %f0, %c0; mov.b32 %f1, %f0;", "1", []),
+        ("mov.b32 %c0, 0; mov.b32 %f0, %c0;", "1", []),
+        ("add.f32 %f1, %f1, %f1;", "1", ["missing-wgmma-fence"]),
+        ("add.f32 %c0, %f1, %f1; mov.b32 %f1, %c0;", "1", ["missing-wgmma-fence"]),
+        # The product does not read what it overwrites.
+        ("add.f32 %f1, %f1, %f1;", "%q", []),
+    ],
+)
+def test_what_may_stand_behind_the_fence(behind: str, adds: str, hazards: list[str]) -> None:
+    _, _, data = operands()
+    before = "mov.b32 %c0, 0; add.f32 %c0, %c0, %c0; setp.lt.u32 %q, %t, 0;"
+    body = wgmma(fence=f"{before} wgmma.fence.sync.aligned; {behind}")
+    changed = body.replace("%da, %db, 1,", f"%da, %db, {adds},")
+    assert adds == "1" or changed != body
+    report, _ = run(changed, before=data)
+    assert kinds(report) == hazards
+
+
 def test_a_warpgroup_must_come_as_a_whole() -> None:
     _, _, data = operands()
     body = wgmma().replace(

@@ -153,3 +153,142 @@ def test_memory_too_large_for_the_race_shadow_is_named() -> None:
     assert report.hazards == []
     assert len(report.unchecked) == 1
     assert "uint8[314572800]" in report.unchecked[0]
+
+
+def test_every_count_by_instruction_and_in_sum() -> None:
+    body = """
+    .reg .pred %q; .reg .b32 %i; .local .align 4 .b8 stack[8];
+    mul.wide.u32 %x, %t, 4; add.u64 %x, %p, %x;
+    ld.global.u32 %v, [%x];
+    st.local.u32 [stack], %v;
+    mov.u32 %a, sh; shl.b32 %i, %t, 3; add.u32 %a, %a, %i;
+    st.shared.u32 [%a], %v;
+    bar.sync 0;
+    setp.lt.u32 %q, %t, 48;
+    @%q bra skip;
+    red.global.add.u32 [%p+4096], 1;
+    skip: st.global.u32 [%x+8192], %v;
+    """
+    data = np.zeros(1 << 12, np.uint32)
+    report = load(BEGIN + body, ".param .u64 data").launch(3, 96, [data], checks=False)
+    report.raise_if_hazards()
+    counters = report.counters
+    # Three blocks of three warps, 16 instructions each; the branch skips one for the first warp and half the second.
+    assert counters["warp_instructions"] == 3 * (3 * 16 - 1)
+    assert counters["instructions_by_warp"] == {0: 3 * 15, 1: 3 * 16, 2: 3 * 16}
+    assert counters["thread_instructions"] == 3 * (96 * 15 + 48)
+    assert counters["instructions_by_kind"]["red"] == 3 * 2
+    assert counters["bytes_by_space"] == {
+        "global": 3 * 4 * (96 + 96 + 48),
+        "shared": 3 * 96 * 4,
+        "local": 3 * 96 * 4,
+    }
+    # All blocks read the same 12 sectors.
+    assert counters["global_load_sectors"] == 3 * 12
+    assert counters["global_distinct_bytes_read"] == 12 * 32
+    assert counters["global_distinct_bytes_written"] == (12 + 1) * 32
+    # Every other bank: two passes for each request.
+    assert counters["shared_wavefronts"] == 3 * 3 * 2
+    assert counters["shared_wavefronts_ideal"] == 3 * 3
+    assert counters["barrier_waits"] == 9
+    assert counters["divergent_branches"] == 3
+    assert counters["atomic_requests"] == 3 * 2
+    assert counters["atomic_lanes"] == 3 * 48
+    assert counters["atomic_conflicts"] == 3 * (15 + 31)
+    rows = {row.instruction.split(" ")[0].rstrip(";"): row for row in report.instructions}
+    assert rows["ld.global.u32"].global_requests == 9
+    assert rows["ld.global.u32"].global_efficiency == 1
+    assert rows["st.shared.u32"].shared_efficiency == 0.5
+    assert rows["st.shared.u32"].shared_bytes == 3 * 96 * 4
+    assert rows["red.global.add.u32"].atomic_conflicts == 3 * (15 + 31)
+    assert rows["red.global.add.u32"].lane_efficiency == 48 / 64
+    assert rows["bar.sync"].barrier_waits == 9
+    assert rows["@%q"].divergent_branches == 3
+    assert sum(row.warp_instructions for row in report.instructions) == counters["warp_instructions"]
+    assert sum(row.thread_instructions for row in report.lines) == counters["thread_instructions"]
+
+
+def test_tensor_core_work_by_kind_of_operands() -> None:
+    kinds = {
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%w0,%w1,%w2,%w3}, {%v,%v,%v,%v}, {%v,%v}, {%v,%v,%v,%v};": (
+            "f16", 2 * 16 * 8 * 16),
+        "mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%w0,%w1}, {%v,%v,%v,%v}, {%v,%v}, {%v,%v};": (
+            "f16 in f16", 2 * 16 * 8 * 16),
+        "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%w0,%w1,%w2,%w3}, {%v,%v}, {%v}, {%v,%v,%v,%v};": (
+            "bf16", 2 * 16 * 8 * 8),
+        "mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32 {%w0,%w1,%w2,%w3}, {%v,%v}, {%v}, {%v,%v,%v,%v};": (
+            "tf32", 2 * 16 * 8 * 4),
+        "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%w0,%w1,%w2,%w3}, {%v,%v,%v,%v}, {%v,%v}, {%v,%v,%v,%v};": (
+            "int8", 2 * 16 * 8 * 32),
+        "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e5m2.f32 {%w0,%w1,%w2,%w3}, {%v,%v,%v,%v}, {%v,%v}, {%v,%v,%v,%v};": (
+            "f8", 2 * 16 * 8 * 32),
+        "mma.sp::ordered_metadata.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%w0,%w1,%w2,%w3}, {%v,%v}, {%v,%v},"
+        " {%v,%v,%v,%v}, 0x44444444, 0;": ("f16 sparse", 2 * 16 * 8 * 16),
+    }  # fmt: skip
+    counters = run("mov.b32 %v, 0;" + "".join(kinds))
+    assert counters["tensor_core_flops_by_kind"] == dict(kinds.values())
+    assert counters["tensor_core_flops"] == sum(flops for _, flops in kinds.values())
+
+
+def test_a_wait_is_counted_once_however_often_it_is_tried() -> None:
+    body = """
+    .reg .pred %q, %leader, %done; .shared .align 8 .b64 bar;
+    mov.u32 %a, bar; setp.ne.u32 %leader, %t, 0;
+    @%leader bra wait;
+    mbarrier.init.shared.b64 [%a], 1;
+    wait: bar.sync 0;
+    setp.ne.u32 %q, %t, 63; @%q bra spin;
+    mbarrier.arrive.shared.b64 _, [%a];
+    spin: mbarrier.try_wait.parity.shared.b64 %done, [%a], 0;
+    @!%done bra spin;
+    """
+    report = load(BEGIN + body, ".param .u64 data").launch(1, 64, [np.zeros(16, np.uint8)])
+    report.raise_if_hazards()
+    waits = {row.instruction.split(" ")[0].rstrip(";"): row.barrier_waits for row in report.instructions}
+    assert waits["bar.sync"] == 2
+    assert waits["mbarrier.try_wait.parity.shared.b64"] == 2
+
+
+def test_reports_of_all_launches_are_collected() -> None:
+    kernel = load(BEGIN, ".param .u64 data")
+    with simulator.collect_reports() as outer:
+        first = kernel.launch(1, 32, [np.zeros(4, np.uint8)])
+        with simulator.collect_reports() as inner:
+            second = kernel.launch(2, 32, [np.zeros(4, np.uint8)])
+    kernel.launch(1, 32, [np.zeros(4, np.uint8)])
+    assert outer == [first]
+    assert inner == [second]
+
+
+def test_the_roofline_charges_for_the_fullest_multiprocessor() -> None:
+    body = "mul.wide.u32 %x, %t, 4; add.u64 %p, %p, %x; ld.global.u32 %v, [%p]; ex2.approx.f32 %v, %v;"
+    report = load(BEGIN + body, ".param .u64 data").launch(3, 32, [np.zeros(1024, np.uint8)])
+    figures = {
+        "sm_count": 2,
+        "warp_instructions": 1e3,
+        "special_functions": 1e3,
+        "dram_bytes": 1e3,
+        "global_bytes": 1e3,
+    }
+    seconds = report.roofline(figures)
+    # Three blocks on two multiprocessors take as long as four; memory is shared by all.
+    assert seconds["warp_instructions"] == pytest.approx(4 * 7 / 1e3)
+    assert seconds["special_functions"] == pytest.approx(4 / 1e3)
+    assert seconds["global_bytes"] == pytest.approx(4 * 128 / 1e3)
+    assert seconds["dram_bytes"] == pytest.approx(128 / 1e3)
+    assert list(seconds.values()) == sorted(seconds.values(), reverse=True)
+
+
+def test_the_roofline_knows_how_fast_each_kind_of_operands_is() -> None:
+    body = """mov.b32 %v, 0;
+    mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16 {%w0,%w1}, {%v,%v,%v,%v}, {%v,%v}, {%v,%v};
+    mma.sp::ordered_metadata.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%w0,%w1,%w2,%w3}, {%v,%v}, {%v,%v},
+    {%v,%v,%v,%v}, 0x44444444, 0;"""
+    report = load(BEGIN + body, ".param .u64 data").launch(1, 32, [np.zeros(1024, np.uint8)])
+    flops = 2 * 16 * 8 * 16
+    general = report.roofline({"tensor_core_flops": 1e3})["tensor_core_flops"]
+    assert general == pytest.approx(flops / 1e3 + flops / 2e3)
+    by_kind = report.roofline({"tensor_core_flops.f16": 1e3, "tensor_core_flops.f16 in f16": 4e3})
+    assert by_kind["tensor_core_flops"] == pytest.approx(flops / 4e3 + flops / 2e3)
+    with pytest.raises(ValueError, match=r"no figure for tensor-core operations of kind 'f16'"):
+        report.roofline({"tensor_core_flops.int8": 1e3})

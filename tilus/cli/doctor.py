@@ -86,6 +86,14 @@ def _assembler() -> tuple[bool, str]:
     return (True, f"nvJitLink {nvjitlink_version()}, makes cubins") if reason is None else (False, reason)
 
 
+def _register_budgets() -> tuple[bool, str]:
+    from tilus.codegen.assemble import ptxas_path
+
+    path = ptxas_path()
+    missing = "no ptxas: register budgets of warp groups have no effect (pip install nvidia-cuda-nvcc)"
+    return path is not None, path or missing
+
+
 def _disassembler() -> tuple[bool, str]:
     from tilus.cli.inspect import find_disassembler
 
@@ -161,6 +169,7 @@ LOOKS: tuple[tuple[str, Callable[[], tuple[bool, str]]], ...] = (
     ("driver", _driver),
     ("gpu", _gpus),
     ("cache", _cache),
+    ("ptxas", _register_budgets),
     ("disassembler", _disassembler),
 )
 

@@ -57,7 +57,7 @@ def find_kernel(name: str) -> Kernel:
     place, colons, kernel_name = name.partition("::")
     if not place or (colons and not kernel_name):
         raise UsageError(f"{name!r} names no kernel, expected FILE::KERNEL")
-    module = _load(place)
+    module = load_module(place)
     from tilus.runtime.kernel import Kernel
 
     kernels = {key: value for key, value in vars(module).items() if isinstance(value, Kernel)}
@@ -79,7 +79,7 @@ def find_kernel(name: str) -> Kernel:
     return value
 
 
-def _load(place: str) -> Any:
+def load_module(place: str) -> Any:
     """Import a file or a module by name."""
     path = Path(place)
     is_file = place.endswith(".py") or path.is_file()

@@ -1,11 +1,20 @@
-"""PTX to cubin through nvJitLink, with the resources that the assembler reports."""
+"""PTX to cubin through nvJitLink, with the resources that the assembler reports.
+
+nvJitLink compiles as if other objects might be linked, and so ignores `setmaxnreg`: all warps keep the registers that
+they have at launch. Kernels that use it are given to the `ptxas` program instead, where a pip package brought one.
+"""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+import tempfile
 import threading
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from tilus.codegen.target import Target
@@ -27,7 +36,7 @@ class Resources:
     barriers : int
         Hardware barriers.
     warnings : tuple of str
-        What the assembler warned of, such as serialised wgmma.
+        What the assembler warned of, such as serialised wgmma. That nvJitLink ignores `setmaxnreg` is not among them.
     """
 
     registers: int
@@ -70,6 +79,35 @@ def nvjitlink_version() -> str:
     return ".".join(map(str, nvjitlink.version()))
 
 
+@lru_cache(maxsize=1)
+def ptxas_path() -> str | None:
+    """Return the ptxas program that TILUS_PTXAS names, or that of a pip package (nvidia-cuda-nvcc, or Triton)."""
+    named = os.environ.get("TILUS_PTXAS")
+    if named:
+        return named if Path(named).is_file() else None
+    program = "ptxas.exe" if os.name == "nt" else "ptxas"
+    for pattern in (f"nvidia/*/bin/{program}", f"triton/backends/nvidia/bin/{program}"):
+        for folder in map(Path, sys.path):
+            for path in sorted(folder.glob(pattern)):
+                if path.is_file():
+                    return str(path)
+    return None
+
+
+def assemblers() -> str:
+    """Return what tells the assemblers here from others: versions, and which file ptxas is."""
+    path = ptxas_path()
+    if path is None:
+        return f"nvjitlink {nvjitlink_version()}"
+    status = os.stat(path)
+    return f"nvjitlink {nvjitlink_version()}, {path} of {status.st_size} bytes at {status.st_mtime_ns}"
+
+
+def sets_registers(ptx: str) -> bool:
+    """Tell whether warps of a kernel change how many registers they have."""
+    return "setmaxnreg." in ptx
+
+
 def assemble(ptx: str, target: Target, name: str, line_info: bool = True) -> tuple[bytes, Resources]:
     """Return the cubin of a PTX text and what the kernel takes.
 
@@ -78,6 +116,11 @@ def assemble(ptx: str, target: Target, name: str, line_info: bool = True) -> tup
     CompileError
         Where nvJitLink is missing or refuses the PTX.
     """
+    program = ptxas_path() if sets_registers(ptx) else None
+    if program is not None:
+        found = _run_ptxas(program, ptx, target, line_info)
+        if found is not None:
+            return found
     reason = available()
     if reason is not None:
         raise CompileError(
@@ -106,6 +149,22 @@ def assemble(ptx: str, target: Target, name: str, line_info: bool = True) -> tup
     return bytes(cubin), parse_resources(info)
 
 
+def _run_ptxas(program: str, ptx: str, target: Target, line_info: bool) -> tuple[bytes, Resources] | None:
+    """Assemble with the program; None where it fails, as an old one may: nvJitLink then has the last word."""
+    options = [f"-arch={target.name}", "-O3", "-v", "-warn-spills", *(["-lineinfo"] if line_info else [])]
+    with tempfile.TemporaryDirectory() as folder:
+        source, cubin = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
+        source.write_text(ptx, encoding="utf-8", newline="\n")
+        command = [program, *options, str(source), "-o", str(cubin)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+        except OSError:
+            return None
+        if done.returncode != 0:
+            return None
+        return cubin.read_bytes(), parse_resources(done.stderr + done.stdout)
+
+
 def _log(nvjitlink: Any, handle: int, kind: str) -> str:
     size = getattr(nvjitlink, f"get_{kind}_log_size")(handle)
     if size <= 1:
@@ -122,7 +181,13 @@ def parse_resources(log: str) -> Resources:
         found = re.search(pattern, log)
         return int(found.group(1)) if found else 0
 
-    warnings = tuple(line.strip() for line in log.splitlines() if "warning" in line.lower())
+    words = ("warning", "potential performance loss")
+    warnings = tuple(
+        line.strip()
+        for line in log.splitlines()
+        if any(word in line.lower() for word in words)
+        and "'setmaxnreg' ignored to maintain compat" not in line
+    )
     return Resources(
         registers=number(r"Used (\d+) registers"),
         stack=number(r"(\d+) bytes stack frame"),

@@ -12,6 +12,9 @@ from tilus.errors import CompileError
 
 _lock = threading.RLock()
 
+# What came after the first PTX version of a target that has it, and in which version (PTX ISA, the instruction's notes).
+_LATER = ((re.compile(r"\bmma\.sync\.[\w.]*\.e[45]m[32]\."), (8, 4)),)
+
 
 @lru_cache(maxsize=1)
 def _load() -> Any:
@@ -77,4 +80,13 @@ def to_ptx(text: str, target: Target) -> str:
         ptx: str = _machine(target.name, target.ptx).emit_assembly(module)
     except RuntimeError as error:
         raise CompileError(f"LLVM could not generate PTX, which is a bug of tilus: {error}") from None
-    return re.sub(r"\n{3,}", "\n\n", ptx)
+    return _versioned(re.sub(r"\n{3,}", "\n\n", ptx))
+
+
+def _versioned(ptx: str) -> str:
+    """Return PTX that states a version which has all that it uses."""
+    stated = re.search(r"^\.version (\d+)\.(\d+)", ptx, re.MULTILINE)
+    needed = max((version for pattern, version in _LATER if pattern.search(ptx)), default=(0, 0))
+    if stated is None or needed <= (int(stated[1]), int(stated[2])):
+        return ptx
+    return f"{ptx[: stated.start()]}.version {needed[0]}.{needed[1]}{ptx[stated.end() :]}"

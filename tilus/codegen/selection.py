@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from tilus.codegen.atoms.matrix import plan_ldmatrix
+from tilus.codegen.atoms.matrix import plan_matrices
 from tilus.codegen.atoms.mma import MmaAtom, atoms_for
-from tilus.codegen.atoms.wgmma import a_atom, c_atom, columns, wgmma_type
+from tilus.codegen.atoms.wgmma import (
+    WARP_ROWS,
+    WARPS,
+    columns,
+    rows_in_order,
+    rows_of,
+    warp_a_atom,
+    warp_c_atom,
+    wgmma_type,
+)
 from tilus.codegen.lower.dot import fits
 from tilus.codegen.lower.shared_memory import copy_layout
 from tilus.codegen.target import Target
 from tilus.dtypes import DType
 from tilus.errors import ShapeMismatch, TargetNotSupported, TypeMismatch
-from tilus.layout import Digit, RegisterLayout, SharedLayout, bank_conflicts, contiguity, local
+from tilus.layout import Digit, LayoutError, RegisterLayout, SharedLayout, bank_conflicts, contiguity, local
 from tilus.passes.select import DotChoice
 
 
@@ -69,9 +78,18 @@ class Mma:
         return atoms
 
     def choose_dot_async(
-        self, shape: tuple[int, int, int], dtypes: tuple[DType, DType, DType], warps: int
+        self,
+        shape: tuple[int, int, int],
+        dtypes: tuple[DType, DType, DType],
+        warps: int,
+        a: RegisterLayout | None = None,
+        c: RegisterLayout | None = None,
     ) -> DotChoice:
-        """Return the wgmma instruction for a dot, its warpgroups one below the other."""
+        """Return the wgmma instruction for a dot, and the rows that each warp has.
+
+        The layouts given, of a first operand and an accumulator in registers, are kept where they fit; without any the
+        warpgroups lie one below the other.
+        """
         m, n, k = shape
         if not self.target.has("wgmma"):
             raise TargetNotSupported(
@@ -83,8 +101,7 @@ class Mma:
                 f"no warpgroup instruction multiplies {dtypes[0]} by {dtypes[1]} into {dtypes[2]}",
                 hint="use float16, bfloat16, tfloat32, float8 or int8 operands and accumulate in float32 (int32)",
             )
-        groups = warps // 4
-        if warps % 4 or m % (64 * groups):
+        if warps % WARPS or m % (WARP_ROWS * warps):
             raise ShapeMismatch(
                 f"dot_async of {m} rows over {warps} warps",
                 hint="use 64 rows, or a multiple, for each 4 warps",
@@ -95,25 +112,38 @@ class Mma:
                 f"dot_async of {n} columns and depth {k}",
                 hint=f"use a multiple of 8 columns (16 beyond 32 for int8) and a depth that is a multiple of {kind.k}",
             )
-        rows = RegisterLayout((groups, 1), (Digit(groups, 0, 1),), ())
-        local_m = m // 64 // groups
-        c = rows * local(local_m, n // width) * c_atom(width)
-        a = rows * local(local_m, k // kind.k) * a_atom(kind.k, kind.a_dtype.bits)
-        return DotChoice(kind.name(width), a, a, c)
+        left, right = warp_a_atom(kind.k, kind.a_dtype.bits), warp_c_atom(width)
+        rows_a, rows_c = attempt_rows(a, left), attempt_rows(c, right)
+        # The accumulator decides: it stays where it is from one product to the next.
+        rows = rows_c or rows_a or rows_in_order(m, warps)
+        fits_a = a is not None and rows_a is not None and rows_a.spatial_digits == rows.spatial_digits
+        operand = a if a is not None and fits_a else rows * local(1, k // kind.k) * left
+        result = c if c is not None and rows_c is not None else rows * local(1, n // width) * right
+        return DotChoice(kind.name(width), operand, operand, result)
 
     def shared_cost(self, layout: RegisterLayout, shared: SharedLayout, bits: int, load: bool) -> float:
         """Return the wavefronts of moving a tile between registers and shared memory."""
-        return _shared_cost(layout, shared, bits, load and self.target.has("ldmatrix"))
+        return _shared_cost(layout, shared, bits, self.target.has("ldmatrix" if load else "stmatrix"))
 
     def copy_cost(self, shared: SharedLayout, threads: int, bits: int) -> float:
         """Return the wavefronts of an asynchronous copy into shared memory."""
         return _shared_cost(copy_layout(shared.shape, threads, bits), shared, bits, False)
 
 
+def attempt_rows(layout: RegisterLayout | None, atom: RegisterLayout) -> RegisterLayout | None:
+    """Return which rows each warp holds in a layout, if it is made of a warp's part of a wgmma instruction."""
+    if layout is None:
+        return None
+    try:
+        return rows_of(layout, atom)
+    except LayoutError:
+        return None
+
+
 @lru_cache(maxsize=1024)
 def _shared_cost(layout: RegisterLayout, shared: SharedLayout, bits: int, matrices: bool) -> float:
     if matrices:
-        plan = plan_ldmatrix(layout, shared, bits, 128)
+        plan = plan_matrices(layout, shared, bits, 128)
         if plan is not None:
             length = 128 // bits
             cost = bank_conflicts(plan.rows, shared, bits, length, sample=2)

@@ -53,12 +53,15 @@ _HOPPER = _ADA | {
     "mbarrier_wait",
     "wgmma",
     "cluster",
+    "dependent_launch",
     "setmaxnreg",
     "bf16_native",
     "stmatrix",
     "mma_f64_large",
 }
-_BLACKWELL = (_ADA | {"tma", "mbarrier_wait", "cluster", "bf16_native", "stmatrix", "cvt_fp4"}) - set()
+_BLACKWELL = _ADA | {
+    "tma", "mbarrier_wait", "cluster", "dependent_launch", "bf16_native", "stmatrix", "cvt_fp4",
+}  # fmt: skip
 
 TARGETS: dict[str, Target] = {
     target.name: target

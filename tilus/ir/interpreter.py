@@ -1,8 +1,9 @@
 """Runs a kernel in NumPy, on whole tiles: the reference semantics of every operation.
 
-Thread blocks run one after the other; the groups of warps of a block take turns at barriers. Layouts count in `view`
-alone. Asynchronous copies happen at the wait that guarantees them, never earlier. Float results are those of
-`tilus.ir.numerics`: each operation is computed in float64 and rounded once, sums and products of matrices too.
+Clusters of thread blocks run one after the other; the groups of warps of a cluster's blocks take turns at barriers.
+Layouts count in `view` alone. Asynchronous copies happen at the wait that guarantees them, never earlier. Float
+results are those of `tilus.ir.numerics`: each operation is computed in float64 and rounded once, sums and products of
+matrices too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from tilus.dtypes import DType
 from tilus.dtypes import dtype as find_dtype
 from tilus.errors import HazardFound, LaunchError, TilusError
 from tilus.ir import ops
+from tilus.ir.cluster_model import Cluster
 from tilus.ir.core import Operation, Region, Value
 from tilus.ir.kernel import Kernel
 from tilus.ir.memory_model import (
@@ -95,8 +97,15 @@ def run(
         values = bind(kernel, args)
         extents = grid if grid is not None else launch_grid(kernel, values)
         extents = tuple(extents) + (1,) * (3 - len(extents))
-        for z, y, x in product(*(range(n) for n in reversed(extents))):
-            Schedule(Block(kernel, dict(values), (x, y, z), extents, output)).finish(kernel.body)
+        size = kernel.cluster
+        if any(extent % blocks for extent, blocks in zip(extents, size, strict=True)):
+            raise LaunchError(f"{kernel.name} has the grid {extents}, no multiple of its cluster {size}")
+        for z, y, x in product(*(range(0, n, c) for n, c in zip(reversed(extents), reversed(size)))):
+            cluster = Cluster()
+            for dz, dy, dx in product(*(range(c) for c in reversed(size))):
+                place = (x + dx, y + dy, z + dz)
+                Block(kernel, dict(values), place, extents, output, cluster)
+            Schedule(cluster.blocks[0]).finish(kernel.body)
 
 
 def bind(kernel: Kernel, args: Sequence[Any]) -> dict[Value, Any]:
@@ -177,57 +186,77 @@ Steps = Generator[None, None, Flow]
 
 
 class Schedule:
-    """The groups of warps of a thread block, which take turns where they wait."""
+    """The groups of warps of a cluster's thread blocks, which take turns where they wait.
+
+    Parameters
+    ----------
+    block : Block
+        One of the blocks.
+    """
 
     def __init__(self, block: Block) -> None:
-        self.block = block
+        self.cluster = block.cluster
         self.running: dict[Group, Steps] = {}
 
     def finish(self, region: Region) -> Flow:
-        """Run a region to its end, with all groups of warps that it starts."""
-        main = self.start(region, self.block.kernel.warps)
+        """Run a region to its end in all blocks, with all groups of warps that it starts; how the first ended."""
+        cluster = self.cluster
+        groups = [self.start(block, region, block.kernel.warps) for block in cluster.blocks]
         result: Flow | None = None
         while self.running:
-            before = self.block.events
+            before = cluster.events
             for group, steps in list(self.running.items()):
                 try:
                     next(steps)
                 except StopIteration as stop:
                     del self.running[group]
-                    self.block.events += 1
-                    if group is main:
+                    self.end(group, stop.value)
+                    if group is groups[0]:
                         result = stop.value
-            if self.running and self.block.events == before:
+            if self.running and cluster.events == before:
                 waits = [group.waits for group in self.running if group.waits is not None]
                 where = f"; they wait at {', '.join(map(str, waits))}" if waits else ""
+                stuck = next(iter(self.running)).block.index
                 raise HazardFound(
-                    f"deadlock: no group of warps of block {self.block.index} can go on{where}",
+                    f"deadlock: no group of warps of block {stuck} can go on{where}",
                     waits[0] if waits else None,
                 )
         assert result is not None
         return result
 
-    def start(self, region: Region, warps: int) -> Group:
-        """Start a group of threads on a region."""
-        group = Group(self.block, warps)
+    def start(self, block: Block, region: Region, warps: int, parent: Group | None = None) -> Group:
+        """Start a group of threads of a block on a region."""
+        group = Group(block, warps, parent=parent, ticket=-1 if parent is None else parent.ticket)
         self.running[group] = self.region(group, region)
-        self.block.events += 1
+        block.events += 1
         return group
+
+    def end(self, group: Group, flow: Flow) -> None:
+        """Note that a group is done: its warps have ended, or go on with those around."""
+        block, parent = group.block, group.parent
+        if parent is None:
+            block.alive = 0
+        elif flow.end is ops.Return:
+            block.alive -= group.warps
+        else:
+            parent.ticket = max(parent.ticket, group.ticket)
+        self.cluster.advance()
 
     def region(self, group: Group, region: Region) -> Steps:
         """Run a region; yields where the group waits for others."""
-        values = self.block.values
+        values = group.block.values
         children: list[tuple[ops.WarpGroup, Group]] = []
         for operation in region.ops:
             if children and not operation.pure:
-                while any(child in self.running and needs(operation, started) for started, child in children):
+                while any(other in self.running and needs(operation, started) for started, other in children):
                     yield
                 children = [pair for pair in children if pair[1] in self.running]
             if operation.terminator:
                 return Flow(type(operation), tuple(values[v] for v in operation.inputs()))
             try:
                 if isinstance(operation, ops.WarpGroup):
-                    children.append((operation, self.start(operation.body, operation.count)))
+                    child = self.start(group.block, operation.body, operation.count, group)
+                    children.append((operation, child))
                 elif type(operation) in CONTROL:
                     flow = yield from CONTROL[type(operation)](self, group, operation)
                     if flow is not None:
@@ -336,6 +365,20 @@ def _barrier_wait(
     barrier = barrier_of(group, op.barrier, op.index)
     parity = integer(group, op.phase) & 1
     while not barrier.is_complete(parity):
+        group.waits = op.loc
+        yield
+    group.waits = None
+    group.block.events += 1
+    return None
+
+
+@controls(ops.ClusterWait)
+def _cluster_wait(
+    schedule: Schedule, group: Group, op: ops.ClusterWait
+) -> Generator[None, None, Flow | None]:
+    if group.ticket < 0:
+        raise HazardFound("cluster_wait without a cluster_arrive before it", op.loc)
+    while group.block.cluster.phase == group.ticket:
         group.waits = op.loc
         yield
     group.waits = None

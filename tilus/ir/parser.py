@@ -98,6 +98,9 @@ class _Reader:
                 self.dtype(c[0]), _ints(c[1]), c[2] and self.layout(c[2])
             ),
             "shared_type": lambda c: SharedType(self.dtype(c[0]), _ints(c[1]), c[2] and self.layout(c[2])),
+            "remote_type": lambda c: SharedType(
+                self.dtype(c[0]), _ints(c[1]), c[2] and self.layout(c[2]), remote=True
+            ),
             "global_type": lambda c: GlobalType(
                 self.dtype(c[0]), _extents(c[1]), _extents(c[2]), _align(c[3])
             ),
@@ -193,6 +196,9 @@ class _Reader:
 
     def operands(self, opcode: Token, cls: type[Operation], trees: list[Any]) -> dict[str, Any]:
         expected = [(n, r) for n, r in schema(cls) if r in ("operand", "optional", "operands")]
+        while len(expected) > len(trees) and expected[-1][1] == "optional":
+            # Optional operands at the end may be left out.
+            expected.pop()
         if len(expected) != len(trees):
             names = ", ".join(name for name, _ in expected) or "none"
             raise self.error(opcode, f"{opcode} has {len(expected)} operands ({names}), not {len(trees)}")

@@ -12,6 +12,7 @@ import numpy as np
 from tilus.dtypes import DType
 from tilus.errors import HazardFound, Location, TilusError
 from tilus.ir import numerics, ops
+from tilus.ir.cluster_model import Cluster, same_barriers, same_tile
 from tilus.ir.core import Operation, Value
 from tilus.ir.kernel import Kernel
 from tilus.ir.memory_model import (
@@ -41,10 +42,34 @@ class Block:
     index: tuple[int, int, int]
     grid: tuple[int, ...]
     output: Callable[[str], None]
+    cluster: Cluster = field(default_factory=Cluster)
     # By the operation: a loop gets the same memory each time.
     allocated: dict[Operation, Any] = field(default_factory=dict)
-    # Counts what may let a waiting group go on.
-    events: int = 0
+    # Warps that have not ended.
+    alive: int = 0
+
+    def __post_init__(self) -> None:
+        self.alive = self.kernel.warps
+        self.cluster.blocks.append(self)
+
+    @property
+    def events(self) -> int:
+        """Counts what may let a waiting group of the cluster go on."""
+        return self.cluster.events
+
+    @events.setter
+    def events(self, count: int) -> None:
+        self.cluster.events = count
+
+    def allocate(self, op: Operation) -> Any:
+        """Return the memory or the barriers of an operation, which other blocks may use before it runs."""
+        if op not in self.allocated:
+            if isinstance(op, ops.BarrierAlloc):
+                self.allocated[op] = [Barrier(op.arrivals) for _ in range(op.count)]
+            else:
+                assert isinstance(op, ops.AllocShared)
+                self.allocated[op] = undefined(op.dtype, op.shape)
+        return self.allocated[op]
 
 
 @dataclass(eq=False)
@@ -57,6 +82,9 @@ class Group:
     stores: CopyQueue = field(default_factory=CopyQueue)
     dots: deque[LateTile] = field(default_factory=deque)
     waits: Location | None = None
+    parent: Group | None = None
+    # The phase of the cluster's barrier at which the group last arrived.
+    ticket: int = -1
     # Loops around that ask for pipelining, whose copies need no wait.
     pipelined: int = 0
 
@@ -426,9 +454,33 @@ def _atomic(group: Group, op: ops.Atomic) -> tuple[Any, ...]:
 
 @means(ops.Fence)
 @means(ops.Sync)
-def _nothing(group: Group, op: ops.Fence | ops.Sync) -> tuple[Any, ...]:
-    # A group runs as one, so that its threads are always together.
+@means(ops.WaitForPrevious)
+@means(ops.LaunchNext)
+def _nothing(group: Group, op: Operation) -> tuple[Any, ...]:
+    # A group runs as one, so that its threads are always together; a launch runs alone.
     return ()
+
+
+# Clusters.
+
+
+@means(ops.ClusterArrive)
+def _cluster_arrive(group: Group, op: ops.ClusterArrive) -> tuple[Any, ...]:
+    cluster = group.block.cluster
+    if group.ticket == cluster.phase:
+        raise HazardFound(
+            "a group of warps arrives twice at the cluster's barrier without waiting in between"
+        )
+    group.ticket = cluster.phase
+    cluster.arrive(group.warps)
+    return ()
+
+
+@means(ops.Remote)
+def _remote(group: Group, op: ops.Remote) -> tuple[Any, ...]:
+    block = group.block
+    other = block.cluster.block(integer(group, op.rank))
+    return (same_tile(block, block.values[op.tensor], other),)
 
 
 # Shared memory.
@@ -436,10 +488,7 @@ def _nothing(group: Group, op: ops.Fence | ops.Sync) -> tuple[Any, ...]:
 
 @means(ops.AllocShared)
 def _alloc_shared(group: Group, op: ops.AllocShared) -> tuple[Any, ...]:
-    found = group.block.allocated.get(op)
-    if found is None:
-        found = group.block.allocated[op] = undefined(op.dtype, op.shape)
-    return (found,)
+    return (group.block.allocate(op),)
 
 
 @means(ops.SharedIndex)
@@ -473,10 +522,11 @@ def _store_shared(group: Group, op: ops.StoreShared) -> tuple[Any, ...]:
 
 
 def _late_copy(
-    group: Group, op: ops.CopyAsync | ops.CopyBulk, checked: tuple[bool, ...]
+    group: Group, op: ops.CopyAsync | ops.CopyBulk, checked: tuple[bool, ...], target: Array | None = None
 ) -> Callable[[], None]:
     """Return the copy, to be done at its wait; its bounds are checked now."""
-    tensor, shared = group.block.values[op.tensor], group.block.values[op.shared]
+    tensor = group.block.values[op.tensor]
+    shared = group.block.values[op.shared] if target is None else target
     indices = tile_indices([integer(group, v) for v in op.offsets], shared.shape)
     places, active = tensor.locate(indices, shared.shape, checked, None)
     zero = _zero(_dtype(op.tensor))
@@ -514,14 +564,13 @@ def _copy_async_wait(group: Group, op: ops.CopyAsyncWait) -> tuple[Any, ...]:
 
 @means(ops.BarrierAlloc)
 def _barrier_alloc(group: Group, op: ops.BarrierAlloc) -> tuple[Any, ...]:
-    found = group.block.allocated.get(op)
-    if found is None:
-        found = group.block.allocated[op] = [Barrier(op.arrivals) for _ in range(op.count)]
-    return (found,)
+    return (group.block.allocate(op),)
 
 
-def barrier_of(group: Group, barrier: Value, index: Value | None) -> Barrier:
+def barrier_of(group: Group, barrier: Value, index: Value | None, rank: int | None = None) -> Barrier:
     barriers: list[Barrier] = group.block.values[barrier]
+    if rank is not None:
+        barriers = same_barriers(group.block, barriers, group.block.cluster.block(rank))
     number = 0 if index is None else integer(group, index)
     if not 0 <= number < len(barriers):
         raise HazardFound(f"index {number} of an array of {len(barriers)} barriers")
@@ -530,7 +579,8 @@ def barrier_of(group: Group, barrier: Value, index: Value | None) -> Barrier:
 
 @means(ops.BarrierArrive)
 def _barrier_arrive(group: Group, op: ops.BarrierArrive) -> tuple[Any, ...]:
-    barrier = barrier_of(group, op.barrier, op.index)
+    rank = None if op.rank is None else integer(group, op.rank)
+    barrier = barrier_of(group, op.barrier, op.index, rank)
     for warp in range(group.warps):
         barrier.arrive(op.bytes if warp == 0 else 0)
     group.block.events += 1
@@ -540,9 +590,16 @@ def _barrier_arrive(group: Group, op: ops.BarrierArrive) -> tuple[Any, ...]:
 @means(ops.CopyBulk)
 def _copy_bulk(group: Group, op: ops.CopyBulk) -> tuple[Any, ...]:
     # TMA fills what lies outside of the tensor with zeros and counts it like the rest.
-    copy = _late_copy(group, op, (True,) * len(op.offsets))
+    checked = (True,) * len(op.offsets)
     size = tile_bytes(_dtype(op.shared), _shape(op.shared))
-    barrier_of(group, op.barrier, op.index).copies.append((size, copy))
+    block = group.block
+    if op.multicast is None:
+        barrier_of(group, op.barrier, op.index).copies.append((size, _late_copy(group, op, checked)))
+    else:
+        for rank in block.cluster.ranks(integer(group, op.multicast)):
+            target = same_tile(block, block.values[op.shared], block.cluster.block(rank))
+            copy = _late_copy(group, op, checked, target)
+            barrier_of(group, op.barrier, op.index, rank).copies.append((size, copy))
     group.block.events += 1
     return ()
 

@@ -76,15 +76,18 @@ class RegisterType(Type):
 
 @dataclass(frozen=True)
 class SharedType(Type):
-    """A tile in shared memory."""
+    """A tile in shared memory: the block's own, or that of another block of the cluster."""
 
     dtype: DType
     shape: tuple[int, ...]
     layout: SharedLayout | None = None
+    remote: bool = False
 
     def __str__(self) -> str:
         layout = f", {format_layout(self.layout)}" if self.layout is not None else ""
-        return f"shared<{self.dtype.short}, {format_list(self.shape)}{layout}>"
+        return (
+            f"{'remote' if self.remote else 'shared'}<{self.dtype.short}, {format_list(self.shape)}{layout}>"
+        )
 
     @property
     def size(self) -> int:

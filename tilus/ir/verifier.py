@@ -62,7 +62,7 @@ def agree(a: Type, b: Type) -> bool:
         return (a.layout is None or b.layout is None) and strip(a) == strip(b)
     if isinstance(a, SharedType) and isinstance(b, SharedType):
         open_ = a.layout is None or b.layout is None
-        return open_ and (a.dtype, a.shape) == (b.dtype, b.shape)
+        return open_ and (a.dtype, a.shape, a.remote) == (b.dtype, b.shape, b.remote)
     return False
 
 

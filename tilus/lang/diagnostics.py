@@ -25,7 +25,8 @@ def describe_type(type: Type) -> str:
     if isinstance(type, RegisterType):
         return f"{with_article(type.dtype)} tile of shape {list(type.shape)}"
     if isinstance(type, SharedType):
-        return f"a shared {type.dtype} tensor of shape {list(type.shape)}"
+        where = " of another block" if type.remote else ""
+        return f"a shared {type.dtype} tensor{where} of shape {list(type.shape)}"
     if isinstance(type, GlobalType):
         return f"a global {type.dtype} tensor of rank {type.rank}"
     if isinstance(type, PointerType):

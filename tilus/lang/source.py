@@ -235,7 +235,8 @@ class KernelSource:
                 self.location,
                 "tilus.grid(tilus.cdiv(n, block), warps=4) at its start",
             )
-        return Kernel(t.kernel_name, params, t.grid, body, t.warps, t.cluster, loc=self.location)
+        cluster = t.cluster or (1, 1, 1)
+        return Kernel(t.kernel_name, params, t.grid, body, t.warps, cluster, loc=self.location)
 
 
 def dense_strides(name: str, dims: tuple[Extent, ...]) -> tuple[Extent, ...]:

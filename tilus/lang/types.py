@@ -309,8 +309,8 @@ class Barrier:
         """The number of barriers in the array."""
         raise only_in_kernel("Barrier.count")
 
-    def arrive(self, index: Any = None, bytes: int = 0) -> None:
-        """Arrive once for the current group of threads; see `tilus.arrive`."""
+    def arrive(self, index: Any = None, bytes: int = 0, rank: Any = None, scope: str = "") -> None:
+        """Arrive once for each warp of the current group; see `tilus.arrive`."""
         raise only_in_kernel("Barrier.arrive")
 
     def wait(self, phase: Any, index: Any = None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch
 
@@ -11,9 +12,12 @@ from tilus import dtypes
 from tilus.codegen import Target
 from tilus.dtypes import DType
 from tilus.errors import ShapeMismatch, TypeMismatch
-from tilus.ops.device import target_of
+from tilus.ops.device import processors, target_of
+from tilus.ops.hopper_matmul_kernel import hopper_matmul_kernel
 from tilus.ops.library import LIBRARY
 from tilus.ops.matmul_kernel import matmul_kernel
+from tilus.ops.schedules import HopperSchedule, fits_bulk_copies, hopper_schedule, work_of
+from tilus.ops.stream_k_kernel import stream_k_kernel
 
 DTYPES = {torch.float16: dtypes.float16, torch.bfloat16: dtypes.bfloat16}
 OPERANDS = {
@@ -23,7 +27,7 @@ OPERANDS = {
     torch.float8_e4m3fn: dtypes.float8_e4m3,
     torch.float8_e5m2: dtypes.float8_e5m2,
 }
-OUTPUTS = {**DTYPES, torch.float32: dtypes.float32}
+OUTPUTS = {**DTYPES, torch.float32: dtypes.float32, torch.int32: dtypes.int32}
 ACTIVATIONS = ("", "relu", "gelu", "silu")
 
 
@@ -60,7 +64,8 @@ def matmul(
     alpha, beta : float
         Factors of the product and of the residual.
     out_dtype : torch.dtype, optional
-        float16, bfloat16 or float32; a's own dtype unless given, bfloat16 for 8-bit types.
+        float16, bfloat16 or float32, or int32 for the plain product of int8; a's own dtype unless given, bfloat16
+        for 8-bit types.
 
     Returns
     -------
@@ -72,13 +77,14 @@ def matmul(
     ShapeMismatch, TypeMismatch
         Where the arguments do not fit.
     """
-    _check(a, b, bias, residual, a_scale, b_scale, activation, out_dtype)
+    _check(a, b, bias, residual, a_scale, b_scale, activation, alpha, out_dtype)
     return torch.ops.tilus.matmul(a, b, bias, residual, a_scale, b_scale, activation, alpha, beta, out_dtype)
 
 
 def _check(
     a: torch.Tensor, b: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None,
-    a_scale: torch.Tensor | None, b_scale: torch.Tensor | None, activation: str, out_dtype: torch.dtype | None,
+    a_scale: torch.Tensor | None, b_scale: torch.Tensor | None, activation: str, alpha: float,
+    out_dtype: torch.dtype | None,
 ) -> None:  # fmt: skip
     fp8 = (torch.float8_e4m3fn, torch.float8_e5m2)
     if a.dtype not in OPERANDS or (a.dtype != b.dtype and not (a.dtype in fp8 and b.dtype in fp8)):
@@ -98,7 +104,13 @@ def _check(
         )
     out = out_dtype or result_dtype(a)
     if out not in OUTPUTS:
-        raise TypeMismatch(f"matmul gives float16, bfloat16 or float32, not {out}")
+        raise TypeMismatch(f"matmul gives float16, bfloat16, float32 or (of int8) int32, not {out}")
+    plain = bias is residual is a_scale is b_scale is None and not activation and alpha == 1
+    if out == torch.int32 and (a.dtype != torch.int8 or not plain):
+        raise TypeMismatch(
+            "matmul gives int32 only for int8 operands, and as the plain product",
+            hint="out_dtype=torch.float32 for a product with alpha, scales, bias, activation or residual",
+        )
     n = b.shape[-1]
     if bias is not None and (bias.dtype != out or tuple(bias.shape) != (n,)):
         raise ShapeMismatch(
@@ -123,7 +135,7 @@ def _check(
 
 def result_dtype(a: torch.Tensor) -> torch.dtype:
     """Return the output's dtype where none is asked for."""
-    return a.dtype if a.dtype in OUTPUTS else torch.bfloat16
+    return torch.bfloat16 if OPERANDS[a.dtype].bits == 8 else a.dtype
 
 
 LIBRARY.define(
@@ -135,7 +147,7 @@ LIBRARY.define(
 
 @dataclass(frozen=True)
 class Schedule:
-    """Tile sizes of one launch."""
+    """Tile sizes of one launch of the kernel for all targets."""
 
     block_m: int
     block_n: int
@@ -176,39 +188,82 @@ def _run(
     left = a.reshape(batches, prod(a.shape[:-1]) // batches, k)
     right = b.reshape(batches, k, n)
     result = c.view(1, -1, n) if flat else c.view(-1, *c.shape[-2:])
-    bits = OPERANDS[a.dtype].bits
-    left, a_turned = _oriented(left, allow_turned=bits == 16, wanted=False)
-    right, b_turned = _oriented(right, allow_turned=True, wanted=bits != 16)
+    dtype = OPERANDS[a.dtype]
+    left, a_turned = _oriented(left, allow_turned=dtype.bits == 16, wanted=False)
+    right, b_turned = _oriented(right, allow_turned=True, wanted=dtype.bits != 16)
     none = torch.empty((1,), dtype=torch.float32, device=a.device)
-    chosen = schedule(result.shape[1], n, bits, target)
-    matmul_kernel(
-        left,
-        right,
-        result,
+    epilogue = (
         bias if bias is not None else result[0, 0],
         residual.reshape(result.shape) if residual is not None else result,
         a_scale if a_scale is not None else none,
         b_scale if b_scale is not None else none,
-        alpha,
-        beta,
-        dtype=OPERANDS[a.dtype],
-        b_dtype=OPERANDS[b.dtype],
-        out_dtype=OUTPUTS[out],
-        acc_dtype=_accumulator(OPERANDS[a.dtype]),
-        a_turned=a_turned,
-        b_turned=b_turned,
-        batched_b=not flat,
-        has_bias=bias is not None,
-        has_residual=residual is not None,
-        has_scales=a_scale is not None,
-        activation=activation,
-        block_m=chosen.block_m,
-        block_n=chosen.block_n,
-        block_k=chosen.block_k,
-        stages=chosen.stages,
-        warps=chosen.warps,
     )
+    finishing = {
+        "out_dtype": OUTPUTS[out],
+        "acc_dtype": _accumulator(dtype),
+        "has_bias": bias is not None,
+        "has_residual": residual is not None,
+        "has_scales": a_scale is not None,
+        "activation": activation,
+    }
+    types = {
+        "dtype": dtype,
+        "b_dtype": OPERANDS[b.dtype],
+        "a_turned": a_turned,
+        "b_turned": b_turned,
+        "batched_b": not flat,
+    }
+    if target.has("wgmma") and k and fits_bulk_copies(left) and fits_bulk_copies(right):
+        chosen = hopper_schedule(
+            result.shape[1], n, k, result.shape[0], dtype.bits, OUTPUTS[out].bits, target, processors(a)
+        )
+        run_hopper(left, right, result, epilogue, (alpha, beta), chosen, types, finishing)
+    else:
+        plain = schedule(result.shape[1], n, dtype.bits, target)
+        matmul_kernel(left, right, result, *epilogue, alpha, beta, **types, **finishing, **vars(plain))
     return c
+
+
+def run_hopper(
+    left: torch.Tensor, right: torch.Tensor, result: torch.Tensor, epilogue: tuple[torch.Tensor, ...],
+    factors: tuple[float, float], chosen: HopperSchedule, types: dict[str, Any], finishing: dict[str, Any],
+) -> None:  # fmt: skip
+    """Multiply with `hopper_matmul_kernel`, and add up what it leaves in parts."""
+    batches, m, n = result.shape
+    k = left.shape[1] if types["a_turned"] else left.shape[2]
+    work = work_of(chosen, m, n, k, batches, processors(left))
+    cut = work.shared_tiles > 0
+    sums = torch.int32 if finishing["acc_dtype"] is dtypes.int32 else torch.float32
+    slots = (2 * work.blocks, min(chosen.block_m, m), chosen.block_n) if cut else (1, 1, 1)
+    partial = torch.empty(slots, dtype=sums, device=left.device)
+    hopper_matmul_kernel(
+        left,
+        right,
+        result,
+        *epilogue,
+        partial,
+        *factors,
+        work.blocks,
+        work.shared_tiles,
+        **types,
+        **finishing,
+        **{**vars(chosen), "stream": cut},
+        bulk_store=fits_bulk_copies(result),
+    )
+    if cut:
+        stream_k_kernel(
+            partial,
+            result,
+            *epilogue,
+            *factors,
+            work.blocks,
+            work.shared_tiles,
+            -(-k // chosen.block_k),
+            **finishing,
+            block_m=chosen.block_m,
+            block_n=chosen.block_n,
+            group=chosen.group,
+        )
 
 
 def _accumulator(dtype: DType) -> DType:

@@ -7,7 +7,7 @@ multi-stage pipeline of asynchronous copies with ldmatrix and mma.
 from __future__ import annotations
 
 import tilus
-from tilus import Tensor, constexpr, float32
+from tilus import Tensor, constexpr, float32, int32
 
 
 @tilus.kernel
@@ -72,15 +72,32 @@ def matmul_kernel(
             tilus.copy_async(sb, b, (b_index, k0, column))
             right = tilus.load(sb)
         acc = tilus.dot(left, right, acc)
+    out = finish(
+        acc, bias, residual, a_scale, b_scale, alpha, beta, batch, row, column,
+        out_dtype, has_bias, has_residual, has_scales, activation,
+    )  # fmt: skip
+    tilus.store(c, out, (batch, row, column))
+
+
+@tilus.inline
+def finish(
+    acc, bias, residual, a_scale, b_scale, alpha, beta, batch, row, column,
+    out_dtype, has_bias, has_residual, has_scales, activation, layout=None,
+):  # fmt: skip
+    """Return the results for a tile of sums of products, in a layout, that lies at a row and a column."""
+    if out_dtype == int32:
+        return acc
+    height, width = acc.shape
     out = tilus.cast(acc, float32) * alpha
     if has_scales:
-        out = out * tilus.load(a_scale, row, block_m)[:, None] * tilus.load(b_scale, column, block_n)[None, :]
+        out = out * tilus.load(a_scale, row, height)[:, None] * tilus.load(b_scale, column, width)[None, :]
     if has_bias:
-        out = out + tilus.cast(tilus.load(bias, column, block_n), float32)[None, :]
+        out = out + tilus.cast(tilus.load(bias, column, width), float32)[None, :]
     out = activate(out, activation)
     if has_residual:
-        out = out + tilus.cast(tilus.load(residual, (batch, row, column), (block_m, block_n)), float32) * beta
-    tilus.store(c, tilus.cast(out, out_dtype), (batch, row, column))
+        more = tilus.load(residual, (batch, row, column), (height, width), layout=layout)
+        out = out + tilus.cast(more, float32) * beta
+    return tilus.cast(out, out_dtype)
 
 
 @tilus.inline

@@ -14,6 +14,41 @@ from tilus.errors import ShapeMismatch, TypeMismatch
 from tilus.ops.prepack import UNIT_K, pack_weight, padded, unpack_weight
 
 GROUP_STEP = 16
+SCALES = (torch.float16, torch.bfloat16)
+BYTES = {torch.int8: dtypes.int8, torch.float8_e4m3fn: dtypes.float8_e4m3}
+"""Activations of 8 bits."""
+PAIR = 8
+"""Columns of a gate that lie together in a gated pair."""
+
+
+def operand_type(code_type: DType, activations: torch.dtype) -> DType:
+    """Return the type that kernels cast a weight's codes to, to multiply them with activations of a type.
+
+    Raises
+    ------
+    TypeMismatch
+        Where it does not hold every value of the code type.
+    """
+    if activations in SCALES:
+        return dtypes.dtype(activations)
+    if activations not in BYTES:
+        raise TypeMismatch(
+            f"weights are not multiplied with activations of {activations}",
+            hint="float16, bfloat16, int8 or float8_e4m3fn",
+        )
+    operand = BYTES[activations]
+    if operand == dtypes.int8 and code_type.kind == "uint":
+        operand = dtypes.uint8
+    values = decode(np.arange(1 << code_type.bits), code_type).astype(np.float64)
+    values = values[np.isfinite(values)]
+    held = decode(encode(values, operand), operand).astype(np.float64)
+    if not np.array_equal(held, values):
+        raise TypeMismatch(
+            f"{operand} does not hold all values of {code_type}, as activations of {activations} ask for",
+            hint="integers with int8; integers of up to 4 bits, and floats of up to 4 exponent and 3 mantissa bits, with "
+            "float8_e4m3fn",
+        )
+    return operand
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,13 +66,17 @@ class QuantizedWeight:
     packed : Tensor of uint8, shape (k / 128, n / 32, 512 * bits), rounded up
         The codes, as `tilus.ops.prepack` lays them out.
     scale : Tensor of float16 or bfloat16, shape (groups, n rounded up)
-        The value of a code c is ``(decode(c) - zero) * scale``.
+        The value of a code c is ``(decode(c) - zero) * scale * alpha``. No scale is 2 or more.
     zero : Tensor or None
         Zero points, of the scale's shape and dtype.
     alpha : float
         A factor of all values, applied in float32 (a second-level scale).
     order : Tensor of int64, shape (k,), or None
         Which element along k each row holds, where rows were sorted by group ("act-order").
+    activations : torch.dtype or None
+        The type of the activations for which the codes are laid out; the scale's if None.
+    gated : bool
+        Whether the columns are those of a gate and of what it multiplies, in turns of eight; see `gated_pair`.
     """
 
     dtype: DType
@@ -48,6 +87,21 @@ class QuantizedWeight:
     zero: torch.Tensor | None
     alpha: float = 1.0
     order: torch.Tensor | None = None
+    activations: torch.dtype | None = None
+    gated: bool = False
+
+    @property
+    def operand(self) -> DType:
+        """The type that kernels cast the codes to."""
+        return operand_type(self.dtype, self.activations or self.scale.dtype)
+
+    @property
+    def columns(self) -> np.ndarray[Any, Any] | None:
+        """Which packed column each column is, the gate's before the others; None where they lie in order."""
+        if not self.gated:
+            return None
+        pairs = np.arange(self.shape[1]).reshape(-1, 2, PAIR)
+        return pairs.transpose(1, 0, 2).reshape(-1)
 
     @property
     def bits_per_weight(self) -> float:
@@ -59,9 +113,7 @@ class QuantizedWeight:
 
     def codes(self) -> np.ndarray[Any, Any]:
         """Return the codes as uint8, shape (k, n)."""
-        found = unpack_weight(
-            self.packed.cpu().numpy(), self.dtype, *self.shape, dtypes.dtype(self.scale.dtype)
-        )
+        found = unpack_weight(self.packed.cpu().numpy(), self.dtype, *self.shape, self.operand)
         if self.order is None:
             return found
         sorted_back = np.empty_like(found)
@@ -69,7 +121,7 @@ class QuantizedWeight:
         return sorted_back
 
     def dequantize(self) -> torch.Tensor:
-        """Return the float64 values, shape (k, n)."""
+        """Return the float64 values, shape (k, n); of a gated pair the gate's columns come first."""
         k, n = self.shape
         values = decode(self.codes(), self.dtype).astype(np.float64)
         rows = np.arange(k) // self.group_size
@@ -77,7 +129,8 @@ class QuantizedWeight:
             rows = rows[np.argsort(self.order.cpu().numpy())]
         scale = self.scale.to(torch.float64).cpu().numpy()[rows, :n]
         zero = 0.0 if self.zero is None else self.zero.to(torch.float64).cpu().numpy()[rows, :n]
-        return torch.from_numpy((values - zero) * scale * self.alpha)
+        found = (values - zero) * scale * self.alpha
+        return torch.from_numpy(found if self.columns is None else found[:, self.columns])
 
     def to(self, device: torch.device | str) -> QuantizedWeight:
         """Return the weight on another device."""
@@ -95,6 +148,7 @@ def quantize(
     *,
     zero_point: bool = False,
     scale_dtype: torch.dtype = torch.float16,
+    activations: torch.dtype | None = None,
 ) -> QuantizedWeight:
     """Quantise a weight by rounding to nearest in groups along k.
 
@@ -111,7 +165,11 @@ def quantize(
         Whether each group has an integer zero point; for unsigned types without one, the middle of the range is
         the zero of all groups.
     scale_dtype : torch.dtype
-        float16 or bfloat16: also the type of the activations that the weight is multiplied with.
+        float16 or bfloat16: also the type of the result of `quantized_matmul`, and of the activations unless they are
+        said.
+    activations : torch.dtype, optional
+        int8 or float8_e4m3fn: activations are quantised too, and the tensor core multiplies numbers of 8 bits. The
+        group is then 32, 64, 128, a multiple of 128, or -1.
 
     Returns
     -------
@@ -125,7 +183,7 @@ def quantize(
     code_type = dtypes.dtype(dtype)
     if weight.ndim != 2:
         raise ShapeMismatch(f"quantize takes a matrix of shape (k, n), not shape {tuple(weight.shape)}")
-    if scale_dtype not in (torch.float16, torch.bfloat16):
+    if scale_dtype not in SCALES:
         raise TypeMismatch(f"scales are float16 or bfloat16, not {scale_dtype}")
     if not 1 <= code_type.bits <= 8 or code_type.kind in ("bool", "scale"):
         raise TypeMismatch(f"weights are quantised to a number type of 1 to 8 bits, not {code_type}")
@@ -134,25 +192,25 @@ def quantize(
             f"zero points go with unsigned integers, not {code_type}", hint="use uint1 to uint8"
         )
     k, n = weight.shape
-    group = check_group(k, group_size)
+    group = check_group(k, group_size, activations)
+    if activations is not None:
+        operand_type(code_type, activations)
     values = weight.detach().to("cpu", torch.float64).numpy()
     if not np.isfinite(values).all():
         raise TypeMismatch("quantize takes finite weights, but some are infinite or NaN")
     grouped = values.reshape(k // group, group, n)
     low, high = grouped.min(axis=1), grouped.max(axis=1)
+    top = (1 << code_type.bits) - 1
     zero: np.ndarray[Any, Any] | None = None
-    if code_type.kind == "uint":
-        top = (1 << code_type.bits) - 1
-        if zero_point:
-            low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
-            scale = _rounded(_positive((high - low) / top), scale_dtype)
-            zero = np.clip(np.rint(-low / scale), 0, top)
-        else:
-            # A symmetric grid around the middle of the range, which is the zero of all groups.
-            zero = np.full(low.shape, top / 2)
-            scale = _rounded(_positive(np.maximum(-low, high) / (top / 2)), scale_dtype)
+    if code_type.kind == "uint" and zero_point:
+        low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+        scale = (high - low) / top
+    elif code_type.kind == "uint":
+        # A symmetric grid around the middle of the range, which is the zero of all groups.
+        scale = np.maximum(-low, high) / (top / 2)
+        zero = np.full(low.shape, top / 2)
     else:
-        positive, negative = reach(code_type, scale_dtype)
+        positive, negative = reach(code_type, scale_dtype if activations is None else activations)
         if code_type.is_float:
             scale = np.maximum(-low, high) / positive
         else:
@@ -160,15 +218,22 @@ def quantize(
             up = high / positive if positive > 0 else np.zeros_like(high)
             down = -low / negative if negative > 0 else np.zeros_like(low)
             scale = np.maximum(up, down)
-        scale = _rounded(_positive(scale), scale_dtype)
+    stored, alpha = split_scales(np.where(scale > 0, scale, scale.max() or 1.0), scale_dtype)
+    stored = stored.clamp_min(torch.finfo(scale_dtype).smallest_normal * torch.finfo(scale_dtype).eps)
+    # Codes are chosen for the scales that will multiply them.
+    scale = stored.to(torch.float64).numpy() * alpha
+    if code_type.kind == "uint" and zero_point:
+        zero = np.clip(np.rint(-low / scale), 0, top)
     shifted = grouped / scale[:, None, :] + (0.0 if zero is None else zero[:, None, :])
     codes = encode(shifted.reshape(k, n), code_type)
     return from_codes(
         codes,
         code_type,
-        torch.from_numpy(scale).to(scale_dtype),
+        stored,
         None if zero is None else torch.from_numpy(zero).to(scale_dtype),
         group,
+        alpha=alpha,
+        activations=activations,
     )
 
 
@@ -178,11 +243,12 @@ def reach(code_type: DType, activations: torch.dtype) -> tuple[float, float]:
     Kernels decode weights to the activations' type; beyond its largest value there is only infinity.
     """
     values = decode(np.arange(1 << code_type.bits), code_type).astype(np.float64)
-    values = values[np.abs(values) <= torch.finfo(activations).max]
+    limit = torch.finfo(activations).max if activations.is_floating_point else np.inf
+    values = values[np.abs(values) <= limit]
     return float(values.max()), -float(values.min())
 
 
-def check_group(k: int, group_size: int) -> int:
+def check_group(k: int, group_size: int, activations: torch.dtype | None = None) -> int:
     """Return the group size, with -1 resolved, or say what is wrong with it."""
     group = k if group_size == -1 else group_size
     if group <= 0 or k % group:
@@ -197,19 +263,33 @@ def check_group(k: int, group_size: int) -> int:
             f"a group of {group} elements is not supported",
             hint="use 16, 32, 64, 128, a multiple of 128, or -1",
         )
+    if activations in BYTES and group % (2 * GROUP_STEP) and group != k:
+        raise ShapeMismatch(
+            f"a group of {group} elements is not supported with activations of {activations}",
+            hint="use 32, 64, 128, a multiple of 128, or -1",
+        )
     return group
 
 
-def _positive(scale: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """A group of zeros has scale 1."""
-    return np.where(scale > 0, scale, 1.0)
+def split_scales(
+    scale: np.ndarray[Any, Any], dtype: torch.dtype, highest: float = 2.0
+) -> tuple[torch.Tensor, float]:
+    """Return positive scales in a 16-bit type, and a power of two to multiply them with.
 
-
-def _rounded(scale: np.ndarray[Any, Any], dtype: torch.dtype) -> np.ndarray[Any, Any]:
-    """Round scales to the type in which they are stored, so that codes are chosen for what will multiply them."""
-    made: np.ndarray[Any, Any] = torch.from_numpy(scale).to(dtype).to(torch.float64).numpy()
-    tiny = float(torch.finfo(dtype).smallest_normal)
-    return np.maximum(made, tiny)
+    The power is 1 where they fit as they are. Else the largest is brought between 1 and 2, so that small scales are no
+    subnormal numbers, which have few bits, and none is so large that a kernel may not multiply it with the power of two
+    that a cast leaves out.
+    """
+    sizes = np.abs(scale[np.isfinite(scale) & (scale != 0)])
+    alpha = 1.0
+    if sizes.size and (sizes.max() >= highest or sizes.min() < float(torch.finfo(dtype).smallest_normal)):
+        alpha = 2.0 ** float(np.floor(np.log2(sizes.max())))
+    stored = torch.from_numpy(np.ascontiguousarray(scale / alpha)).to(dtype)
+    if (stored.abs() >= highest).any():
+        # The largest one was rounded up.
+        alpha *= 2.0
+        stored = torch.from_numpy(np.ascontiguousarray(scale / alpha)).to(dtype)
+    return stored, alpha
 
 
 def from_codes(
@@ -221,17 +301,19 @@ def from_codes(
     *,
     alpha: float = 1.0,
     order: torch.Tensor | None = None,
+    activations: torch.dtype | None = None,
 ) -> QuantizedWeight:
     """Make a weight of codes that exist already.
 
     Parameters
     ----------
     codes : ndarray of uint8, shape (k, n)
-        Codes of `dtype`.
+        Codes of `dtype`, none of them infinite or NaN.
     dtype : DType
         Of 1 to 8 bits.
     scale : Tensor of float16 or bfloat16, shape (groups, n)
-        One row for each group of `group_size` elements along k.
+        One row for each group of `group_size` elements along k. Scales of 2 and more are stored divided by a power of
+        two, by which `alpha` grows.
     zero : Tensor or None
         Of the scale's shape and dtype.
     group_size : int
@@ -240,15 +322,23 @@ def from_codes(
         A factor of all values.
     order : Tensor of int64, shape (k,), optional
         Which element along k each row of codes holds.
+    activations : torch.dtype, optional
+        As for `quantize`.
     """
     k, n = codes.shape
-    group = check_group(k, group_size)
+    group = check_group(k, group_size, activations)
+    if not np.isfinite(decode(np.unique(codes), dtype).astype(np.float64)).all():
+        raise TypeMismatch(f"a code of {dtype} is infinite or NaN", hint="finite weights")
     groups = k // group
     for name, tensor in (("scale", scale), ("zero", zero)):
         if tensor is not None and tuple(tensor.shape) != (groups, n):
             raise ShapeMismatch(
                 f"{name} has shape {tuple(tensor.shape)}, expected {(groups, n)} for groups of {group}"
             )
+    if (scale.abs() >= 2).any():
+        scale, factor = split_scales(scale.detach().to("cpu", torch.float64).numpy(), scale.dtype)
+        alpha *= factor
+    operand = operand_type(dtype, activations or scale.dtype)
     kp, np_ = padded(k, n)
     # Rows that fill up the last unit multiply zeros of the activations; their scales only have to be finite.
     rows = -(-kp // group)
@@ -256,12 +346,70 @@ def from_codes(
         dtype,
         (k, n),
         group,
-        torch.from_numpy(pack_weight(codes, dtype, dtypes.dtype(scale.dtype))),
+        torch.from_numpy(pack_weight(codes, dtype, operand)),
         _fill(scale, rows, np_),
         None if zero is None else _fill(zero, rows, np_),
         alpha,
         order,
+        activations,
     )
+
+
+def gated_pair(gate: QuantizedWeight, up: QuantizedWeight) -> QuantizedWeight:
+    """Join the weights of a gate and of what it multiplies, for ``activation(a @ gate) * (a @ up)`` in one product.
+
+    Parameters
+    ----------
+    gate, up : QuantizedWeight
+        Of one shape, type and group size, both with zero points or none.
+
+    Returns
+    -------
+    QuantizedWeight
+        Of both weights' columns. `quantized_matmul` with it returns half as many.
+    """
+    same = (gate.dtype, gate.shape, gate.group_size, gate.scale.dtype, gate.activations, gate.zero is None)
+    if same != (up.dtype, up.shape, up.group_size, up.scale.dtype, up.activations, up.zero is None):
+        raise TypeMismatch("a gate and what it multiplies have the same shape, types, group size and zero points")
+    if (gate.order is None) != (up.order is None) or (
+        gate.order is not None and up.order is not None and not torch.equal(gate.order, up.order)
+    ):
+        raise TypeMismatch("a gate and what it multiplies have the same order of rows")
+    k, n = gate.shape
+    groups = k // gate.group_size
+    if n % PAIR:
+        raise ShapeMismatch(
+            f"a gate of {n} columns does not fit a gated pair", hint=f"a multiple of {PAIR} columns"
+        )
+
+    def joined(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        return interleave(first[..., :n], second[..., :n])
+
+    codes = [
+        torch.from_numpy(unpack_weight(w.packed.cpu().numpy(), w.dtype, *w.shape, w.operand)) for w in (gate, up)
+    ]
+    scales = [w.scale[:groups].cpu().to(torch.float64) * w.alpha for w in (gate, up)]
+    values = joined(*scales)
+    scale, alpha = split_scales(values.numpy(), gate.scale.dtype)
+    if not torch.equal(scale.to(torch.float64) * alpha, values):
+        raise TypeMismatch(
+            f"scales of the gate and of what it multiplies are too far apart for one tensor of {gate.scale.dtype}",
+            hint="quantize both at once, or use bfloat16 scales",
+        )
+    zero = None
+    if gate.zero is not None and up.zero is not None:
+        zero = joined(gate.zero[:groups].cpu(), up.zero[:groups].cpu())
+    made = from_codes(
+        joined(*codes).numpy(), gate.dtype, scale, zero, gate.group_size, alpha=alpha, order=gate.order,
+        activations=gate.activations,
+    )  # fmt: skip
+    return replace(made, gated=True).to(gate.packed.device)
+
+
+def interleave(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+    """Return two tensors' last dimensions in turns of eight, as a gated pair has them."""
+    pairs = torch.stack([x.reshape(*x.shape[:-1], -1, PAIR) for x in (gate, up)], dim=-2)
+    return pairs.reshape(*gate.shape[:-1], -1)
 
 
 def _fill(tensor: torch.Tensor, rows: int, columns: int) -> torch.Tensor:

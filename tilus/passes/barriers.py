@@ -12,6 +12,7 @@ store reads what threads wrote, a proxy fence stands before the barrier.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from tilus.errors import HazardFound
@@ -85,10 +86,18 @@ class State:
 
     accesses: frozenset[Access] = frozenset()
     flying: frozenset[tuple[Access, int]] = frozenset()
+    # Of the accesses, those before the arrival at the cluster's barrier for which no wait has come.
+    arrived: frozenset[Access] = frozenset()
 
     def join(self, other: State) -> State:
         """Return what may be unordered after either of two ways."""
-        return State(self.accesses | other.accesses, self.flying | other.flying)
+        flying = self.flying | other.flying
+        return State(self.accesses | other.accesses, flying, self.arrived & other.arrived)
+
+    def add(self, found: Iterable[Access]) -> State:
+        """Return the state after more accesses."""
+        made = frozenset(found)
+        return State(self.accesses | made, self.flying, self.arrived - made)
 
 
 def place_barriers(kernel: Kernel) -> Kernel:
@@ -232,7 +241,12 @@ class Analysis:
         if isinstance(op, ops.CopyAsyncWait):
             landed = frozenset(a for a, age in state.flying if age >= op.pending)
             rest = frozenset((a, age) for a, age in state.flying if age < op.pending)
-            return State(state.accesses | landed, rest)
+            return replace(state, flying=rest).add(landed)
+        if isinstance(op, ops.ClusterArrive):
+            return replace(state, arrived=frozenset() if op.relaxed else state.accesses)
+        if isinstance(op, ops.ClusterWait):
+            ordered = state.arrived - self.synced(state).accesses
+            return State(state.accesses - ordered, state.flying)
         if isinstance(op, ops.CopyAsync) and op.shared in self.place:
             made = self.access(op.shared, True, op.opcode)
             state = self._check(op, [made], state)
@@ -272,9 +286,8 @@ class Analysis:
             # The exchange begins and ends its writes with barriers of its own, then reads.
             low = getattr(op, "scratch", None) or 0
             made = Access(low, low + scratch, None, False, None, op.opcode, group=self.group)
-            ordered = self.synced(state)
-            return replace(ordered, accesses=ordered.accesses | {made})
-        return replace(state, accesses=state.accesses | set(found)) if found else state
+            return self.synced(state).add([made])
+        return state.add(found) if found else state
 
     def synced(self, state: State) -> State:
         """Return the state after a barrier of the current group of warps: what others did stays unordered."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from tilus.ir import ops
 from tilus.ir.core import Operation, Region, Value
@@ -34,11 +35,17 @@ def eliminate_dead_code(kernel: Kernel) -> Kernel:
     return dataclasses.replace(kernel, grid=regions[0], body=regions[1])
 
 
+def keep_only(region: Region, wanted: Callable[[Operation], bool]) -> Region:
+    """Return a region with the operations that are wanted and what they depend on, as if no other had an effect."""
+    return _Liveness(region, wanted).swept()
+
+
 class _Liveness:
     """Marks what is needed, from effects backwards, then sweeps the rest."""
 
-    def __init__(self, region: Region) -> None:
+    def __init__(self, region: Region, wanted: Callable[[Operation], bool] | None = None) -> None:
         self.root = region
+        self.wanted = wanted
         self.parent: dict[Operation, _Structured | None] = {}
         # An operation's result, or a loop's argument, by its place among the results (-1 for the index of a for).
         self.source: dict[Value, tuple[Operation, int]] = {}
@@ -68,7 +75,8 @@ class _Liveness:
                 self.hands[operation] = []
                 before = len(roots)
                 self.collect(operation.body, operation, operation, roots)
-                if isinstance(operation, ops.Loop) and (len(roots) > before or reads(operation.body)):
+                waits = self.wanted is None and reads(operation.body)
+                if isinstance(operation, ops.Loop) and (len(roots) > before or waits):
                     roots.append(operation)
             elif isinstance(operation, (ops.If, ops.WarpGroup)):
                 for inner in operation.regions():
@@ -81,7 +89,7 @@ class _Liveness:
             elif isinstance(operation, (ops.Break, ops.Continue)):
                 assert loop is not None
                 self.hands[loop].append(operation)
-            elif not only_for_result(operation):
+            elif not only_for_result(operation) if self.wanted is None else self.wanted(operation):
                 roots.append(operation)
 
     def mark(self, operation: Operation) -> None:

@@ -235,9 +235,14 @@ class Inference:
         assert isinstance(a, (RegisterType, SharedType))
         assert isinstance(b, SharedType)
         assert isinstance(c, RegisterType)
+        # Rows of a first operand in shared memory are where the instruction has them; in registers, where they are.
+        given = (self.of(op.a), self.of(op.c)) if isinstance(a, RegisterType) else (None, None)
         try:
             choice = self.selector.choose_dot_async(
-                (a.shape[0], b.shape[1], a.shape[1]), (a.dtype, b.dtype, c.dtype), self.threads[op.c] // WARP
+                (a.shape[0], b.shape[1], a.shape[1]),
+                (a.dtype, b.dtype, c.dtype),
+                self.threads[op.c] // WARP,
+                *given,
             )
         except TilusError as error:
             raise error.at(op.loc) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tilus.passes import Pass
 from tilus.passes.barriers import place_barriers
 from tilus.passes.canonicalise import canonicalise
+from tilus.passes.clusters import synchronise_clusters
 from tilus.passes.layouts import infer_layouts
 from tilus.passes.pipelining import pipeline_loops
 from tilus.passes.select import Selector
@@ -21,5 +22,6 @@ def pipeline_passes(selector: Selector) -> list[Pass]:
         Pass("canonicalise-again", canonicalise),
         Pass("infer-layouts", lambda kernel: infer_layouts(kernel, selector), layouts=True),
         Pass("plan-shared-memory", lambda kernel: plan_shared_memory(kernel, selector)),
+        Pass("synchronise-clusters", synchronise_clusters),
         Pass("place-barriers", place_barriers),
     ]

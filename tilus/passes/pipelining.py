@@ -188,4 +188,12 @@ def _slice(body: Region, copies: list[ops.CopyAsync]) -> list[Operation]:
             )
         chosen.add(id(op))
         needed.update(op.inputs())
+    carried = [value for value in body.args[1:] if value in needed]
+    if carried:
+        raise SyntaxNotSupported(
+            f"the place that copy_async reads from depends on {carried[0].name or 'a value'}, which the loop carries "
+            "from one iteration to the next",
+            copies[0].loc,
+            hint="compute it from the loop's index, or use a plain range",
+        )
     return [op for op in body.ops if id(op) in chosen]

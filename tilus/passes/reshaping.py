@@ -65,8 +65,8 @@ def mapped(op: Operation) -> list[Mapped]:
                 op,
                 op.x,
                 op.result,
-                lambda l: part * l.left_divide(whole),
-                lambda l: whole * l.left_divide(part),
+                lambda l: part * block_of(l, chunk),
+                lambda l: whole * block_of(l, chunk),
             )
         ]
     if isinstance(op, ops.Concat):
@@ -103,6 +103,19 @@ def narrow(layout: RegisterLayout, shape: tuple[int, ...]) -> RegisterLayout:
         if layout.shape[dim] != extent:
             layout = layout.reduce(dim, keepdim=True)
     return layout
+
+
+def block_of(layout: RegisterLayout, block: tuple[int, ...]) -> RegisterLayout:
+    """Return the layout of one block of a tile, where each thread holds its part of every block."""
+    for d in layout.spatial_digits:
+        if d.dim is not None and d.stride * d.size > block[d.dim]:
+            raise LayoutError(f"threads of {layout} hold different blocks of {block}")
+    inside = [
+        Digit(min(d.size, block[d.dim] // d.stride), d.dim, d.stride)
+        for d in layout.local_digits
+        if d.dim is not None and d.stride < block[d.dim]
+    ]
+    return RegisterLayout(block, layout.spatial_digits, tuple(inside))
 
 
 def slice_chunk(op: ops.SliceTile) -> tuple[int, ...]:

@@ -41,9 +41,17 @@ class Selector(Protocol):
         ...
 
     def choose_dot_async(
-        self, shape: tuple[int, int, int], dtypes: tuple[DType, DType, DType], warps: int
+        self,
+        shape: tuple[int, int, int],
+        dtypes: tuple[DType, DType, DType],
+        warps: int,
+        a: RegisterLayout | None = None,
+        c: RegisterLayout | None = None,
     ) -> DotChoice:
-        """Return the warpgroup instruction for a dot of shape (m, n, k); b's layout is that of shared memory."""
+        """Return the warpgroup instruction for a dot of shape (m, n, k); b's layout is that of shared memory.
+
+        Layouts that are given, of operands in registers, are kept where they fit the instruction.
+        """
         ...
 
     def shared_cost(self, layout: RegisterLayout, shared: SharedLayout, bits: int, load: bool) -> float:

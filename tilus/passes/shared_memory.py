@@ -74,6 +74,8 @@ class Layouts(Rewriter):
                 else:
                     before = perm or tuple(range(len(op.perm)))
                     self.root[op.result] = (base, skipped, tuple(before[p] for p in op.perm))
+            elif isinstance(op, ops.Remote) and op.tensor in self.root:
+                self.root[op.result] = self.root[op.tensor]
             elif isinstance(op, ops.LoadShared):
                 assert isinstance(op.result.type, RegisterType)
                 self._use(op.tensor, "load", op.result.type.layout, threads)
@@ -351,8 +353,10 @@ class Offsets(Rewriter):
             for value in op.inputs():
                 for key in self.owner.get(value, []):
                     self._use(key, here, loops, parallel, op)
-            if isinstance(op, (ops.SharedIndex, ops.SharedSlice, ops.SharedPermute)):
+            if isinstance(op, (ops.SharedIndex, ops.SharedSlice, ops.SharedPermute, ops.Remote)):
                 self.owner[op.result] = list(self.owner.get(op.tensor, []))
+            for key in self._reached(op):
+                self.intervals[key].first, self.intervals[key].last = 0, FOREVER
             looping = isinstance(op, (ops.For, ops.Loop))
             for nested in op.regions():
                 self._scan(
@@ -381,6 +385,14 @@ class Offsets(Rewriter):
             if key not in inside:
                 # Used in a loop and made before it: it lives until the loop ends.
                 self._pending.setdefault(start, set()).add(key)
+
+    def _reached(self, op: Operation) -> list[object]:
+        """Return the tiles that blocks of the cluster use which may be elsewhere in the program."""
+        if isinstance(op, ops.Remote):
+            return self.owner.get(op.tensor, [])
+        if isinstance(op, ops.CopyBulk) and op.multicast is not None:
+            return self.owner.get(op.shared, [])
+        return []
 
     def _place(self) -> int:
         placed: list[Interval] = []

@@ -3,8 +3,11 @@
 A pipelined loop whose dots read tiles that `copy_async` brings is split for targets with TMA and wgmma. One more
 warpgroup is added, of which one warp starts the bulk copies; the kernel's own warps wait for them, multiply straight
 from shared memory, and run all the rest of the kernel. For each stage, a `full` barrier says that the bytes have
-arrived and an `empty` one that all consumers have read them. A loop that does not qualify is left to software
-pipelining.
+arrived and an `empty` one that all consumers have read them.
+
+The loops may stand in other loops and branches, such as one over the tiles of a persistent kernel. Both programs
+follow that control flow, each with its own count of the stages, so that the producer runs on into the next tile while
+the consumers still store this one. A kernel with a loop that does not qualify is left to software pipelining.
 """
 
 from __future__ import annotations
@@ -12,19 +15,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tilus.dtypes import int32
-from tilus.errors import LayoutConflict, Location, TilusError
+from tilus.errors import Location, TilusError
 from tilus.ir import ops
 from tilus.ir.core import Operation, Region, Value, walk
 from tilus.ir.kernel import Kernel
-from tilus.ir.rewrite import Rewriter
 from tilus.ir.types import GlobalType, RegisterType, ScalarType, SharedType, Symbol
+from tilus.passes.canonicalise import handed_on
+from tilus.passes.carrying import Carrier, holders_of
+from tilus.passes.dead_code import keep_only
 from tilus.passes.select import Selector
-from tilus.passes.turns import index_of_turn, turn_count
 
 WARPGROUP = 4
 TMA_ALIGN = 16
-PRODUCER_REGISTERS = 40
-CONSUMER_REGISTERS = 232
+# For each number of consumer warps, the registers of a producer's and of a consumer's thread (multiples of 8): what
+# the block has at launch, 65536 registers over its threads, is shared out anew. Four warps have enough at launch.
+REGISTERS = {8: (40, 232), 12: (32, 160)}
 
 
 @dataclass(frozen=True)
@@ -40,17 +45,45 @@ class Loop:
 def specialise_warps(kernel: Kernel, selector: Selector) -> Kernel:
     """Split the kernel into a producer and consumers if all its pipelined loops qualify."""
     pipelined = [op for op in walk(kernel.body) if isinstance(op, ops.For) and op.stages]
-    if (
-        not pipelined
-        or kernel.warps % WARPGROUP
-        or any(isinstance(op, ops.WarpGroup) for op in walk(kernel.body))
-    ):
+    if not pipelined or kernel.warps % WARPGROUP or any(isinstance(op, UNFIT) for op in walk(kernel.body)):
         return kernel
-    loops = [qualify(op, kernel, selector) for op in pipelined]
-    if any(loop is None for loop in loops) or any(op not in kernel.body.ops for op in pipelined):
+    if any(isinstance(op, ops.BarrierAlloc) and op not in kernel.body.ops for op in walk(kernel.body)):
         return kernel
-    found = {id(loop.op): loop for loop in loops if loop is not None}
-    return Specialiser(kernel, found).build()
+    written = _written(kernel.body)
+    found: dict[int, Loop] = {}
+    for op in pipelined:
+        loop = qualify(op, kernel, selector)
+        if loop is None or any(copy.tensor in written for copy in loop.copies):
+            return kernel
+        found[id(op)] = loop
+    made = Builder(kernel, found)
+    producer = made.producer()
+    if not all(_may_run_twice(op, kernel, written) for op in walk(producer) if id(op) not in made.started):
+        return kernel
+    return made.build(producer)
+
+
+# Programs of several warp groups or blocks are the user's to divide.
+UNFIT = (ops.WarpGroup, ops.ClusterArrive, ops.ClusterWait, ops.Remote)
+
+
+def _written(body: Region) -> set[Value]:
+    """Return the global tensors that a kernel writes to."""
+    return {
+        effect.value
+        for op in walk(body)
+        for effect in op.effects()
+        if effect.kind == "write" and effect.space == "global" and effect.value is not None
+    }
+
+
+def _may_run_twice(op: Operation, kernel: Kernel, written: set[Value]) -> bool:
+    """Tell whether the producer may do what the consumers do too: what always gives the same and touches nothing."""
+    if isinstance(op, (ops.LoadGlobal, ops.Gather)):
+        return op.tensor in kernel.params and op.tensor not in written
+    if isinstance(op, (ops.Dot, ops.ConvertLayout)) or not (op.pure or op.terminator):
+        return isinstance(op, (ops.For, ops.Loop, ops.If, ops.Assume, ops.WaitForPrevious))
+    return True
 
 
 def qualify(op: ops.For, kernel: Kernel, selector: Selector) -> Loop | None:
@@ -60,6 +93,9 @@ def qualify(op: ops.For, kernel: Kernel, selector: Selector) -> Loop | None:
     dots = tuple(x for x in op.body.ops if isinstance(x, ops.Dot))
     inside = list(walk(op.body))
     if not dots or not copies or op.stages < 2:
+        return None
+    # Each turn that copies must be one that reads, so none is cut short.
+    if len(handed_on(op.body)) != 1 or any(isinstance(x, ops.Return) for x in inside):
         return None
     own = {b.result for b in buffers}
     made = {value: x for x in inside for value in x.results}
@@ -124,77 +160,99 @@ def _bulk_copyable(copy: ops.CopyAsync, kernel: Kernel) -> bool:
     return all(step * bits // 8 % TMA_ALIGN == 0 for step in steps)
 
 
-class Specialiser(Rewriter):
+class Builder:
     """Builds the two programs."""
 
     def __init__(self, kernel: Kernel, loops: dict[int, Loop]) -> None:
-        super().__init__()
         self.kernel, self.loops = kernel, loops
-        self.staged: dict[Value, Value] = {}
-        self.full: dict[int, Value] = {}
-        self.empty: dict[int, Value] = {}
-        self.producing = False
+        self.shared: list[Operation] = []
+        self.rings = {key: self._ring(loop) for key, loop in loops.items()}
+        self.holders = holders_of(kernel.body, set(loops))
+        self.started: set[int] = set()
+        # The user's own barriers are made by the whole block.
+        self.outside = {x.result: x.result for x in kernel.body.ops if isinstance(x, ops.BarrierAlloc)}
+        self.shared += [x for x in kernel.body.ops if isinstance(x, ops.BarrierAlloc)]
 
-    def build(self) -> Kernel:
-        """Return the kernel of producer and consumers."""
-        warps = self.kernel.warps
-        for param in self.kernel.params:
-            self.mapping[param] = param
-        grid = self.region(self.kernel.grid)
-        self.blocks.append([])
-        for loop in self.loops.values():
-            self._allocate(loop)
-        budget = warps == 2 * WARPGROUP
-        outside = dict(self.mapping)
-        consumer = self._program(self.kernel.body.ops)
-        self.emit(
-            ops.WarpGroup(
-                0, warps, CONSUMER_REGISTERS if budget else 0, Region((), consumer), loc=self.kernel.loc
-            )
-        )
-        self.mapping = outside
-        self.producing = True
-        needed = _needed(self.kernel.body.ops, self.loops)
-        producer = self._program(tuple(op for op in self.kernel.body.ops if id(op) in needed))
-        inner = ops.WarpGroup(warps, 1, 0, Region((), producer), loc=self.kernel.loc)
-        body = Region((), (inner, ops.Yield(loc=self.kernel.loc)))
-        self.emit(
-            ops.WarpGroup(warps, WARPGROUP, PRODUCER_REGISTERS if budget else 0, body, loc=self.kernel.loc)
-        )
-        self.emit(ops.Return(loc=self.kernel.loc))
-        made = Region((), tuple(self.blocks.pop()))
-        return replace(self.kernel, grid=grid, body=made, warps=warps + WARPGROUP)
-
-    def _program(self, operations: tuple[Operation, ...]) -> tuple[Operation, ...]:
-        self.blocks.append([])
-        for op in operations:
-            if isinstance(op, ops.Return):
-                continue
-            self.visit(op)
-        self.emit(ops.Yield(loc=self.kernel.loc))
-        return tuple(self.blocks.pop())
-
-    def _allocate(self, loop: Loop) -> None:
-        loc = loop.op.loc
+    def _ring(self, loop: Loop) -> Ring:
+        loc, stages = loop.op.loc, loop.op.stages
+        tiles: dict[Value, Value] = {}
         for buffer in loop.buffers:
-            shape = (loop.op.stages, *buffer.shape)
-            made = ops.AllocShared(buffer.dtype, shape, streamed=True, loc=buffer.loc)
-            self.emit(made)
+            made = ops.AllocShared(buffer.dtype, (stages, *buffer.shape), streamed=True, loc=buffer.loc)
             made.result.name = buffer.result.name
-            self.staged[buffer.result] = made.result
-        self.full[id(loop.op)] = self.emit(ops.BarrierAlloc(loop.op.stages, 1, loc=loc)).result
-        self.empty[id(loop.op)] = self.emit(
-            ops.BarrierAlloc(loop.op.stages, self.kernel.warps, loc=loc)
-        ).result
+            tiles[buffer.result] = made.result
+            self.shared.append(made)
+        full = ops.BarrierAlloc(stages, 1, loc=loc)
+        empty = ops.BarrierAlloc(stages, self.kernel.warps, loc=loc)
+        self.shared += [full, empty]
+        return Ring(stages, tiles, full.result, empty.result)
 
-    def visit(self, op: Operation) -> None:
-        loop = self.loops.get(id(op))
+    def producer(self) -> Region:
+        """Return the program that starts copies and does nothing else."""
+        made = Producer(self)
+        region = made.program()
+        self.started = made.started
+        wanted = (ops.Return, ops.WaitForPrevious)
+        return keep_only(region, lambda op: id(op) in made.started or isinstance(op, wanted))
+
+    def build(self, producer: Region) -> Kernel:
+        """Return the kernel of producer and consumers."""
+        kernel, loc = self.kernel, self.kernel.loc
+        warps = kernel.warps
+        few, many = REGISTERS.get(warps, (0, 0))
+        one = ops.WarpGroup(warps, 1, 0, producer, loc=loc)
+        body = (
+            *self.shared,
+            ops.WarpGroup(0, warps, many, Consumer(self).program(), loc=loc),
+            ops.WarpGroup(warps, WARPGROUP, few, Region((), (one, ops.Yield(loc=loc))), loc=loc),
+            ops.Return(loc=loc),
+        )
+        return replace(kernel, body=Region((), body), warps=warps + WARPGROUP)
+
+
+@dataclass(frozen=True)
+class Ring:
+    """The stages of a loop: for each of its tiles a shared tensor of all stages, and the barriers of the stages."""
+
+    stages: int
+    tiles: dict[Value, Value]
+    full: Value
+    empty: Value
+
+
+class Program(Carrier):
+    """One of the two programs. The state of a loop is the stage that is next and the parity of its phase."""
+
+    # The parity of the phase that the first wait for a stage waits for.
+    first_parity = 0
+
+    def __init__(self, builder: Builder) -> None:
+        super().__init__(builder.holders)
+        self.builder = builder
+        self.mapping.update({p: p for p in builder.kernel.params})
+        self.mapping.update(builder.outside)
+
+    def program(self) -> Region:
+        """Return the program of one warp group."""
+        body, loc = self.builder.kernel.body, self.builder.kernel.loc
+        self.blocks.append([])
+        for key in self.builder.loops:
+            self.state[key] = (self.constant(0, loc), self.constant(self.first_parity, loc))
+        for op in body.ops:
+            if not isinstance(op, ops.Return) and op not in self.builder.shared:
+                self.visit(op)
+        self.emit(ops.Yield(loc=loc))
+        return Region((), tuple(self.blocks.pop()))
+
+    def visit(self, operation: Operation) -> None:
+        loop = self.builder.loops.get(id(operation))
         if loop is None:
-            self.copy(op)
-        elif self.producing:
-            self._produce(loop)
+            super().visit(operation)
         else:
-            self._consume(loop)
+            self.pipelined(loop, self.builder.rings[id(operation)])
+
+    def pipelined(self, loop: Loop, ring: Ring) -> None:
+        """Emit this program's part of a loop."""
+        raise TypeError("a program says what becomes of a pipelined loop")
 
     # Pieces of loops.
 
@@ -206,97 +264,125 @@ class Specialiser(Rewriter):
         """Emit scalar arithmetic."""
         return self.emit(ops.Binary(kind, a, b, loc=loc)).result
 
-    def _stage(self, op: ops.For, number: Value, turn: int) -> tuple[Value, Value]:
-        """Return the stage of an iteration and the parity of the phase to wait for."""
-        stages = self.constant(op.stages, op.loc)
-        stage = self.binary("mod", number, stages, op.loc)
-        round_ = self.binary("floordiv", number, stages, op.loc)
-        if turn:
-            round_ = self.binary("add", round_, self.constant(turn, op.loc), op.loc)
-        return stage, self.binary("mod", round_, self.constant(2, op.loc), op.loc)
+    def advanced(self, ring: Ring, stage: Value, parity: Value, loc: Location | None) -> tuple[Value, Value]:
+        """Return the stage after one, and the parity of its phase: without a division, which would cost more."""
+        one = self.constant(1, loc)
+        following = self.binary("add", stage, one, loc)
+        wraps = self.emit(ops.Compare("eq", following, self.constant(ring.stages, loc), loc=loc)).result
+        flipped = self.binary("xor", parity, one, loc)
+        return (
+            self.emit(ops.Select(wraps, self.constant(0, loc), following, loc=loc)).result,
+            self.emit(ops.Select(wraps, flipped, parity, loc=loc)).result,
+        )
 
-    def _index(self, op: ops.For, number: Value) -> None:
-        self.mapping[op.body.args[0]] = index_of_turn(self, op, number)
+    def arguments(self, op: ops.For, names: tuple[str, ...]) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
+        """Return the arguments of a loop's body and int32 ones beside them."""
+        own = tuple(self.argument(a) for a in op.body.args)
+        return own, tuple(Value(ScalarType(int32), name) for name in names)
 
-    def _produce(self, loop: Loop) -> None:
-        """The producer's loop: wait until a stage is free, announce its bytes, start its copies."""
-        op, loc = loop.op, loop.op.loc
-        count, zero, one = turn_count(self, op), self.constant(0, loc), self.constant(1, loc)
-        number = Value(ScalarType(int32), "iteration")
-        needed = _copy_slice(loop)
-        self.blocks.append([])
-        # The first round finds all stages free: it waits for the phase before the first.
-        stage, parity = self._stage(op, number, 1)
-        self.emit(ops.BarrierWait(self.empty[id(op)], parity, stage, loc=loc))
-        size = sum(_bytes(b) for b in loop.buffers)
-        self.emit(ops.BarrierArrive(self.full[id(op)], stage, size, loc=loc))
-        self._index(op, number)
-        for inner in op.body.ops:
-            if isinstance(inner, ops.CopyAsync):
-                tile = self.emit(ops.SharedIndex(self.staged[inner.shared], stage, loc=inner.loc)).result
-                offsets = tuple(self.value(o) for o in inner.offsets)
-                self.emit(
-                    ops.CopyBulk(
-                        tile, self.value(inner.tensor), offsets, self.full[id(op)], stage, loc=inner.loc
-                    )
-                )
-            elif id(inner) in needed:
-                self.copy(inner)
-        self.emit(ops.Yield(loc=loc))
-        body = Region((number,), tuple(self.blocks.pop()))
-        self.emit(ops.For(zero, count, one, (), 0, 1, body, loc=loc))
-
-    def _consume(self, loop: Loop) -> None:
-        """The consumers' loop: wait for a stage, multiply, and free the stage once the products have read it."""
-        op, loc = loop.op, loop.op.loc
-        count, zero, one = turn_count(self, op), self.constant(0, loc), self.constant(1, loc)
-        number = Value(ScalarType(int32), "iteration")
-        carried = tuple(self.argument(a) for a in op.body.args[1:])
-        late = self._runs_late(loop)
-        self.blocks.append([])
-        stage, parity = self._stage(op, number, 0)
-        self.emit(ops.BarrierWait(self.full[id(op)], parity, stage, loc=loc))
-        self._index(op, number)
+    def tiles(self, loop: Loop, ring: Ring, stage: Value) -> None:
+        """Let the loop's tiles be those of a stage."""
         for buffer in loop.buffers:
-            self.mapping[buffer.result] = self.emit(
-                ops.SharedIndex(self.staged[buffer.result], stage, loc=buffer.loc)
-            ).result
+            part = ops.SharedIndex(ring.tiles[buffer.result], stage, loc=buffer.loc)
+            self.mapping[buffer.result] = self.emit(part).result
+
+    def bounds(self, op: ops.For) -> tuple[Value, Value, Value]:
+        """Return a loop's start, stop and step."""
+        return self.value(op.start), self.value(op.stop), self.value(op.step)
+
+
+class Producer(Program):
+    """Waits until a stage is free, announces its bytes, and starts its copies; what needs no copy is swept later."""
+
+    # All stages are free at first: the phase before the first counts as complete.
+    first_parity = 1
+
+    def __init__(self, builder: Builder) -> None:
+        super().__init__(builder)
+        self.started: set[int] = set()
+
+    def start(self, operation: Operation) -> None:
+        """Emit an operation for whose sake the producer is there."""
+        self.started.add(id(self.emit(operation)))
+
+    def pipelined(self, loop: Loop, ring: Ring) -> None:
+        op, loc = loop.op, loop.op.loc
+        inits = (*map(self.value, op.inits), *self.state[id(op)])
+        own, (stage, parity) = self.arguments(op, ("stage", "parity"))
+        self.blocks.append([])
+        self.start(ops.BarrierWait(ring.empty, parity, stage, loc=loc))
+        size = sum(_bytes(b) for b in loop.buffers)
+        self.start(ops.BarrierArrive(ring.full, stage, bytes=size, loc=loc))
+        self.tiles(loop, ring, stage)
+        *inner, last = op.body.ops
+        for x in inner:
+            if isinstance(x, ops.CopyAsync):
+                at = tuple(map(self.value, x.offsets))
+                tile, tensor = self.value(x.shared), self.value(x.tensor)
+                self.start(ops.CopyBulk(tile, tensor, at, ring.full, stage, loc=x.loc))
+            elif not isinstance(x, ops.AllocShared):
+                self.visit(x)
+        values = (*map(self.value, last.inputs()), *self.advanced(ring, stage, parity, loc))
+        self.emit(ops.Yield(values, loc=loc))
+        body = Region((*own, stage, parity), tuple(self.blocks.pop()))
+        made = self.emit(ops.For(*self.bounds(op), inits, 0, 1, body, loc=loc))
+        *results, stage, parity = made.results
+        self.state[id(op)] = (stage, parity)
+        self.replace(op, results)
+
+
+class Consumer(Program):
+    """Waits for a stage, multiplies, and frees the stage once the products have read it."""
+
+    def pipelined(self, loop: Loop, ring: Ring) -> None:
+        op, loc = loop.op, loop.op.loc
+        late = self._runs_late(loop)
+        inits = [*map(self.value, op.inits), *self.state[id(op)]]
+        names: tuple[str, ...] = ("stage", "parity")
+        if late:
+            # The stage that the product in flight reads; none at first.
+            inits.append(self.constant(-1, loc))
+            names = ("stage", "parity", "read")
+        own, extra = self.arguments(op, names)
+        stage, parity = extra[:2]
+        self.blocks.append([])
+        self.emit(ops.BarrierWait(ring.full, parity, stage, loc=loc))
+        self.tiles(loop, ring, stage)
         skipped = {id(x) for x in (*loop.buffers, *loop.copies)} | _operand_loads(loop)
-        terminator = op.body.terminator
-        for inner in op.body.ops:
-            if inner is terminator:
-                break
-            if id(inner) in skipped:
-                continue
-            if isinstance(inner, ops.Dot):
-                self._start(loop, inner, late)
-            else:
-                self.visit(inner)
+        *inner, last = op.body.ops
+        for x in inner:
+            if isinstance(x, ops.Dot):
+                self._start(loop, x, late)
+            elif id(x) not in skipped:
+                self.visit(x)
         if late:
             # One product stays in flight; the stage before it has been read.
             self.emit(ops.DotWait((), 1, loc=loc))
-            self.blocks.append([])
-            before = self.binary("sub", number, one, loc)
-            freed = self.binary("mod", before, self.constant(op.stages, loc), loc)
-            self.emit(ops.BarrierArrive(self.empty[id(op)], freed, loc=loc))
-            self.emit(ops.Yield(loc=loc))
-            then = Region((), tuple(self.blocks.pop()))
-            positive = self.emit(ops.Compare("gt", number, zero, loc=loc)).result
-            self.emit(ops.If(positive, then, Region((), (ops.Yield(loc=loc),)), loc=loc))
+            self._free(ring, extra[2], loc)
         else:
-            self.emit(ops.BarrierArrive(self.empty[id(op)], stage, loc=loc))
-        self.visit(terminator)
-        body = Region((number, *carried), tuple(self.blocks.pop()))
-        inits = tuple(self.value(v) for v in op.inits)
-        made = ops.For(zero, count, one, inits, 0, 1, body, loc=loc)
-        self.emit(made)
+            self.emit(ops.BarrierArrive(ring.empty, stage, loc=loc))
+        values = (*map(self.value, last.inputs()), *self.advanced(ring, stage, parity, loc))
+        self.emit(ops.Yield((*values, stage) if late else values, loc=loc))
+        body = Region((*own, *extra), tuple(self.blocks.pop()))
+        made = self.emit(ops.For(*self.bounds(op), tuple(inits), 0, 1, body, loc=loc))
         results = list(made.results)
         if late:
             places = [i for i, r in enumerate(results) if isinstance(r.type, RegisterType)]
             ready = self.emit(ops.DotWait(tuple(results[i] for i in places), 0, loc=loc)).results
             for place, value in zip(places, ready, strict=True):
                 results[place] = value
-        self.replace(op, results)
+            self._free(ring, results.pop(), loc)
+        self.state[id(op)] = (results[-2], results[-1])
+        self.replace(op, results[:-2])
+
+    def _free(self, ring: Ring, stage: Value, loc: Location | None) -> None:
+        """Say that a stage, if it is one, has been read."""
+        self.blocks.append([])
+        self.emit(ops.BarrierArrive(ring.empty, stage, loc=loc))
+        self.emit(ops.Yield(loc=loc))
+        then = Region((), tuple(self.blocks.pop()))
+        there = self.emit(ops.Compare("ge", stage, self.constant(0, loc), loc=loc)).result
+        self.emit(ops.If(there, then, Region((), (ops.Yield(loc=loc),)), loc=loc))
 
     def _start(self, loop: Loop, dot: ops.Dot, late: bool) -> None:
         made = {value: x for x in loop.op.body.ops for value in x.results}
@@ -348,46 +434,6 @@ def _operand_loads(loop: Loop) -> set[int]:
             if isinstance(view, ops.SharedPermute):
                 out.add(id(view))
     return out
-
-
-def _copy_slice(loop: Loop) -> set[int]:
-    """Return the operations of the body that the copies' places depend on."""
-    needed = {value for copy in loop.copies for value in copy.offsets}
-    chosen: set[int] = set()
-    for op in reversed(loop.op.body.ops):
-        if needed.intersection(op.results):
-            if not op.pure or any(True for _ in op.regions()):
-                raise LayoutConflict(
-                    f"the place that copy_async reads from depends on {op.opcode}, which cannot run ahead of its "
-                    "iteration",
-                    op.loc,
-                    hint="compute it from the loop's index with arithmetic alone, or use a plain range",
-                )
-            chosen.add(id(op))
-            needed.update(op.inputs())
-    return chosen
-
-
-def _needed(operations: tuple[Operation, ...], loops: dict[int, Loop]) -> set[int]:
-    """Return the top-level operations that the producer runs: its loops and the scalars that they need."""
-    chosen: set[int] = set()
-    needed: set[Value] = set()
-    for op in reversed(operations):
-        loop = loops.get(id(op))
-        if loop is not None:
-            chosen.add(id(op))
-            needed.update((loop.op.start, loop.op.stop, loop.op.step))
-            inner = _copy_slice(loop)
-            for x in loop.op.body.ops:
-                if id(x) in inner or isinstance(x, ops.CopyAsync):
-                    needed.update(v for v in x.inputs() if v is not loop.op.body.args[0])
-        elif needed.intersection(op.results):
-            chosen.add(id(op))
-            needed.update(op.inputs())
-            for nested in op.regions():
-                for x in walk(nested):
-                    needed.update(x.inputs())
-    return chosen
 
 
 def _bytes(buffer: ops.AllocShared) -> int:

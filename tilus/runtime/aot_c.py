@@ -216,13 +216,14 @@ def source(name: str, parameters: Sequence[Declared], variants: Sequence[CVarian
         signature = image.signature
         rows.append(
             f"    {{tilus_image_{unique.index(image.data)}, {image.first}, {image.last}, {signature.threads}, "
-            f"{signature.shared_bytes}, {prod(signature.cluster)}}}, /* {image.comment} */"
+            f"{signature.shared_bytes}, {prod(signature.cluster)}, {int(signature.overlaps)}}}, /* {image.comment} */"
         )
     firsts, total = [], 0
     for variant in variants:
         firsts.append(total)
         total += len(variant.images)
     firsts.append(total)
+    launch = aot_text.LAUNCH_OVERLAPPING if any(i.signature.overlaps for i in images) else ""
     return "\n".join(
         [
             f"/* {name}, compiled ahead of time by {written_by}. Do not edit. */",
@@ -236,6 +237,7 @@ def source(name: str, parameters: Sequence[Declared], variants: Sequence[CVarian
                 name=name, upper=name.upper(), entry=variants[0].signature.name, shared=DEFAULT_SHARED_BYTES,
                 portable=PORTABLE_CLUSTER,
             ),
+            aot_text.LAUNCH.format(name=name, overlapping=launch),
             _helpers(variants),
             _launch(name, parameters, variants),
             aot_text.STRERROR.format(name=name, upper=name.upper()),
@@ -367,6 +369,11 @@ def _variant(
         arguments.append("NULL")
     lines.append(f"        void *arguments[] = {{{', '.join(f'(void *){a}' for a in arguments)}}};")
     lines += [f"        grid[{i}] = {to_c(extent, names.sizes)};" for i, extent in enumerate(signature.grid)]
+    lines += [
+        f"        if (grid[{axis}] % {blocks} != 0) invalid = 1;"
+        for axis, blocks in enumerate(signature.cluster)
+        if blocks > 1
+    ]
     lines += [
         f"        status = tilus_ready({number}, stream, grid, invalid, &chosen);",
         "        if (status != 0 || chosen == 0) return status;",

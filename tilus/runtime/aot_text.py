@@ -26,6 +26,7 @@ typedef struct tilus_image_entry {{
     const unsigned char *data;
     int first_capability, last_capability;
     unsigned int threads, shared_bytes, cluster_blocks;
+    int overlaps;
 }} tilus_image_entry;
 
 static const tilus_image_entry tilus_image_table[TILUS_IMAGES] = {{
@@ -131,14 +132,37 @@ static {name}_status tilus_ready(int variant, CUstream stream, const int64_t gri
     }}
     return {upper}_OK;
 }}
+"""
 
+LAUNCH = """\
 static {name}_status tilus_launch(long chosen, CUstream stream, const int64_t grid[3], void **arguments) {{
     const tilus_image_entry *image = &tilus_image_table[chosen - 1];
     CUfunction kernel = (CUfunction)tilus_kernels[chosen - 1];
-    return tilus_driver_status(cuLaunchKernel(kernel, (unsigned int)grid[0], (unsigned int)grid[1],
+{overlapping}    return tilus_driver_status(cuLaunchKernel(kernel, (unsigned int)grid[0], (unsigned int)grid[1],
                                               (unsigned int)grid[2], image->threads, 1, 1, image->shared_bytes,
                                               stream, arguments, NULL));
 }}
+"""
+
+LAUNCH_OVERLAPPING = """\
+    if (image->overlaps) {
+        /* It may begin before the launch before it in the stream has ended; the kernel waits for that. */
+        CUlaunchAttribute attribute;
+        CUlaunchConfig config;
+        attribute.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+        attribute.value.programmaticStreamSerializationAllowed = 1;
+        config.gridDimX = (unsigned int)grid[0];
+        config.gridDimY = (unsigned int)grid[1];
+        config.gridDimZ = (unsigned int)grid[2];
+        config.blockDimX = image->threads;
+        config.blockDimY = 1;
+        config.blockDimZ = 1;
+        config.sharedMemBytes = image->shared_bytes;
+        config.hStream = stream;
+        config.attrs = &attribute;
+        config.numAttrs = 1;
+        return tilus_driver_status(cuLaunchKernelEx(&config, kernel, arguments, NULL));
+    }
 """
 
 HELPERS = {
@@ -221,7 +245,7 @@ const char *{name}_strerror({name}_status status) {{
     case {upper}_INVALID_SHAPE: return "a size is negative or larger than 2147483647, or a stride is negative";
     case {upper}_SHAPE_MISMATCH: return "sizes of one name differ, or a size is not the one that was compiled for";
     case {upper}_NO_VARIANT: return "no variant was compiled for such strides, alignments, sizes or scalars";
-    case {upper}_INVALID_GRID: return "the grid is negative or too large, or divides by zero";
+    case {upper}_INVALID_GRID: return "the grid is negative, too large, no multiple of the cluster, or divides by zero";
     case {upper}_DEVICE_NOT_SUPPORTED: return "nothing was compiled for this device";
     case {upper}_NOT_PREPARED: return "a CUDA graph is being captured and {name}_prepare was not called before";
     default: break;

@@ -22,7 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from tilus.codegen.assemble import Resources, nvjitlink_version
+from tilus.codegen.assemble import Resources, assemblers
 from tilus.errors import TilusError
 from tilus.runtime.binary import Binary
 from tilus.runtime.signature import Signature
@@ -66,7 +66,7 @@ def compiler_digest() -> str:
         digest.update(f"\nllvmlite {version('llvmlite')}".encode())
     except PackageNotFoundError:
         digest.update(b"\nllvmlite of unknown version")
-    digest.update(f"\nnvjitlink {nvjitlink_version()}".encode())
+    digest.update(f"\n{assemblers()}".encode())
     return digest.hexdigest()
 
 

@@ -34,14 +34,13 @@ def make_plan(
     """Return a launch plan for a loaded variant, on torch's current stream."""
     bindings = driver.bindings()
     device: int = loaded.device
+    launch = driver.overlapping_launch() if binary.signature.overlaps else bindings.cuLaunchKernel
     current_device, current_stream = torch._C._cuda_getDevice, torch._C._cuda_getCurrentRawStream
 
     def slow_launch(handle: Any, grid: tuple[int, int, int], threads: int, shared: int, address: int) -> None:
         # Another device is current, or this thread has no context yet; any other failure comes again.
         with driver.in_context(device):
-            (status,) = bindings.cuLaunchKernel(
-                handle, *grid, threads, 1, 1, shared, current_stream(device), address, 0
-            )
+            (status,) = launch(handle, *grid, threads, 1, 1, shared, current_stream(device), address, 0)
         if status:
             blocks = " x ".join(map(str, grid))
             raise driver.error_of(status, f"launching {binary.signature.name} on {blocks} blocks")
@@ -52,6 +51,6 @@ def make_plan(
         assert operand is not None
         encoders.append(driver_encoder(wanted, operand))
     return Plan(
-        binary.signature, operands, loaded.handle, bindings.cuLaunchKernel, current_stream, current_device, device,
-        slow_launch, encoders,
+        binary.signature, operands, loaded.handle, launch, current_stream, current_device, device, slow_launch,
+        encoders,
     )  # fmt: skip

@@ -6,7 +6,7 @@ which is the one that torch uses.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -160,3 +160,29 @@ def load(image: bytes, name: str, device: int, shared_bytes: int = 0, cluster_bl
                 f"asking for clusters of {cluster_blocks} for {name}",
             )
     return Function(handle, module, device)
+
+
+@lru_cache(maxsize=1)
+def overlapping_launch() -> Callable[..., tuple[Any, ...]]:
+    """Return what launches as `cuLaunchKernel` does, and allows the launch to begin before the one before has ended."""
+    driver = bindings()
+    attribute = driver.CUlaunchAttribute()
+    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    attribute.value.programmaticStreamSerializationAllowed = 1
+    attributes = [attribute]
+    new_config, launch = driver.CUlaunchConfig, driver.cuLaunchKernelEx
+
+    def overlapping(
+        handle: Any, x: int, y: int, z: int, threads: int, block_y: int, block_z: int, shared: int, stream: int,
+        address: int, extra: int,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        # Made anew for each launch, so that threads share none.
+        config = new_config()
+        config.gridDimX, config.gridDimY, config.gridDimZ = x, y, z
+        config.blockDimX, config.blockDimY, config.blockDimZ = threads, block_y, block_z
+        config.sharedMemBytes, config.hStream = shared, stream
+        config.attrs, config.numAttrs = attributes, 1
+        status: tuple[Any, ...] = launch(config, handle, address, extra)
+        return status
+
+    return overlapping

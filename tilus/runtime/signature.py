@@ -13,7 +13,7 @@ from tilus.codegen.compiler import Compiled
 from tilus.codegen.lower.hopper import TensorMap
 from tilus.dtypes import DType
 from tilus.errors import LaunchError
-from tilus.ir import Extent, GlobalType, PointerType, ScalarType, Symbol
+from tilus.ir import Extent, GlobalType, PointerType, ScalarType, Symbol, ops, walk
 from tilus.runtime import host_expression, tensor_maps
 from tilus.runtime.host_expression import Expression
 
@@ -66,6 +66,8 @@ class Signature:
         Dynamic shared memory of a block.
     tensor_maps : tuple of TensorMap
         What is passed last, 128 bytes each.
+    overlaps : bool
+        Whether the launch may begin before the one before it in the stream has ended, for which the kernel waits.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Signature:
     cluster: tuple[int, int, int]
     shared_bytes: int
     tensor_maps: tuple[TensorMap, ...] = ()
+    overlaps: bool = False
 
     @classmethod
     def of(cls, compiled: Compiled) -> Signature:
@@ -100,6 +103,7 @@ class Signature:
             kernel.cluster,
             kernel.shared_bytes,
             compiled.tensor_maps,
+            any(isinstance(op, ops.WaitForPrevious) for op in walk(kernel.body)),
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -116,6 +120,7 @@ class Signature:
             "cluster": list(self.cluster),
             "shared_bytes": self.shared_bytes,
             "tensor_maps": [tensor_maps.to_json(wanted) for wanted in self.tensor_maps],
+            "overlaps": self.overlaps,
         }
 
     @classmethod
@@ -136,6 +141,8 @@ class Signature:
                 (cluster[0], cluster[1], cluster[2]),
                 int(data["shared_bytes"]),
                 tuple(tensor_maps.from_json(wanted, data["parameters"]) for wanted in data["tensor_maps"]),
+                # A package from before has no kernel that overlaps.
+                bool(data.get("overlaps", False)),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise LaunchError(f"this is no description of a kernel: {error!r}") from None

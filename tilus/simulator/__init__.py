@@ -12,8 +12,8 @@ from __future__ import annotations
 from .arguments import DeviceArray, device_array
 from .errors import HazardError, LaunchError, PtxError, SimulatorError
 from .hazards import KINDS, Hazard
-from .module import CHECKS, Kernel, Module, load
-from .report import Report
+from .module import CHECKS, Kernel, Module, collect_reports, load
+from .report import LineCounters, Report
 from .tma import TensorMap
 
 __all__ = [
@@ -24,11 +24,13 @@ __all__ = [
     "HazardError",
     "Kernel",
     "LaunchError",
+    "LineCounters",
     "Module",
     "PtxError",
     "Report",
     "SimulatorError",
     "TensorMap",
+    "collect_reports",
     "device_array",
     "load",
 ]

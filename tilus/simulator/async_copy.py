@@ -9,6 +9,7 @@ import numpy as np
 
 from .decoder import AddressSource, Decoder
 from .memory import Access, take_hints
+from .memory_unit import gather, scatter
 from .operands import Constant
 from .operations import Lane, Operation
 from .selection import Selection
@@ -92,7 +93,7 @@ class CopyQueue:
             index, values, sel = entry.index, entry.values, entry.sel
         else:
             index, values, sel = entry.index[ready], entry.values[ready], entry.sel.subset(ready)
-        view[index // width] = values
+        scatter(view, index // width, values)
         state.engine.progress += 1
         if state.races is not None:
             state.races.arrived(entry.copy, sel, index, width)
@@ -165,12 +166,12 @@ class CopyAsync(Access):
             allocation, _, offset = parts[0]
             if engine.races is not None:
                 engine.races.read(state, self, sel, allocation, offset)
-            return allocation.view(dtype, count)[offset // self.width]
+            return gather(allocation.view(dtype, count), offset // self.width)
         values = np.zeros((sel.n, count) if count > 1 else sel.n, dtype)
         for allocation, mask, offset in parts:
             if engine.races is not None:
                 engine.races.read(state, self, sel.subset(mask), allocation, offset)
-            values[mask] = allocation.view(dtype, count)[offset // self.width]
+            values[mask] = gather(allocation.view(dtype, count), offset // self.width)
         return values
 
     def _fetch_partial(self, state: Any, sel: Selection, address: Any, sizes: Any, values: Any) -> Any:

@@ -186,6 +186,8 @@ class BarrierUnit:
     def lanes_exited(self, sel: Selection) -> None:
         """Barriers without a count stop waiting for warps that ended."""
         state = self.state
+        if self.cluster_arrived.any():
+            self._complete_clusters(np.unique(state.block_of_lane[sel.lanes] // state.engine.cluster_size))
         if not self.pending and not state.waiting:
             return
         ended = {int(b) for b in np.unique(state.block_of_lane[sel.lanes])}
@@ -206,7 +208,7 @@ class BarrierUnit:
 
     # -- cluster barrier ---------------------------------------------------------------------------------------
 
-    def cluster_arrive(self, sel: Selection, instruction: Any) -> None:
+    def cluster_arrive(self, sel: Selection, instruction: Any, relaxed: bool) -> None:
         """Lanes arrive at the cluster's barrier without waiting."""
         state = self.state
         again = self.arrivals[sel.lanes] > self.lane_phase[sel.lanes]
@@ -221,12 +223,17 @@ class BarrierUnit:
         self.cluster_arrived[sel.lanes] = True
         self.arrivals[sel.lanes] += 1
         if state.order is not None:
-            state.order.cluster_arrive(sel.warps)
-        size = state.engine.cluster_size
-        cluster = state.block_of_lane // size
-        missing = np.bincount(cluster[state.live & ~self.cluster_arrived], minlength=len(self.cluster_phase))
-        touched = np.unique(cluster[sel.lanes])
-        done = touched[missing[touched] == 0]
+            state.order.cluster_arrive(sel.warps, relaxed)
+        self._complete_clusters(np.unique(state.block_of_lane[sel.lanes] // state.engine.cluster_size))
+
+    def _complete_clusters(self, touched: Any) -> None:
+        """End the barrier's phase in clusters of which all threads that have not ended have arrived, and some have."""
+        state = self.state
+        cluster = state.block_of_lane // state.engine.cluster_size
+        phases = len(self.cluster_phase)
+        missing = np.bincount(cluster[state.live & ~self.cluster_arrived], minlength=phases)
+        arrived = np.bincount(cluster[self.cluster_arrived], minlength=phases)
+        done = touched[(missing[touched] == 0) & (arrived[touched] > 0)]
         if len(done) == 0:
             return
         chosen = np.zeros(len(self.cluster_phase), bool)
@@ -394,6 +401,7 @@ class Barrier(Control):
         value = None if self.value is None else np.broadcast_to(self.value.get(state, sel), (sel.n,))
         combine = None if self.value is None else lambda lanes, values: self._combine(state, lanes, values)
         wait = self.mode != "arrive"
+        state.loops[sel.warp_slice] = group.loops
         ready = state.barriers.arrive(sel, barrier, count, self.instruction, wait, after, value, combine)
         if not wait:
             ready = sel
@@ -414,9 +422,9 @@ class Barrier(Control):
 class ClusterBarrier(Control):
     """``barrier.cluster.arrive`` and ``.wait``."""
 
-    def __init__(self, wait: bool) -> None:
+    def __init__(self, wait: bool, relaxed: bool) -> None:
         super().__init__()
-        self.wait = wait
+        self.wait, self.relaxed = wait, relaxed
 
     def step(self, engine: Any, group: Any) -> Any:
         state, sel = group.state, group.sel
@@ -428,7 +436,7 @@ class ClusterBarrier(Control):
             sel = ready
         group.sel = sel
         if not self.wait:
-            state.barriers.cluster_arrive(sel, self.instruction)
+            state.barriers.cluster_arrive(sel, self.instruction, self.relaxed)
             group.pc = here + 1
             return group
         ready = state.barriers.cluster_wait(sel, self.instruction, here + 1)
@@ -471,9 +479,9 @@ def _decode_barrier(d: Decoder) -> Operation:
     d.flag("cta")
     if d.flag("cluster"):
         mode = d.take("arrive", "wait")
-        d.take("release", "relaxed", "acquire")
+        relaxed = d.take("release", "relaxed", "acquire") == "relaxed"
         d.flag("aligned")
-        return ClusterBarrier(mode == "wait")
+        return ClusterBarrier(mode == "wait", relaxed)
     if d.flag("warp"):
         d.flag("sync")
         return WarpBarrier(d.source(d.operands[0], TYPES["b32"]))

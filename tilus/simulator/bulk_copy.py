@@ -246,6 +246,7 @@ class BulkLoad(_Bulk):
             barrier_blocks = blocks
             target_offset = (target & ((1 << CLUSTER_SHIFT) - 1))[which]
             barrier_offset = (barrier & ((1 << CLUSTER_SHIFT) - 1))[which]
+            state.check_running(self.instruction, lanes[which], blocks)
         stride = state.memory.stride
         slots = self._slots(state, lanes[which], barrier_blocks * stride + barrier_offset)
         values, offsets, sizes, zero_filled = self.source.fetch(

@@ -10,6 +10,7 @@ import numpy as np
 from .decoder import Decoder
 from .operands import Not, Register
 from .operations import Control, Map, Nothing, Operation
+from .spinning import turn_back
 from .syntax import Name
 from .types import TYPES
 
@@ -41,11 +42,7 @@ class Branch(Control):
 def _go(engine: Any, group: Any, here: int, target: int) -> Any:
     group.pc = target
     if target <= here:
-        group.loops += 1
-        if group.state.take_polled(group.sel) or group.loops > 4096:
-            group.round += 1
-            group.loops = 0
-            engine.yielded(group)
+        turn_back(group, target)
     return group
 
 
@@ -74,7 +71,9 @@ class IndexedBranch(Control):
             )
             state.stop()
         for value in np.unique(index[guard]):
-            state.add(group.fork(sel.subset(guard & (index == value)), self.targets[int(value)], False))
+            target = self.targets[int(value)]
+            backward = target <= self.instruction.index
+            state.add(group.fork(sel.subset(guard & (index == value)), target, backward))
         if not guard.all():
             state.add(group.fork(sel.subset(~guard), self.instruction.index + 1, False))
         return None

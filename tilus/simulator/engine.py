@@ -9,8 +9,10 @@ import numpy as np
 
 from .counters import Counters
 from .hazards import Hazard, Stop
+from .multiply import MultiplyRun, scheduled
 from .selection import LANES, Selection
 from .spaces import Allocation, GlobalMemory
+from .spinning import Patience
 from .state import Group, State
 
 _MAX_LANES = 1 << 14
@@ -22,13 +24,15 @@ _YIELDS_BEFORE_DEADLOCK = 2000
 class Segment:
     """The instructions from one place to the next branch, barrier or label."""
 
-    __slots__ = ("control", "end", "operations", "start")
+    __slots__ = ("control", "end", "merged", "operations", "schedule", "start")
 
     def __init__(self, operations: list[Any], control: Any, start: int, end: int) -> None:
         self.operations = operations
         self.control = control
         self.start = start
         self.end = end
+        self.schedule = scheduled(operations)
+        self.merged = {o for run in self.schedule if isinstance(run, MultiplyRun) for o in run.operations}
 
 
 class Engine:
@@ -65,7 +69,7 @@ class Engine:
         self.hazards: list[Hazard] = []
         self.seen: set[tuple[str, int | None]] = set()
         self.printed: list[str] = []
-        self.counters = Counters(kernel)
+        self.counters = Counters(kernel, memory)
         self.races: Any = None
         self.now = 0
         self.history: list[Any] = [None]
@@ -80,11 +84,12 @@ class Engine:
         self.round = 0
         self.yields = 0
         self.yield_progress = 0
+        self.patience = Patience()
         self.steps = 0
         self.sm_count = 132
         self.addresses: Any = None
         self._workspace: Allocation | None = None
-        self.segments: dict[int, Segment] = {}
+        self.segments: dict[int, Segment] = kernel.segments
         self.states: list[State] = []
 
     # -- time --------------------------------------------------------------------------------------------------
@@ -173,7 +178,7 @@ class Engine:
                 self.yields = 0
                 return True
             if self.yields > _YIELDS_BEFORE_DEADLOCK + 20 * sum(len(s.groups) for s in self.states):
-                if not self._unblock():
+                if not self._unblock() and self.patience.exhausted():
                     self._livelock(state)
                 self.yields = 0
             group = state.pick()
@@ -221,13 +226,16 @@ class Engine:
 
     def _bind(self, state: State, segment: Segment, sel: Selection) -> list[Any]:
         thunks = []
-        for operation in segment.operations:
-            thunk = operation.bind(state, sel.lo, sel.hi)
+        for operation in segment.schedule:
+            if isinstance(operation, MultiplyRun):
+                thunks.append(operation.bind(state, sel.lo, sel.hi))
+                continue
             if self.check_async and operation.instruction.index in self.kernel.tracked:
                 thunks.append(partial(state.wgmma.used, operation, Selection(sel.lo, sel.hi)))
             if self.check_registers and operation.instruction.index in self.kernel.touching:
                 thunks.append(partial(state.poison.step, operation, Selection(sel.lo, sel.hi)))
-            thunks.append(thunk)
+            if operation not in segment.merged:
+                thunks.append(operation.bind(state, sel.lo, sel.hi))
         return thunks
 
     def _run_group(self, state: State, group: Group) -> None:
@@ -244,8 +252,7 @@ class Engine:
                     thunks = segments[key] = self._bind(state, segment, sel)
                 for thunk in thunks:
                     thunk()
-                warps = sel.hi - sel.lo
-                self.counters.executed(pc, segment.end, warps, sel.n, segment.control is not None)
+                self.counters.executed(pc, segment.end, sel, segment.control is not None, state.block_count)
             else:
                 following = self._run_partial(state, group, segment)
                 if following is None:
@@ -274,11 +281,11 @@ class Engine:
             if operation.sync:
                 ready = state.converge(group, operation, pc)
                 if ready is None:
-                    self.counters.executed(segment.start, pc, len(sel.warps), sel.n, False)
+                    self.counters.executed(segment.start, pc, sel, False, state.block_count)
                     return None
                 if ready is not sel:
-                    self.counters.executed(segment.start, pc, len(sel.warps), sel.n, False)
-                    state.add(Group(state, ready, pc, group.round))
+                    self.counters.executed(segment.start, pc, sel, False, state.block_count)
+                    state.add(group.fork(ready, pc, False))
                     return None
             if self.check_async and pc in self.kernel.tracked:
                 state.wgmma.used(operation, sel)
@@ -286,7 +293,7 @@ class Engine:
                 state.poison.step(operation, sel)
             operation.run(state, sel)
             pc += 1
-        self.counters.executed(segment.start, pc, len(sel.warps), sel.n, segment.control is not None)
+        self.counters.executed(segment.start, pc, sel, segment.control is not None, state.block_count)
         group.sel = sel
         return group
 
@@ -297,8 +304,10 @@ class Engine:
         if self.progress != self.yield_progress:
             self.yield_progress = self.progress
             self.yields = 0
+            self.patience.reset()
         self.yields += 1
         self.total_yields += 1
+        self.patience.watch(group, self.yields)
 
     def grid_workspace(self) -> int:
         """The address of the memory that cooperative groups synchronise a grid through."""

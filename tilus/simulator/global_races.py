@@ -57,7 +57,8 @@ class GlobalRaces:
         first = offset >> shadow.shift
         if width <= shadow.grain:
             return first
-        return first[:, None] + np.arange(width >> shadow.shift)
+        # NumPy is fastest along the axis that is contiguous, and the accesses are many.
+        return (first + np.arange(width >> shadow.shift)[:, None]).T
 
     def _identity(self, state: Any, sel: Selection) -> Any:
         """A number for each active lane that is unique in the launch: block and thread."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from . import tensorcore
 from .decoder import AddressSource, Decoder
+from .memory_unit import gather
 from .operations import Operation, Warp
 from .selection import LANES, Selection
 from .types import TYPES
@@ -94,7 +95,7 @@ class MatrixAccess(Warp):
         if state.races is not None:
             state.races.read(self, givers, rows.reshape(-1), 16)
         # A row's four words stand in four neighbouring lanes: gathering rows gives the words in order.
-        words = memory.shared_view(np.dtype(np.uint32), 4)[rows.reshape(-1) >> 4]
+        words = gather(memory.shared_view(np.dtype(np.uint32), 4), rows.reshape(-1) >> 4)
         values = self.op.arrange(words.reshape(len(rows), self.op.words, LANES))
         for index, target in enumerate(self.writes):
             target.put_warp(state, sel, values[:, index])
@@ -180,7 +181,7 @@ class MatrixMultiply(Warp):
             # Selectors in registers are known only now.
             state.hazard("illegal-instruction", str(error), self.instruction, int(sel.index[0]))
             state.stop()
-        state.engine.counters.tensor_core(self.name, len(a), self.op.flops)
+        state.engine.counters.tensor_core(self.instruction, self.name, len(a), self.op)
         for index, target in enumerate(self.writes):
             target.put_warp(state, sel, result[:, index])
 

@@ -14,6 +14,7 @@ import numpy as np
 from .decoder import AddressSource, Decoder
 from .operands import Sink
 from .operations import Control, Lane, Map, Operation
+from .order import latest
 from .selection import Selection
 from .types import BITS_OF_WIDTH, TYPES
 
@@ -93,7 +94,7 @@ class BarrierTable:
         old = self.collecting.get(slot)
         if old is None:
             old = self.clock.get(slot)
-        self.collecting[slot] = knowledge if old is None else np.maximum(old, knowledge)
+        self.collecting[slot] = knowledge if old is None else latest(old, knowledge)
 
     def deliver(self, slots: Any) -> None:
         """Asynchronous copies that report to these barriers arrive now."""
@@ -367,9 +368,9 @@ class Wait(Control):
         slots = self.slots(state, sel)
         table.deliver(slots)
         done = self._done(state, sel, table, slots)
-        engine.counters.barrier(self.instruction, len(sel.warps))
         if not done.all() and self._retry(engine, group):
             return None
+        engine.counters.barrier(self.instruction, len(sel.warps))
         if done.any() and self.acquire and state.order is not None:
             self._acquire(state, sel, table, slots, done)
         self.writes[0].put(state, sel, done)

@@ -222,8 +222,8 @@ class Memory:
         if self.engine.check_shared:
             self.state.races.read(access, sel, index, width)
         if access.type.bits == 128:
-            return self.shared_view(np.dtype(np.uint64), 2)[index >> 4]
-        return self.shared_view(access.type.dtype, access.count)[index // width]
+            return gather(self.shared_view(np.dtype(np.uint64), 2), index >> 4)
+        return gather(self.shared_view(access.type.dtype, access.count), index // width)
 
     def store_shared(self, access: Any, sel: Selection, address: Any, values: Any) -> None:
         """Scatter to shared memory."""
@@ -238,7 +238,7 @@ class Memory:
             self.state.races.write(access, sel, index, width, view, place, values)
         if self.engine.total_yields < _CAREFUL or _changes(view[place], values):
             self.engine.progress += 1
-        view[place] = values
+        scatter(view, place, values)
 
     # -- local and parameters ----------------------------------------------------------------------------------
 
@@ -271,11 +271,11 @@ class Memory:
         flat = self.state.local.reshape(-1)
         self.engine.counters.local_bytes += sel.n * access.width
         if access.type.bits == 128:
-            return flat.view(np.uint64).reshape(-1, 2)[index >> 4]
+            return gather(flat.view(np.uint64).reshape(-1, 2), index >> 4)
         view = flat.view(access.type.dtype)
         if access.count > 1:
             view = view.reshape(-1, access.count)
-        return view[index // access.width]
+        return gather(view, index // access.width)
 
     def store_local(self, access: Any, sel: Selection, address: Any, values: Any) -> None:
         """Scatter to each lane's local memory."""
@@ -283,12 +283,12 @@ class Memory:
         flat = self.state.local.reshape(-1)
         self.engine.counters.local_bytes += sel.n * access.width
         if access.type.bits == 128:
-            flat.view(np.uint64).reshape(-1, 2)[index >> 4] = values
+            scatter(flat.view(np.uint64).reshape(-1, 2), index >> 4, values)
             return
         view = flat.view(access.type.dtype)
         if access.count > 1:
             view = view.reshape(-1, access.count)
-        view[index // access.width] = values
+        scatter(view, index // access.width, values)
 
     def _load_parameter(self, access: Any, sel: Selection, address: Any) -> Any:
         buffer = np.frombuffer(self.engine.parameters, np.uint8)
@@ -309,18 +309,32 @@ class Memory:
         return values[:, 0] if access.count == 1 and access.type.bits != 128 else values
 
 
+def gather(view: Any, place: Any) -> Any:
+    """Elements or rows of a view; ``take`` copies a row at once, where indexing goes element by element."""
+    return view.take(place, axis=0)
+
+
+def scatter(view: Any, place: Any, values: Any) -> None:
+    """Write elements or rows of a view, a row at once."""
+    if view.ndim == 1 or np.ndim(values) < 2:
+        view[place] = values
+        return
+    row = np.dtype((np.void, view.shape[1] * view.itemsize))
+    view.view(row)[:, 0][place] = np.ascontiguousarray(values, view.dtype).view(row)[:, 0]
+
+
 def _changes(old: Any, new: Any) -> bool:
     return bool((old != new).any())
 
 
 def _gather(allocation: Any, access: Any, offset: Any) -> Any:
     if access.type.bits == 128:
-        return allocation.view(np.dtype(np.uint64), 2)[offset >> 4]
-    return allocation.view(access.type.dtype, access.count)[offset // access.width]
+        return gather(allocation.view(np.dtype(np.uint64), 2), offset >> 4)
+    return gather(allocation.view(access.type.dtype, access.count), offset // access.width)
 
 
 def _scatter(allocation: Any, access: Any, offset: Any, values: Any) -> None:
     if access.type.bits == 128:
-        allocation.view(np.dtype(np.uint64), 2)[offset >> 4] = values
+        scatter(allocation.view(np.dtype(np.uint64), 2), offset >> 4, values)
     else:
-        allocation.view(access.type.dtype, access.count)[offset // access.width] = values
+        scatter(allocation.view(access.type.dtype, access.count), offset // access.width, values)

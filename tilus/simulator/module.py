@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from .arguments import DEVICE, ArgumentPacker
@@ -126,10 +128,36 @@ class Kernel:
         )
         engine.addresses = DEVICE.addresses
         engine.run()
-        totals, lines = summarise(engine)
+        totals, lines, instructions = summarise(engine)
         unchecked = engine.races.unchecked if engine.races is not None else []
         printed = "".join(engine.printed)
-        return Report(self.name, grid3, block3, engine.hazards, totals, lines, printed, unchecked)
+        report = Report(
+            self.name, grid3, block3, engine.hazards, totals, lines, printed, unchecked, instructions
+        )
+        collected = _COLLECTED.get()
+        if collected is not None:
+            collected.append(report)
+        return report
+
+
+_COLLECTED: ContextVar[list[Report] | None] = ContextVar("collected", default=None)
+
+
+@contextmanager
+def collect_reports() -> Iterator[list[Report]]:
+    """Collect the reports of all launches in a `with` block, whoever makes them.
+
+    Yields
+    ------
+    list of Report
+        Empty at first, and longer by one with each launch.
+    """
+    reports: list[Report] = []
+    token = _COLLECTED.set(reports)
+    try:
+        yield reports
+    finally:
+        _COLLECTED.reset(token)
 
 
 def _three(value: int | Sequence[int], what: str) -> tuple[int, int, int]:

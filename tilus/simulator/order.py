@@ -9,13 +9,14 @@ Knowledge about warps of other clusters, needed for global memory only, is a dic
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import numpy as np
 
 from .selection import Selection
 
-CHANNELS = 16
+CHANNELS = 16  # To begin with, and by how many there are more at a time.
 Knowledge = dict[int, Any]
 
 
@@ -30,6 +31,17 @@ def join(a: Knowledge, b: Knowledge) -> Knowledge:
         mine = result.get(block)
         result[block] = times if mine is None else np.maximum(mine, times)
     return result
+
+
+def latest(first: Any, second: Any) -> Any:
+    """The union of two joined vectors; the older one may know fewer channels."""
+    missing = second.shape[-1] - first.shape[-1]
+    if missing:
+        shorter = first if missing > 0 else second
+        padded = np.zeros((*shorter.shape[:-1], shorter.shape[-1] + abs(missing)), np.int64)
+        padded[..., : shorter.shape[-1]] = shorter
+        first, second = (padded, second) if missing > 0 else (first, padded)
+    return np.maximum(first, second)
 
 
 class Payload:
@@ -145,7 +157,8 @@ class Order:
 
     def learn(self, rows: Any, knowledge: Any) -> None:
         """Rows learn a joined vector."""
-        self.known[:, rows] = np.maximum(self.known[:, rows], knowledge[:, None])
+        size = knowledge.shape[-1]
+        self.known[:, rows, :size] = np.maximum(self.known[:, rows, :size], knowledge[:, None])
         self.version += 1
 
     def all_blocks(self) -> None:
@@ -188,7 +201,7 @@ class Order:
         """A named barrier completes: ``members`` are (rows, waits, snapshot at arrival)."""
         total = None
         for _, _, snapshot in members:
-            total = snapshot if total is None else np.maximum(total, snapshot)
+            total = snapshot if total is None else latest(total, snapshot)
         rows = [m[0] for m in members if m[1]]
         if total is None or not rows:
             return
@@ -214,23 +227,34 @@ class Order:
             table.collect(int(slot), vector)
         self.version += 1
 
-    @staticmethod
-    def channel_of(slot: int) -> int:
+    def channel_of(self, slot: int) -> int:
         """The channel that stands for an mbarrier."""
-        return (slot & 0xFFFF) % CHANNELS
+        channel = slot & 0xFFFF
+        while channel >= self.channels:
+            self.channels += CHANNELS
+            self.known = np.concatenate(
+                [self.known, np.zeros((*self.known.shape[:-1], CHANNELS), np.int64)], axis=-1
+            )
+            self.channel_last = np.concatenate([self.channel_last, np.zeros_like(self.channel_last[:, :CHANNELS])], 1)
+        return channel
 
     # -- clusters ----------------------------------------------------------------------------------------------
 
-    def cluster_arrive(self, rows: Any) -> None:
-        """Rows arrive at the cluster barrier."""
+    def cluster_arrive(self, rows: Any, relaxed: bool) -> None:
+        """Rows arrive at the cluster barrier; a relaxed arrival hands on what a fence before it has released."""
         for cluster in np.unique(self.cluster[rows]):
             mine = rows[self.cluster[rows] == cluster]
-            self.cluster_pending.setdefault(int(cluster), []).append(self.snapshot(mine))
+            parts = self.cluster_pending.setdefault(int(cluster), [])
+            if relaxed:
+                parts += [self.released[int(row)].local for row in mine if int(row) in self.released]
+            else:
+                parts.append(self.snapshot(mine))
 
     def cluster_complete(self, cluster: int) -> None:
         """All arrived."""
         parts = self.cluster_pending.pop(cluster, [])
-        self.cluster_done[cluster] = np.maximum.reduce(parts)
+        nothing = np.zeros((self.layers, self.agents + self.channels), np.int64)
+        self.cluster_done[cluster] = reduce(latest, parts, nothing)
 
     def cluster_wait(self, rows: Any) -> None:
         """Rows pass the cluster barrier."""
@@ -359,7 +383,7 @@ def _merge_payloads(payloads: list[Payload]) -> Payload:
     local, remote = first.local, first.remote
     for other in payloads[1:]:
         if other.cluster == first.cluster:
-            local = np.maximum(local, other.local)
+            local = latest(local, other.local)
             remote = join(remote, other.remote)
         else:
             remote = join(remote, join(other.remote, other.as_remote))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from functools import lru_cache
 from typing import Any
@@ -28,6 +29,15 @@ from .syntax import (
     Variable,
     Vector,
 )
+
+# Nearly all instructions are of a plain form. One expression takes such an instruction whole, which is several times
+# faster than rules for its parts; the rules of `instruction` take the others. Both make the same records.
+_NAME = r"[A-Za-z_$%][\w$.]*"
+_VALUE = rf"(?:{_NAME}|0[fF][0-9a-fA-F]{{8}}|0[dD][0-9a-fA-F]{{16}}|-?0[xX][0-9a-fA-F]+|-?\d+)(?![\w.$:+(\[|<])"
+_OPERAND = (
+    rf"(?:{_VALUE}|\[\s*{_NAME}(?:\s*\+?\s*-?\d+)?\s*\]|\{{\s*{_VALUE}(?:\s*,\s*{_VALUE})*\s*\}})"
+)
+_PLAIN = rf"(?:@!?{_NAME}\s+)?[a-z]\w*(?:(?:\.|::)\w+)*(?:\s+{_OPERAND}(?:\s*,\s*{_OPERAND})*)?\s*;"
 
 GRAMMAR = r"""
 start: item*
@@ -62,6 +72,7 @@ label: LABEL
 targets: LABEL? BRANCHTARGETS WORD ("," WORD)* ";"
        | LABEL? ".callprototype" params? WORD params? perf* ";" -> prototype
 instruction: guard? WORD (operand ("," operand)*)? ";"
+           | PLAIN -> plain
 guard: "@" WORD | "@" "!" WORD -> negative_guard
 
 ?operand: simple | pair | vector | address | group
@@ -75,6 +86,7 @@ base: WORD | NUMBER -> absolute | WORD "+" NUMBER -> base_plus | WORD NUMBER -> 
     | NUMBER "+" NUMBER -> absolute_plus
 ?number: NUMBER -> integer | FLOAT -> floating
 
+PLAIN.6: /%PLAIN%/
 PRAGMA.9: /\.pragma\s+"[^"]*"(\s*,\s*"[^"]*")*\s*;/
 VERSION.9: /\.version\s+[\d.]+/
 TARGET.9: /\.target\s+[\w]+(\s*,\s*[\w]+)*/
@@ -94,7 +106,41 @@ WORD: /[A-Za-z_$%](::|[\w$.])*/
 COMMENT: /\/\/[^\n]*/ | /\/\*([^*]|\*(?!\/))*\*\//
 %ignore COMMENT
 %ignore /[ \t\r\f\n]+/
-"""
+""".replace("%PLAIN%", _PLAIN)
+
+_PARTS = re.compile(r"(?:@(!?)(\S+)\s+)?([\w.:]+)\s*(.*);", re.DOTALL)
+_OPERANDS = re.compile(r"[^,\s{[]+|\{[^}]*\}|\[[^]]*\]")
+_BASE = re.compile(rf"\[\s*({_NAME})\s*(?:\+?\s*(-?\d+))?\s*\]")
+
+
+@lru_cache(maxsize=1 << 14)
+def plain_operand(text: str) -> Any:
+    """An operand of a plain instruction: a name, a number, a vector of such or an address."""
+    first = text[0]
+    if first == "{":
+        return Vector(tuple(map(plain_operand, _OPERANDS.findall(text[1:-1]))))
+    if first == "[":
+        match = _BASE.fullmatch(text)
+        assert match is not None
+        return Address(Name(match[1]), parse_integer(match[2] or "0"))
+    if first in "-0123456789":
+        return parse_float(text) if text[:2] in ("0f", "0F", "0d", "0D") else Integer(parse_integer(text))
+    return Name(text)
+
+
+def plain_instruction(text: str, line: int) -> Statement:
+    """An instruction of the plain form, whose text begins in a line."""
+    match = _PARTS.match(text)
+    assert match is not None
+    negated, guard, opcode, operands = match.groups()
+    if guard is not None:
+        line += text.count("\n", 0, match.start(3))
+    return Statement(
+        opcode,
+        tuple(map(plain_operand, _OPERANDS.findall(operands))),
+        Guard(guard, bool(negated)) if guard is not None else None,
+        line,
+    )
 
 
 def parse_integer(text: str) -> int:
@@ -208,6 +254,9 @@ def _lark() -> Any:
                 return Statement(str(opcode), tuple(items[2:]), items[0], opcode.line)
             opcode = items[0]
             return Statement(str(opcode), tuple(items[1:]), None, opcode.line)
+
+        def plain(self, items: list[Any]) -> Statement:
+            return plain_instruction(items[0], items[0].line)
 
         def label(self, items: list[Any]) -> Label:
             return Label(items[0].rstrip(": \t\r\n"), items[0].line)

@@ -94,7 +94,7 @@ class Kernel:
     tainted: set[tuple[int, int]] = field(default_factory=set)
     touching: set[int] = field(default_factory=set)
     files: dict[int, str] = field(default_factory=dict)
-    cache: dict[Any, Any] = field(default_factory=dict)
+    segments: dict[int, Any] = field(default_factory=dict)
     watched: set[tuple[int, int]] = field(default_factory=set)
     wgmma_registers: set[tuple[int, int]] = field(default_factory=set)
     tracked: set[int] = field(default_factory=set)

@@ -16,6 +16,7 @@ PENDING = 0xFFFFFFFF
 _STRONG = 1 << 30
 _ASYNC = 1 << 29
 _THREAD = _ASYNC - 1
+_MOST_RECENT = 128
 
 
 class SharedRaces:
@@ -38,6 +39,10 @@ class SharedRaces:
         self.total = cells
         self.read_flat = self.read_by.reshape(-1)
         self.open_reads: list[Any] = []
+        # Reads of which the tables above do not know yet, oldest first: time, selection and cells.
+        self.recent_reads: list[tuple[int, Selection, Any]] = []
+        self.everyone = Selection(0, state.warp_count)
+        self.newest_read = 0
         self.generic_writes = False
         # A compare-and-swap loop begins with a plain read, which the swap then confirms.
         self.has_cas = state.kernel.has_cas
@@ -52,7 +57,8 @@ class SharedRaces:
         first = index >> self.shift
         if width <= self.grain:
             return first
-        return first[:, None] + np.arange(width >> self.shift)
+        # NumPy is fastest along the axis that is contiguous, and the accesses are many.
+        return (first + np.arange(width >> self.shift)[:, None]).T
 
     def _by_lane(self, values: Any, cells: Any) -> Any:
         return values[:, None] if cells.ndim > 1 else values
@@ -72,12 +78,36 @@ class SharedRaces:
             self._strong(access, sel, index, True, False)
             return
         self.order.note(sel)
-        self.last_read[cells] = now
-        self.reader[cells] = self._by_lane(self.thread[sel.lanes], cells)
-        self.read_flat[cells + self._by_lane(self.agent_base[sel.lanes], cells)] = now
+        self.recent_reads.append((now, sel, cells))
+        if len(self.recent_reads) > _MOST_RECENT:
+            self._settle_reads()
+
+    def _settle_reads(self) -> None:
+        """Bring the tables of reads up to date; reads that happen before whatever any warp does next are left out."""
+        recent = self.recent_reads
+        if not recent:
+            return
+        self.recent_reads = []
+        floor = self.order.threshold(self.everyone, reads=True)
+        if recent[-1][0] <= floor:
+            return
+        for now, sel, cells in recent:
+            if now > floor:
+                self.last_read[cells] = now
+                self.reader[cells] = self._by_lane(self.thread[sel.lanes], cells)
+                self.read_flat[cells + self._by_lane(self.agent_base[sel.lanes], cells)] = now
+        self.newest_read = max(self.newest_read, recent[-1][0])
         for wanted, still in self.open_reads:
-            open_cells = wanted[still]
-            self.last_read[open_cells] = PENDING
+            self.last_read[wanted[still]] = PENDING
+
+    def _check_reads(self, access: Any, sel: Any, cells: Any, verb: str) -> None:
+        """Earlier reads of cells must be ordered before their next change."""
+        self._settle_reads()
+        threshold = self.order.threshold(sel, reads=True)
+        if self.newest_read > threshold:
+            read = self.last_read[cells]
+            if int(read.max()) > threshold:
+                self._check_against_reads(access, sel, cells, read, verb)
 
     def write(
         self, access: Any, sel: Selection, index: Any, width: int, view: Any, place: Any, values: Any
@@ -86,15 +116,13 @@ class SharedRaces:
         cells = self.cells(index, width)
         threshold = self.order.threshold(sel)
         written = self.written[cells]
-        read = self.last_read[cells]
         now = self.engine.tick(access.instruction)
         if int(written.max()) > threshold:
             same = view[place] == values
             if same.ndim > 1:
                 same = same.all(axis=1)
             self._check_against_write(access, sel, cells, written, "writes", same)
-        if int(read.max()) > self.order.threshold(sel, reads=True):
-            self._check_against_reads(access, sel, cells, read, "writes")
+        self._check_reads(access, sel, cells, "writes")
         self._record_write(access, sel, cells, now)
         thread = self._by_lane(self.thread[sel.lanes], cells)
         clash = (self.writer[cells] & _THREAD) != thread
@@ -117,14 +145,13 @@ class SharedRaces:
         cells = self.cells(index, width)
         threshold = self.order.threshold(sel)
         written = self.written[cells]
-        read = self.last_read[cells]
         now = self.engine.tick(access.instruction)
         if int(written.max()) > threshold:
             self._check_against_write(access, sel, cells, written, "updates", None)
         if not written.all():
             self._uninitialized(access, sel, index, cells, written)
-        if int(read.max()) > self.order.threshold(sel, reads=True) and not self.has_cas:
-            self._check_against_reads(access, sel, cells, read, "updates")
+        if not self.has_cas:
+            self._check_reads(access, sel, cells, "updates")
         self._record_write(access, sel, cells, now)
         self._strong(access, sel, index, True, True)
 
@@ -146,14 +173,12 @@ class SharedRaces:
         cells = self.cells(index, width)
         threshold = self.order.threshold(sel)
         written = self.written[cells]
-        read = self.last_read[cells]
         self.engine.tick(copy.instruction)
         self.order.note(sel)
         self.generic_writes = True
         if int(written.max()) > threshold:
             self._check_against_write(copy, sel, cells, written, "copies to", None)
-        if int(read.max()) > self.order.threshold(sel, reads=True):
-            self._check_against_reads(copy, sel, cells, read, "copies to")
+        self._check_reads(copy, sel, cells, "copies to")
         self.written[cells] = PENDING
         self.writer[cells] = self._by_lane(self.thread[sel.lanes], cells)
 
@@ -167,10 +192,8 @@ class SharedRaces:
         cells = self._chunk_cells(index)
         sel = _Copies(lanes)
         self._check_async(operation, sel, cells, "overwrites")
-        read = self.last_read[cells]
         self.engine.tick(operation.instruction)
-        if int(read.max()) > self.order.threshold(sel, reads=True):
-            self._check_against_reads(operation, sel, cells, read, "overwrites")
+        self._check_reads(operation, sel, cells, "overwrites")
         self.written[cells] = PENDING
         channels = np.array([self.order.channel_of(int(s)) for s in slots], np.uint32)
         self.writer[cells] = ((np.uint32(self.agents) + channels) * np.uint32(32))[:, None]
@@ -181,12 +204,11 @@ class SharedRaces:
         cells = cells[:, None] if cells.ndim == 1 else cells
         sel = _Copies(lanes)
         threshold = int(self.order.threshold(sel))
-        written, read = self.written[cells], self.last_read[cells]
+        written = self.written[cells]
         self.engine.tick(operation.instruction)
         if operation.reduction is None and int(written.max()) > threshold:
             self._check_against_write(operation, sel, cells, written, "overwrites", None)
-        if int(read.max()) > self.order.threshold(sel, reads=True):
-            self._check_against_reads(operation, sel, cells, read, "overwrites")
+        self._check_reads(operation, sel, cells, "overwrites")
         self.written[cells] = PENDING
         channels = np.array([self.order.channel_of(int(s)) for s in slots], np.uint32)
         self.writer[cells] = ((np.uint32(self.agents) + channels) * np.uint32(32))[:, None]
@@ -206,6 +228,8 @@ class SharedRaces:
             self._uninitialized(operation, sel, index, cells, written)
         self._check_async(operation, sel, cells, "reads")
         if holds:
+            self._settle_reads()
+            self.newest_read = PENDING
             self.last_read[cells] = PENDING
             self.reader[cells] = self.thread[lanes][:, None]
             self.open_reads.append((cells, np.ones(len(cells), bool)))
@@ -235,6 +259,8 @@ class SharedRaces:
 
     def _record_read(self, lanes: Any, cells: Any, now: int) -> None:
         self.order.note(_Copies(lanes))
+        self._settle_reads()
+        self.newest_read = max(self.newest_read, now)
         self.last_read[cells] = now
         self.reader[cells] = self.thread[lanes][:, None]
         self.read_flat[cells + self.agent_base[lanes][:, None]] = now

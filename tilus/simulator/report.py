@@ -1,30 +1,58 @@
-"""The result of a launch: hazards, counters, and tables for people."""
+"""The result of a launch: hazards, counters, estimates, and tables for people."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .errors import HazardError
 from .hazards import Hazard
+from .roofline import seconds_by_resource
 
 
 @dataclass(frozen=True)
 class LineCounters:
-    """Counters of one source line (or PTX line where there is no line table)."""
+    """Counters of one source line (of a PTX line where there is no line table), or of one instruction.
+
+    ``source`` is the (file, line) of the line table, ``instruction`` the text of a single instruction, else empty.
+    """
 
     source: tuple[str, int] | None
     ptx_line: int
+    instruction: str = ""
     warp_instructions: int = 0
     thread_instructions: int = 0
+    global_requests: int = 0
     global_sectors: int = 0
     global_sectors_ideal: int = 0
     global_bytes: int = 0
+    shared_requests: int = 0
     shared_wavefronts: int = 0
     shared_wavefronts_ideal: int = 0
     shared_bytes: int = 0
+    tensor_core_instructions: int = 0
+    tensor_core_flops: int = 0
+    barrier_waits: int = 0
+    divergent_branches: int = 0
+    atomic_requests: int = 0
+    atomic_conflicts: int = 0
+
+    @property
+    def global_efficiency(self) -> float:
+        """Fewest sectors that could do over those that were touched; 1 where none were."""
+        return self.global_sectors_ideal / self.global_sectors if self.global_sectors else 1.0
+
+    @property
+    def shared_efficiency(self) -> float:
+        """Fewest wavefronts that could do over those that were taken; 1 where none were."""
+        return self.shared_wavefronts_ideal / self.shared_wavefronts if self.shared_wavefronts else 1.0
+
+    @property
+    def lane_efficiency(self) -> float:
+        """Active lanes over all lanes of the warps that executed."""
+        return self.thread_instructions / (32 * self.warp_instructions) if self.warp_instructions else 1.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +71,8 @@ class Report:
         What the kernel printed.
     unchecked : list of str
         Allocations too large for the shadow that finds races in global memory.
+    instructions : list of LineCounters
+        Counters of each PTX instruction that was executed.
     """
 
     kernel: str
@@ -53,6 +83,7 @@ class Report:
     lines: list[LineCounters] = field(default_factory=list)
     printed: str = ""
     unchecked: list[str] = field(default_factory=list)
+    instructions: list[LineCounters] = field(default_factory=list)
 
     def raise_if_hazards(self) -> None:
         """Raise `HazardError` with all hazards if there is one."""
@@ -93,26 +124,19 @@ class Report:
         Parameters
         ----------
         figures : mapping
-            What the target does per second: any of ``global_bytes`` (sectors count 32 bytes each),
-            ``shared_wavefronts``, ``tensor_core_flops`` and ``warp_instructions``, for the whole chip.
+            What the whole chip does per second, any of ``dram_bytes`` (each sector that is read or written counts
+            once), ``global_bytes`` (32 bytes for every sector of every request), ``shared_wavefronts``,
+            ``warp_instructions``, ``special_functions`` (of a warp) and ``tensor_core_flops``; the latter also for
+            kinds of operands, as ``tensor_core_flops.f16``. With ``sm_count`` a grid that does not fill all
+            multiprocessors evenly is charged for the fullest.
 
         Returns
         -------
         dict
             Resource to seconds; the first entry limits the kernel.
         """
-        sectors = self.counters["global_load_sectors"] + self.counters["global_store_sectors"]
-        work = {
-            "global_bytes": 32 * sectors,
-            "shared_wavefronts": self.counters["shared_wavefronts"],
-            "tensor_core_flops": self.counters["tensor_core_flops"],
-            "warp_instructions": self.counters["warp_instructions"],
-        }
-        unknown = set(figures) - set(work)
-        if unknown:
-            raise ValueError(f"unknown resource {sorted(unknown)[0]!r}; use some of {', '.join(work)}")
-        seconds = {name: work[name] / rate for name, rate in figures.items()}
-        return dict(sorted(seconds.items(), key=lambda item: -item[1]))
+        blocks = self.grid[0] * self.grid[1] * self.grid[2]
+        return seconds_by_resource(self.counters, figures, blocks)
 
     def to_json(self) -> str:
         """The report as JSON."""
@@ -123,7 +147,8 @@ class Report:
                 "block": self.block,
                 "hazards": [h.to_dict() for h in self.hazards],
                 "counters": dict(self.counters),
-                "lines": [vars(line) for line in self.lines],
+                "lines": [asdict(line) for line in self.lines],
+                "instructions": [asdict(line) for line in self.instructions],
                 "printed": self.printed,
                 "unchecked": self.unchecked,
             },
@@ -131,42 +156,77 @@ class Report:
         )
 
 
-def summarise(engine: Any) -> tuple[dict[str, Any], list[LineCounters]]:
-    """Sum an engine's counters over the launch and by line."""
+def summarise(engine: Any) -> tuple[dict[str, Any], list[LineCounters], list[LineCounters]]:
+    """Sum an engine's counters over the launch, by line and by instruction."""
     counters = engine.counters
     warps, lanes = counters.per_instruction()
-    instructions = engine.kernel.instructions
     kinds: dict[str, int] = {}
     lines: dict[Any, dict[str, Any]] = {}
-    for instruction in instructions:
+    single: list[LineCounters] = []
+    details = _details(counters)
+    for instruction in engine.kernel.instructions:
         executed = int(warps[instruction.index])
         if executed == 0:
             continue
         kind = instruction.opcode.split(".", 1)[0]
         kinds[kind] = kinds.get(kind, 0) + executed
+        found = {
+            "warp_instructions": executed,
+            "thread_instructions": int(lanes[instruction.index]),
+            **details.get(instruction.index, {}),
+        }
+        single.append(LineCounters(instruction.source, instruction.line, instruction.text, **found))
         key = instruction.source if instruction.source is not None else instruction.line
         entry = lines.setdefault(key, {"source": instruction.source, "ptx_line": instruction.line})
-        entry["warp_instructions"] = entry.get("warp_instructions", 0) + executed
-        entry["thread_instructions"] = entry.get("thread_instructions", 0) + int(lanes[instruction.index])
-        for table, prefix, actual in (
-            (counters.global_loads, "global", "sectors"),
-            (counters.global_stores, "global", "sectors"),
-            (counters.shared, "shared", "wavefronts"),
-        ):
-            if instruction.index in table:
-                _, sum_actual, sum_ideal, size = table[instruction.index]
-                for name, value in (
-                    (f"{prefix}_{actual}", sum_actual),
-                    (f"{prefix}_{actual}_ideal", sum_ideal),
-                    (f"{prefix}_bytes", size),
-                ):
-                    entry[name] = entry.get(name, 0) + value
+        for name, value in found.items():
+            entry[name] = entry.get(name, 0) + value
+    rows = [LineCounters(**entry) for entry in lines.values()]
+    rows.sort(key=lambda row: (row.source or ("", row.ptx_line), row.ptx_line))
+    total = _totals(counters, int(warps.sum()), int(lanes.sum()))
+    total["instructions_by_kind"] = dict(sorted(kinds.items(), key=lambda item: -item[1]))
+    return total, rows, single
+
+
+def _details(counters: Any) -> dict[int, dict[str, int]]:
+    """Everything that is counted by instruction, by `LineCounters`' names."""
+    details: dict[int, dict[str, int]] = {}
+
+    def add(index: int, names: str, values: Any) -> None:
+        entry = details.setdefault(index, {})
+        for name, value in zip(names.split(), values):
+            entry[name] = entry.get(name, 0) + int(value)
+
+    for table, names in (
+        (counters.global_loads, "global_requests global_sectors global_sectors_ideal global_bytes"),
+        (counters.global_stores, "global_requests global_sectors global_sectors_ideal global_bytes"),
+        (counters.shared, "shared_requests shared_wavefronts shared_wavefronts_ideal shared_bytes"),
+    ):
+        for index, values in table.items():
+            add(index, names, values)
+    for index, (requests, _, conflicts) in counters.atomics.items():
+        add(index, "atomic_requests atomic_conflicts", (requests, conflicts))
+    for (index, _, _), values in counters.tensor.items():
+        add(index, "tensor_core_instructions tensor_core_flops", values)
+    for index, value in counters.barrier_waits.items():
+        add(index, "barrier_waits", (value,))
+    for index, value in counters.divergence.items():
+        add(index, "divergent_branches", (value,))
+    return details
+
+
+def _totals(counters: Any, warp_instructions: int, thread_instructions: int) -> dict[str, Any]:
     loads, stores, shared = (
         _column_sums(t) for t in (counters.global_loads, counters.global_stores, counters.shared)
     )
-    total = {
-        "warp_instructions": int(warps.sum()),
-        "thread_instructions": int(lanes.sum()),
+    read, written = counters.distinct_bytes()
+    by_name: dict[str, int] = {}
+    flops_by_kind: dict[str, int] = {}
+    for (_, name, kind), (count, flops) in counters.tensor.items():
+        by_name[name] = by_name.get(name, 0) + count
+        flops_by_kind[kind] = flops_by_kind.get(kind, 0) + flops
+    return {
+        "warp_instructions": warp_instructions,
+        "thread_instructions": thread_instructions,
         "global_load_requests": loads[0],
         "global_load_sectors": loads[1],
         "global_load_sectors_ideal": loads[2],
@@ -175,24 +235,29 @@ def summarise(engine: Any) -> tuple[dict[str, Any], list[LineCounters]]:
         "global_store_sectors_ideal": stores[2],
         "global_bytes_read": loads[3],
         "global_bytes_written": stores[3],
+        "global_distinct_bytes_read": read,
+        "global_distinct_bytes_written": written,
         "shared_requests": shared[0],
         "shared_wavefronts": shared[1],
         "shared_wavefronts_ideal": shared[2],
         "shared_bytes": shared[3],
         "local_bytes": counters.local_bytes,
         "async_bytes": counters.async_bytes,
-        "tensor_core_flops": sum(v[1] for v in counters.tensor.values()),
+        "tensor_core_flops": sum(flops_by_kind.values()),
         "barrier_waits": sum(counters.barrier_waits.values()),
         "divergent_branches": sum(counters.divergence.values()),
         "atomic_requests": sum(v[0] for v in counters.atomics.values()),
         "atomic_lanes": sum(v[1] for v in counters.atomics.values()),
         "atomic_conflicts": sum(v[2] for v in counters.atomics.values()),
-        "instructions_by_kind": dict(sorted(kinds.items(), key=lambda item: -item[1])),
-        "tensor_core_instructions": {name: v[0] for name, v in counters.tensor.items()},
+        "instructions_by_warp": counters.per_warp(),
+        "bytes_by_space": {
+            "global": loads[3] + stores[3],
+            "shared": shared[3] + counters.async_bytes,
+            "local": counters.local_bytes,
+        },
+        "tensor_core_instructions": by_name,
+        "tensor_core_flops_by_kind": flops_by_kind,
     }
-    rows = [LineCounters(**entry) for entry in lines.values()]
-    rows.sort(key=lambda row: (row.source or ("", row.ptx_line), row.ptx_line))
-    return total, rows
 
 
 def _column_sums(table: Any) -> list[int]:

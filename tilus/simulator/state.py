@@ -19,6 +19,7 @@ from .mbarrier import BarrierTable
 from .memory_unit import Memory
 from .poison import Poison
 from .selection import LANES, Selection
+from .spinning import turn_back
 from .wgmma import Tracking
 
 _BANK_DTYPES = {1: np.bool_, 8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
@@ -42,11 +43,9 @@ class Group:
     def fork(self, sel: Selection, pc: int, backward: bool) -> Group:
         """Some of the lanes, elsewhere."""
         other = Group(self.state, sel, pc, self.round)
-        other.loops = self.loops + int(backward)
-        if backward and (self.state.take_polled(sel) or other.loops > 4096):
-            other.round += 1
-            other.loops = 0
-            self.state.engine.yielded(other)
+        other.loops = self.loops
+        if backward:
+            turn_back(other, pc)
         return other
 
 
@@ -102,6 +101,9 @@ class State:
         self.next_frame = 1
         self.frame_of_lane = np.zeros(self.lane_count, np.int64)
         self.polled = np.zeros(self.warp_count, bool)
+        # Turns of loops that warps made since they gave way, kept while they wait at a barrier.
+        self.loops = np.zeros(self.warp_count, np.int64)
+        self.standing: dict[int, list[Any]] = {}
         self.races: Any = None
         self.order: Any = None
         if engine.track_order:
@@ -139,6 +141,7 @@ class State:
             merged.sort()
             group.sel = Selection.of(merged)
             group.round = max(group.round, other.round)
+            group.loops = max(group.loops, other.loops)
         self.groups[group.pc] = group
         self.ticket += 1
         heapq.heappush(self.queue, (group.round, group.pc, self.ticket, group))
@@ -163,7 +166,9 @@ class State:
     def resume(self, index: Any, pcs: Any) -> None:
         """Lanes that waited go on, each at its own place."""
         for pc in np.unique(pcs):
-            self.add(Group(self, Selection.of(index[pcs == pc]), int(pc), self.engine.round))
+            group = Group(self, Selection.of(index[pcs == pc]), int(pc), self.engine.round)
+            group.loops = int(self.loops[group.sel.warp_slice].max())
+            self.add(group)
 
     # -- convergence -------------------------------------------------------------------------------------------
 
@@ -184,6 +189,7 @@ class State:
             return sel
         lanes_ready = ready[sel.row]
         late = Group(self, Selection.of(sel.index[~lanes_ready]), pc, group.round)
+        late.loops = group.loops
         self.waiting[pc] = late
         if not lanes_ready.any():
             return None
@@ -282,7 +288,27 @@ class State:
         size = self.engine.cluster_size
         block = self.block_of_lane[sel.lanes]
         target = np.where(remote, block // size * size + rank, block)
+        if remote.any():
+            self.check_running(access.instruction, sel.index, target)
         return target * self.memory.stride + offset
+
+    def check_running(self, instruction: Any, lanes: Any, blocks: Any) -> None:
+        """Report an access of lanes to shared memory of blocks that have ended."""
+        if self.live[self.exists].all():
+            return
+        running = np.zeros(self.block_count, bool)
+        running[self.block_of_warp[self.live_warps.any(axis=1)]] = True
+        ended = ~running[blocks]
+        if ended.any():
+            where = int(np.flatnonzero(ended)[0])
+            self.hazard(
+                "out-of-bounds",
+                f"shared memory of block {self.block_coordinates(int(blocks[where]))} of the "
+                "cluster, which has ended",
+                instruction,
+                int(lanes[where]),
+            )
+            self.stop()
 
     def nearest_shared(self, offset: int) -> str:
         """Words for where a shared offset lies."""

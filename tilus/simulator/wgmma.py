@@ -14,6 +14,7 @@ import numpy as np
 from . import tensorcore
 from .decoder import Decoder
 from .matrix import raise_incomplete, stack
+from .memory_unit import gather
 from .operands import Constant
 from .operations import Control, Operation, Warp, registers_of
 from .selection import Selection
@@ -22,6 +23,7 @@ from .types import TYPES
 
 B32, B64 = TYPES["b32"], TYPES["b64"]
 Key = tuple[int, int]
+_CHANGED, _CONSTANT = 1, 2
 
 
 class Tracking:
@@ -34,6 +36,8 @@ class Tracking:
         self.reading: dict[Key, Any] = {}
         self.dirty: dict[Key, Any] = {}
         self.retired = np.zeros(warps, np.int64)
+        # Whether a fence stands between the last wait, or the beginning, and what comes next.
+        self.fenced = np.zeros(warps, bool)
         self.number = 0
         # Committed groups of each warp; outstanding (number, warps by warpgroup, their group, shared bytes).
         self.committed = np.zeros(warps, np.int64)
@@ -66,7 +70,9 @@ class Tracking:
                 found = tables.get(key)
                 if found is not None and (found[rows] > self.retired[rows]).any():
                     self._report(operation, sel, key, verb, found)
-            self.table(self.dirty, key)[rows] = 1
+            # Compilers write copies of constants behind the fence, and assemblers merge them into the wgmma.
+            constant = operation.instruction.opcode.startswith("mov.") and not registers_of(operation.reads)
+            self.table(self.dirty, key)[rows] = _CONSTANT if constant else _CHANGED
 
     def _report(self, operation: Any, sel: Selection, key: Key, verb: str, numbers: Any) -> None:
         name = self.state.kernel.register_names[key]
@@ -84,22 +90,28 @@ class Tracking:
         rows = sel.warp_slice
         for marks in self.dirty.values():
             marks[rows] = 0
+        self.fenced[rows] = True
 
-    def issue(self, operation: Any, sel: Selection, grouped: Any, index: Any) -> None:
-        """A wgmma starts."""
+    def issue(self, operation: Any, sel: Selection, grouped: Any, index: Any, accumulates: Any) -> None:
+        """A wgmma starts; ``accumulates`` says for each warp whether it reads what it adds to."""
         rows = sel.warp_slice
-        for key in [*_keys(operation.writes), *_keys(operation.a)]:
+        targets = _keys(operation.writes)
+        for key in [*targets, *_keys(operation.a)]:
             marks = self.dirty.get(key)
-            if marks is not None and marks[rows].any():
+            if marks is None:
+                continue
+            wrong = (marks[rows] == _CHANGED) | ((marks[rows] == _CONSTANT) & ~self.fenced[rows])
+            wrong &= accumulates if key in targets else True
+            if wrong.any():
                 name = self.state.kernel.register_names[key]
-                row = int(sel.warps[np.flatnonzero(marks[rows])[0]])
+                row = int(sel.warps[np.flatnonzero(wrong)[0]])
                 self.state.hazard(
                     "missing-wgmma-fence",
                     f"register {name} was written and no wgmma.fence stands between the write and this wgmma",
                     operation.instruction,
                     row * 32,
                 )
-                marks[rows] = 0
+            marks[rows] = 0
         self.number += 1
         for key in _keys(operation.writes):
             self.table(self.flying, key)[rows] = self.number
@@ -110,6 +122,7 @@ class Tracking:
     def wait(self, sel: Selection, keep: int, instruction: Any) -> None:
         """``wgmma.wait_group``: all groups but the newest ``keep`` are complete."""
         rows = sel.warp_slice
+        self.fenced[rows] = False
         limit = np.full(self.state.warp_count, -1, np.int64)
         limit[rows] = self.committed[rows] - keep
         kept = []
@@ -185,8 +198,8 @@ class WarpgroupMultiply(Warp):
             state.hazard("illegal-descriptor", str(error), self.instruction, int(sel.index[0]))
             state.stop()
         view = state.memory.shared_view(np.dtype(np.uint8), 16)
-        b = view[b_index >> 4]
-        a = view[a_index >> 4] if a_index is not None else stack(state, sel, self.a, np.uint32)[order]
+        b = gather(view, b_index >> 4)
+        a = gather(view, a_index >> 4) if a_index is not None else stack(state, sel, self.a, np.uint32)[order]
         c = stack(state, sel, list(self.writes), np.uint32)[order]
         scale: Any = True
         if self.scale is not None:
@@ -199,12 +212,13 @@ class WarpgroupMultiply(Warp):
                 "selector": self.selector,
             }
         result = self.op(a, b, c, scale, **extra)[inverse]
-        state.engine.counters.tensor_core(self.name, len(warps) // 4, self.op.flops)
+        state.engine.counters.tensor_core(self.instruction, self.name, len(warps) // 4, self.op)
         index = b_index if a_index is None else np.concatenate([a_index, b_index], axis=1)
         if state.races is not None:
             leaders = warps[order].reshape(-1, 4)[:, 0] * 32
             state.races.async_read(self, leaders, index, True)
-            state.wgmma.issue(self, sel, warps[order], index)
+            accumulates = scale if scale is True else np.repeat(scale, 4)[inverse]
+            state.wgmma.issue(self, sel, warps[order], index, accumulates)
         for position, target in enumerate(self.writes):
             target.put_warp(state, sel, result[:, position])
 

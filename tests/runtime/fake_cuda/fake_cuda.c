@@ -224,6 +224,19 @@ CUresult cuLaunchKernel(CUfunction function, unsigned int grid_x, unsigned int g
     return result_of("cuLaunchKernel");
 }
 
+CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, void **arguments, void **extra) {
+    char line[128];
+    unsigned int i;
+    for (i = 0; i < config->numAttrs; ++i) {
+        snprintf(line, sizeof line, "with %d is %d", (int)config->attrs[i].id,
+                 config->attrs[i].value.programmaticStreamSerializationAllowed);
+        note(line);
+    }
+    return cuLaunchKernel(function, config->gridDimX, config->gridDimY, config->gridDimZ, config->blockDimX,
+                          config->blockDimY, config->blockDimZ, config->sharedMemBytes, config->hStream, arguments,
+                          extra);
+}
+
 /* cuda-bindings finds everything through this; what is not above, it must not call. */
 CUresult cuGetProcAddress_v2(const char *symbol, void **found, int version, cuuint64_t flags, int *status) {
     char name[128];

@@ -1,4 +1,4 @@
-"""ldmatrix: 8 x 8 matrices of 16-bit elements, one row of 16 bytes from each address (PTX ISA, ldmatrix)."""
+"""ldmatrix, stmatrix: 8 x 8 matrices of 16-bit elements, 16 bytes at each address (PTX ISA, ldmatrix, stmatrix)."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ ROW_BITS = 128
 
 
 @dataclass(frozen=True)
-class MatrixLoad:
-    """How a tile is loaded with ldmatrix.
+class MatrixMove:
+    """How a tile is loaded with ldmatrix, or stored with stmatrix.
 
     Attributes
     ----------
@@ -26,7 +26,7 @@ class MatrixLoad:
     firsts : tuple of int
         For each instruction, the element of `rows`.
     elements : tuple
-        For each instruction and each of its registers, the elements of the tile's layout that arrive there.
+        For each instruction and each of its registers, the elements of the tile's layout that it holds.
     """
 
     transposed: bool
@@ -37,7 +37,7 @@ class MatrixLoad:
 
 
 def matrix_atom(bits: int, along: int) -> RegisterLayout:
-    """Return the layout in which one matrix arrives: a thread's 32 bits lie along a dimension, and 4 threads in a row.
+    """Return the layout of one matrix in registers: a thread's 32 bits lie along a dimension, and 4 threads in a row.
 
     Thread t holds part t % 4 of row t // 4 of the matrix, or with ``.trans`` of column t // 4.
     """
@@ -47,8 +47,8 @@ def matrix_atom(bits: int, along: int) -> RegisterLayout:
 
 
 @lru_cache(maxsize=512)
-def plan_ldmatrix(layout: RegisterLayout, shared: SharedLayout, bits: int, align: int) -> MatrixLoad | None:
-    """Return how to load a tile with ldmatrix, or None if its layout or its place in memory does not allow it."""
+def plan_matrices(layout: RegisterLayout, shared: SharedLayout, bits: int, align: int) -> MatrixMove | None:
+    """Return how ldmatrix or stmatrix moves a tile, or None if its layout or its place in memory does not allow it."""
     if layout.rank != 2 or bits not in (8, 16, 32) or align % 16:
         return None
     for along in (1, 0):
@@ -69,7 +69,7 @@ def _plan(
     transposed: bool,
     atom: RegisterLayout,
     tiling: Tiling,
-) -> MatrixLoad | None:
+) -> MatrixMove | None:
     """Plan for a tile whose threads hold 32 bits along a dimension; transposed, memory runs along the other one."""
     quotient = tiling.quotient
     column_dim = 1 - along if transposed else along
@@ -109,7 +109,7 @@ def _plan(
         first = _number(apart, number)
         found.append(tuple(tuple(tiling.elements(first + _number(together, m))) for m in range(matrices)))
     firsts = tuple(i * length for i in range(len(found)))
-    return MatrixLoad(transposed, matrices, rows, firsts, tuple(found))
+    return MatrixMove(transposed, matrices, rows, firsts, tuple(found))
 
 
 def _number(digits: list[tuple[Digit, int]], number: int) -> int:

@@ -7,7 +7,8 @@ from functools import lru_cache
 
 from tilus import dtypes
 from tilus.dtypes import DType
-from tilus.layout import Digit, RegisterLayout
+from tilus.layout import Digit, LayoutError, RegisterLayout
+from tilus.layout.tiling import explain_tile_by
 
 M = 64
 MAX_N = 256
@@ -96,6 +97,56 @@ def a_atom(k: int, bits: int) -> RegisterLayout:
     return RegisterLayout(
         (M, k), (*_ROWS, Digit(4, 1, per)), (Digit(2, 1, 4 * per), Digit(2, 0, 8), Digit(per, 1, 1))
     )
+
+
+WARPS = 4
+WARP_ROWS = M // WARPS
+
+
+def warp_a_atom(k: int, bits: int) -> RegisterLayout:
+    """Return who holds which element of the 16 rows of a first operand in registers that one warp brings."""
+    per = 32 // bits
+    return RegisterLayout(
+        (WARP_ROWS, k),
+        (Digit(8, 0, 1), Digit(4, 1, per)),
+        (Digit(2, 1, 4 * per), Digit(2, 0, 8), Digit(per, 1, 1)),
+    )
+
+
+def warp_c_atom(n: int) -> RegisterLayout:
+    """Return who holds which element of the 16 rows of a result of n columns that belong to one warp."""
+    return RegisterLayout(
+        (WARP_ROWS, n),
+        (Digit(8, 0, 1), Digit(4, 1, 2)),
+        (Digit(n // 8, 1, 8), Digit(2, 0, 8), Digit(2, 1, 1)),
+    )
+
+
+def rows_in_order(rows: int, warps: int) -> RegisterLayout:
+    """Return which 16 rows each warp holds where instructions lie one below the other, a part for each warpgroup."""
+    groups = warps // WARPS
+    again = rows // M // groups
+    return RegisterLayout(
+        (rows // WARP_ROWS, 1),
+        (Digit(groups, 0, WARPS * again), Digit(WARPS, 0, 1)),
+        (Digit(again, 0, WARPS),),
+    )
+
+
+def rows_of(layout: RegisterLayout, atom: RegisterLayout) -> RegisterLayout:
+    """Return which 16 rows each warp holds in a layout that is made of a warp's part of an instruction.
+
+    Which warp brings which rows to an instruction is free: the rows of the result are with the same warps. Raises a
+    `LayoutError` that says why where the layout is not so made.
+    """
+    quotient = explain_tile_by(layout, atom).quotient
+    spread = [digit for digit in quotient.spatial_digits if digit.dim != 0]
+    if spread:
+        raise LayoutError(
+            f"{layout} spreads warps over something else than rows, but each warp holds whole rows of its own"
+        )
+    local_digits = tuple(digit for digit in quotient.local_digits if digit.dim == 0)
+    return RegisterLayout((quotient.shape[0], 1), quotient.spatial_digits, local_digits)
 
 
 def columns(n: int, type: WgmmaType) -> int:

@@ -7,7 +7,7 @@ from tilus.codegen.casts.arrangement import Arrangement, element_order
 from tilus.codegen.casts.decode import decode, lookup
 from tilus.codegen.casts.encode import encode
 from tilus.codegen.casts.general import cast_element
-from tilus.codegen.casts.packed import permute_bytes
+from tilus.codegen.casts.packed import multiply, permute_bytes
 from tilus.codegen.casts.rows import FastCast, best_cast, exact_in_float16, fast_casts
 from tilus.codegen.llvm_text import V, Writer, floating, integer
 from tilus.codegen.registers import container_count, pack, unpack
@@ -111,14 +111,70 @@ def preferred_arrangement(
     With `scaled` for `cast_scaled`, else for `cast_elements`.
     """
     for row in fast_casts(source, dest):
-        if target.has(row.feature) and (scaled or not row.exponent):
+        if target.has(row.feature) and (scaled or not row.exponent) and not row.finite:
             return row.arrangement
     return None
 
 
 def stored_arrangement(source: DType, dest: DType) -> Arrangement | None:
     """Return how codes are stored for casts to `dest`: the same for all targets, so that weights are packed once."""
-    return preferred_arrangement(TARGETS["sm_80"], source, dest)
+    for row in fast_casts(source, dest):
+        if TARGETS["sm_80"].has(row.feature):
+            return row.arrangement
+    return None
+
+
+def stored_exponent(source: DType, dest: DType, target: Target) -> int:
+    """Return the exponent e with which the cast of stored codes costs least: the results are values / 2**e."""
+    row = best_cast(target, source, dest, stored_arrangement(source, dest), scaled=True, finite=True)
+    return 0 if row is None else row.exponent
+
+
+def cast_stored(
+    w: Writer, target: Target, source: DType, dest: DType, regs: tuple[V, ...], count: int, exponent: int = 0
+) -> tuple[V, ...]:
+    """Return containers of `dest` for codes that are stored as `stored_arrangement` says, all of them finite.
+
+    Parameters
+    ----------
+    w, target, source, dest, regs, count
+        As for `cast_elements`.
+    exponent : int
+        The results are the values divided by ``2**exponent``; `stored_exponent` is the one that costs least.
+    """
+    order = stored_arrangement(source, dest)
+    packed = dest in (dtypes.float16, dtypes.bfloat16)
+    if order is not None and count % order.elements:
+        raise TypeMismatch(
+            f"codes of {source} are stored in groups of {order.elements} for a cast to {dest}, and {count} are no "
+            "whole groups",
+            hint="keep a multiple of the group's elements in each thread",
+        )
+    best: tuple[float, FastCast] | None = None
+    for row in fast_casts(source, dest):
+        if row.arrangement == order and target.has(row.feature) and (packed or row.exponent == exponent):
+            cost = row.cost + (0.5 if row.exponent != exponent else 0.0)
+            if best is None or cost < best[0]:
+                best = cost, row
+    if best is not None:
+        left, made = best[1].exponent - exponent, _by_groups(w, best[1], regs, count)
+    else:
+        left, made = -exponent, cast_elements(w, target, source, dest, regs, count, order)
+    if not left:
+        return made
+    if not packed:
+        raise TypeMismatch(
+            f"a cast of {source} to {dest} leaves no power of two out", hint="exponent=0, or stored_exponent"
+        )
+    for step in _steps(dest, left):
+        made = tuple(multiply(w, dest, word, 2.0**step) for word in made)
+    return made
+
+
+def _steps(dest: DType, exponent: int) -> tuple[int, ...]:
+    """Return exponents of normal numbers that add up to one."""
+    most = 15 if dest == dtypes.float16 else 127
+    return (exponent,) if -most < exponent <= most else (exponent // 2, exponent - exponent // 2)
 
 
 def preferred_order(source: DType, dest: DType, target: Target | None = None) -> tuple[int, ...] | None:
@@ -129,7 +185,7 @@ def preferred_order(source: DType, dest: DType, target: Target | None = None) ->
     """
     for row in fast_casts(source, dest):
         known = target.has(row.feature) if target is not None else row.feature in ("", "bf16_arithmetic")
-        if known and not row.exponent:
+        if known and not row.exponent and not row.finite:
             return row.arrangement.order if row.arrangement is not None else None
     return None
 
@@ -161,7 +217,7 @@ def _by_groups(w: Writer, row: FastCast, regs: tuple[V, ...], count: int) -> tup
 def _cheapest_order(target: Target, source: DType, dest: DType) -> FastCast | None:
     for row in fast_casts(source, dest):
         ordered = row.arrangement is not None and row.arrangement.order is not None
-        if ordered and target.has(row.feature) and not row.exponent:
+        if ordered and target.has(row.feature) and not row.exponent and not row.finite:
             return row
     return None
 
@@ -231,6 +287,7 @@ def _natural(w: Writer, order: Arrangement, source: DType, regs: tuple[V, ...], 
 
 
 __all__ = [
-    "Arrangement", "FastCast", "cast_cost", "cast_element", "cast_elements", "cast_scaled", "decode", "element_order",
-    "encode", "fast_casts", "lookup", "preferred_arrangement", "preferred_order",
+    "Arrangement", "FastCast", "cast_cost", "cast_element", "cast_elements", "cast_scaled", "cast_stored", "decode",
+    "element_order", "encode", "fast_casts", "lookup", "preferred_arrangement", "preferred_order", "stored_arrangement",
+    "stored_exponent",
 ]  # fmt: skip

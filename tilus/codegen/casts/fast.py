@@ -18,6 +18,7 @@ from tilus.codegen.casts.packed import (
     multiply_add,
     permute_bytes,
     shift_right,
+    spread,
 )
 from tilus.codegen.casts.plan import Plan
 from tilus.codegen.llvm_text import V, Writer, integer
@@ -36,7 +37,8 @@ class _Views:
         for parts in plan.gathers:
             gathered = self.get(parts[0].word, parts[0].shift)
             for part in parts[1:]:
-                gathered = choose_bits(w, both(part.mask), self.get(part.word, part.shift), gathered)
+                mask = spread(part.mask, plan.lane)
+                gathered = choose_bits(w, mask, self.get(part.word, part.shift), gathered)
             self.words.append(gathered)
 
     def get(self, word: int, shift: int) -> V:
@@ -122,6 +124,40 @@ def floats(plan: Plan, dest: DType, factor: float) -> Emit:
         return [multiply(w, dest, word, factor) for word in masked]
 
     return emit
+
+
+def masks(plan: Plan) -> Emit:
+    """Elements whose bits already stand where the destination has them, but for a power of two."""
+
+    def emit(w: Writer, words: Sequence[V]) -> list[V]:
+        views = _Views(w, plan, words)
+        return [
+            w.binary("and", views.get(slot.word, slot.shift), integer(spread(slot.mask, plan.lane)))
+            for slot in plan.slots
+        ]
+
+    return emit
+
+
+def byte_pattern(source: DType, dest: DType) -> tuple[tuple[int, ...], int] | None:
+    """Return where a byte has the bits of a narrower number, and the exponent that is left; None where it has not.
+
+    A signed integer stands on top, so that its sign is the byte's. A float8_e4m3 is a float of fewer bits with another
+    bias, or an unsigned integer of up to 4 bits: the first two binades have the spacing of the smallest number.
+    """
+    bits = source.bits
+    if dest in (dtypes.int8, dtypes.uint8) and source.is_integer and bits < 8:
+        if source.is_signed:
+            return (tuple(range(8 - bits, 8)), bits - 8) if dest == dtypes.int8 else None
+        return tuple(range(bits)), 0
+    if dest == dtypes.float8_e4m3:
+        if source.kind == "uint" and bits <= 4:
+            return tuple(range(bits)), 9
+        narrow = source.kind == "float" and source.mantissa_bits <= 3 and source.exponent_bits <= 4 and bits < 8
+        if narrow and not source.has_nan and not source.has_inf:
+            low = 3 - source.mantissa_bits
+            return (*range(low, low + bits - 1), 7), 7 - source.bias
+    return None
 
 
 def float_pattern(source: DType, dest: DType) -> tuple[int, ...]:
@@ -442,7 +478,7 @@ def natural_integers(source: DType, dest: DType) -> Emit:
 
 
 __all__ = [
-    "EXPONENT", "Emit", "bytes_to_bfloat16", "bytes_to_float16", "convert_nibbles", "convert_pairs", "e4m3_to_bfloat16",
-    "e4m3_to_float16", "e5m2_to_float16", "float_bytes", "float_pattern", "floats", "integers", "narrow_to_int8",
+    "EXPONENT", "Emit", "byte_pattern", "bytes_to_bfloat16", "bytes_to_float16", "convert_nibbles", "convert_pairs", "e4m3_to_bfloat16",
+    "e4m3_to_float16", "e5m2_to_float16", "float_bytes", "float_pattern", "floats", "integers", "masks", "narrow_to_int8",
     "natural_floats", "natural_integers", "pair_table", "scaled_integers", "single_bits", "table", "through_float16",
 ]  # fmt: skip

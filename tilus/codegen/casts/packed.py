@@ -24,6 +24,11 @@ def both(mask: int) -> int:
     return mask | mask << 16
 
 
+def spread(mask: int, lane: int) -> int:
+    """Return a lane's bits in all lanes of a word."""
+    return sum(mask << low for low in range(0, 32, lane))
+
+
 def choose_bits(w: Writer, mask: int, ones: V, zeros: V) -> V:
     """Return bits of `ones` where the mask has ones and of `zeros` elsewhere, as one instruction."""
     if ones.literal is not None or zeros.literal is not None:

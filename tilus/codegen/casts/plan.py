@@ -1,8 +1,9 @@
-"""Where the bits of narrow elements lie in words so that masking a shifted word gives two elements at once.
+"""Where the bits of narrow elements lie in words so that masking a shifted word gives two or four elements at once.
 
-A word is two lanes of 16 bits, and all is the same in both. A *slot* is a place in one lane of a shifted word where
-a lane's element has its bits where the float format wants them, so that one masking instruction takes out
-two elements. Bits of a word in which no slot fits are put together with those of other words first.
+A word is two lanes of 16 bits, or four of 8, and all is the same in each. A *slot* is a place in one lane of a
+shifted word where a lane's element has its bits where the destination's format wants them, so that one masking
+instruction takes out an element of each lane. Bits of a word in which no slot fits are put together with those of
+other words first.
 """
 
 from __future__ import annotations
@@ -43,20 +44,26 @@ class Slot:
 
 @dataclass(frozen=True)
 class Plan:
-    """How to take a group of elements apart: output t holds element 2 * t in its low lane and 2 * t + 1 above.
+    """How to take a group of elements apart: output t holds one element of each lane, the next ones of the group.
 
-    Word numbers below `words` are those stored, the ones after them are gathered in order.
+    Word numbers below `words` are those stored, the ones after them are gathered in order. A lane has `lane` bits.
     """
 
     bits: int
     words: int
     gathers: tuple[tuple[Part, ...], ...]
     slots: tuple[Slot, ...]
+    lane: int = LANE
+
+    @property
+    def lanes(self) -> int:
+        """Lanes of a word."""
+        return 32 // self.lane
 
     @property
     def elements(self) -> int:
         """Elements of a group."""
-        return 2 * len(self.slots)
+        return self.lanes * len(self.slots)
 
     @property
     def moves(self) -> int:
@@ -74,8 +81,9 @@ class Plan:
                 if word >= self.words:
                     part = next(p for p in self.gathers[word - self.words] if p.mask >> lane_bit & 1)
                     word, lane_bit = part.word, lane_bit + part.shift
-                for lane in range(2):
-                    places[32 * word + LANE * lane + lane_bit] = (2 * number + lane) * self.bits + bit
+                for lane in range(self.lanes):
+                    element = self.lanes * number + lane
+                    places[32 * word + self.lane * lane + lane_bit] = element * self.bits + bit
         if sorted(places) != list(range(32 * self.words)):
             raise AssertionError(f"a plan for {self.bits} bits loses bits: {places}")
         return Arrangement(self.bits, tuple(places), flip or (0,) * self.words)
@@ -105,25 +113,25 @@ def _fields(word: int, start: int, bits: int, window: int) -> list[Slot]:
 
 
 @lru_cache(maxsize=128)
-def float_plan(bits: int, pattern: tuple[int, ...]) -> Plan:
-    """Return the plan for floats whose code bit i must lie at ``pattern[i]``; the sign, the last one, on top."""
+def float_plan(bits: int, pattern: tuple[int, ...], lane: int = LANE) -> Plan:
+    """Return the plan for elements whose code bit i must lie at ``pattern[i]`` of a lane, in rising order."""
     best: Plan | None = None
-    sets = _disjoint_shifts(pattern)
+    sets = _disjoint_shifts(pattern, lane)
     for direct, sparing in product(sets, (False, True)):
         # To weigh every gathered word against every set takes seconds for patterns with very many of them.
         if sparing and len(sets) > _FEW_SETS:
             continue
-        plan = _complete(bits, pattern, direct, sets, sparing)
+        plan = _complete(bits, pattern, direct, sets, sparing, lane)
         if best is None or plan.moves < best.moves:
             best = plan
     assert best is not None
     return best
 
 
-def _disjoint_shifts(pattern: tuple[int, ...]) -> list[tuple[int, ...]]:
+def _disjoint_shifts(pattern: tuple[int, ...], lane: int) -> list[tuple[int, ...]]:
     """Return the sets of left shifts that bring disjoint bits of a lane to the pattern."""
     found = []
-    for count in range(LANE // len(pattern), 0, -1):
+    for count in range(lane // len(pattern), 0, -1):
         for shifts in combinations(range(min(pattern) + 1), count):
             bits = {place - shift for shift in shifts for place in pattern}
             if len(bits) == count * len(pattern):
@@ -132,16 +140,21 @@ def _disjoint_shifts(pattern: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 def _complete(
-    bits: int, pattern: tuple[int, ...], direct: tuple[int, ...], sets: list[tuple[int, ...]], sparing: bool
+    bits: int,
+    pattern: tuple[int, ...],
+    direct: tuple[int, ...],
+    sets: list[tuple[int, ...]],
+    sparing: bool,
+    lane: int,
 ) -> Plan:
     """Use the given shifts in every word, and gather what is left into words for one of the sets each.
 
     The set is the first that fits, or, if sparing, the one with the fewest instructions for each slot.
     """
-    words = bits // gcd(bits, LANE)
+    words = bits // gcd(bits, lane)
     slots = [Slot(word, -shift, pattern) for word in range(words) for shift in direct]
     used = {place - shift for shift in direct for place in pattern}
-    free = {(word, bit) for word in range(words) for bit in range(LANE) if bit not in used}
+    free = {(word, bit) for word in range(words) for bit in range(lane) if bit not in used}
     gathers: list[tuple[Part, ...]] = []
     while free:
         best: tuple[float, tuple[int, ...], tuple[Part, ...]] | None = None
@@ -154,10 +167,10 @@ def _complete(
         assert best is not None
         _, shifts, parts = best
         for part in parts:
-            free -= {(part.word, bit + part.shift) for bit in range(LANE) if part.mask >> bit & 1}
+            free -= {(part.word, bit + part.shift) for bit in range(lane) if part.mask >> bit & 1}
         gathers.append(parts)
         slots += [Slot(words + len(gathers) - 1, -shift, pattern) for shift in shifts]
-    return Plan(bits, words, tuple(gathers), tuple(slots))
+    return Plan(bits, words, tuple(gathers), tuple(slots), lane)
 
 
 def _gather(wanted: set[int], free: set[tuple[int, int]]) -> tuple[Part, ...]:

@@ -40,6 +40,8 @@ class FastCast:
         From a writer and the words of a group to the destination's words, in natural order.
     exponent : int
         The results are the values divided by ``2**exponent``, for a caller that multiplies by a scale anyway.
+    finite : bool
+        Whether codes of infinity and NaN become something else, for a caller that has none.
     """
 
     name: str
@@ -52,6 +54,7 @@ class FastCast:
     arrangement: Arrangement | None
     emit: Emit
     exponent: int = 0
+    finite: bool = False
 
 
 @lru_cache(maxsize=1024)
@@ -64,14 +67,20 @@ def fast_casts(source: DType, dest: DType) -> tuple[FastCast, ...]:
 
 
 def best_cast(
-    target: Target, source: DType, dest: DType, arrangement: Arrangement | None, scaled: bool = False
+    target: Target,
+    source: DType,
+    dest: DType,
+    arrangement: Arrangement | None,
+    scaled: bool = False,
+    finite: bool = False,
 ) -> FastCast | None:
     """Return the cheapest packed cast for elements in natural order or in an arrangement.
 
-    With `scaled` the results may be off by a power of two.
+    With `scaled` the results may be off by a power of two; with `finite` there are no infinities and no NaN.
     """
     for row in fast_casts(source, dest):
-        if row.arrangement == arrangement and target.has(row.feature) and (scaled or not row.exponent):
+        fits = row.arrangement == arrangement and target.has(row.feature)
+        if fits and (scaled or not row.exponent) and (finite or not row.finite):
             return row
     return None
 
@@ -105,7 +114,7 @@ def _rows(source: DType, dest: DType) -> Iterator[FastCast]:
             yield from _float_rows(source, dest, needs)
     if dest.bits in (8, 16) and not dest.is_boolean:
         yield from _table_rows(source, dest)
-    if dest == dtypes.int8 and source.is_integer and source.bits in (1, 2, 4):
+    if dest.bits == 8:
         yield from _byte_rows(source, dest)
 
 
@@ -160,6 +169,7 @@ def _float_rows(source: DType, dest: DType, needs: str) -> Iterator[FastCast]:
         else:
             emit = fast.through_float16(fast.e5m2_to_float16)
             yield FastCast("upper byte, float32", source, dest, needs, 4, 1, 2.0, None, emit)
+            yield from _finite_bytes(source, dest, needs)
         return
     exponent = BIAS[dest] - source.bias
     if source == dtypes.float8_e4m3:
@@ -175,6 +185,7 @@ def _float_rows(source: DType, dest: DType, needs: str) -> Iterator[FastCast]:
             )
         yield FastCast("rescale", source, dest, needs, 4, 1, cost, None, make(2.0**exponent))
         yield FastCast("rescale", source, dest, "", 4, 1, cost - 0.5, None, make(1.0), exponent)
+        yield from _finite_bytes(source, dest, needs)
         return
     if source.has_nan or (same and source.mantissa_bits):
         return
@@ -192,6 +203,15 @@ def _float_rows(source: DType, dest: DType, needs: str) -> Iterator[FastCast]:
             yield FastCast("rescale", source, dest, needed, plan.elements, plan.words, cost, None, emit, left)
         row = _planned("rescale", plan, source, dest, needed, work, fast.floats(plan, dest, factor))
         yield replace(row, exponent=left)
+
+
+def _finite_bytes(source: DType, dest: DType, needs: str) -> Iterator[FastCast]:
+    """Floats of a byte as if they had no infinities and no NaN, in natural order as the hardware takes them."""
+    exponent = BIAS[dest] - source.bias
+    emit = fast.float_bytes(source, dest, 2.0**exponent)
+    yield FastCast("rescale finite", source, dest, needs, 4, 1, 2.0, None, emit, finite=True)
+    emit = fast.float_bytes(source, dest, 1.0)
+    yield FastCast("rescale finite", source, dest, "", 4, 1, 1.5, None, emit, exponent, finite=True)
 
 
 def _table_rows(source: DType, dest: DType) -> Iterator[FastCast]:
@@ -225,7 +245,19 @@ def _codes(source: DType, dest: DType) -> tuple[int, ...]:
 
 
 def _byte_rows(source: DType, dest: DType) -> Iterator[FastCast]:
-    per = 8 // source.bits
-    order = element_order(source.bits, tuple(p // per + 4 * (p % per) for p in range(4 * per)))
-    cost = (3 if source.is_signed else 1) / 4 + (per - 1) / (4 * per)
-    yield FastCast("mask", source, dest, "", 4 * per, 1, cost, order, fast.narrow_to_int8(source))
+    found = fast.byte_pattern(source, dest)
+    if found is not None:
+        pattern, exponent = found
+        plan = float_plan(source.bits, pattern, 8)
+        cost = (len(plan.slots) + plan.moves) / plan.elements
+        arrangement = plan.arrangement()
+        yield FastCast(
+            "mask", source, dest, "", plan.elements, plan.words, cost, arrangement, fast.masks(plan), exponent
+        )
+    if dest == dtypes.int8 and source.kind == "int" and source.bits in (1, 2, 4):
+        per = 8 // source.bits
+        order = element_order(source.bits, tuple(p // per + 4 * (p % per) for p in range(4 * per)))
+        cost = 3 / 4 + (per - 1) / (4 * per)
+        yield FastCast(
+            "mask, sign", source, dest, "", 4 * per, 1, cost, order, fast.narrow_to_int8(source)
+        )

@@ -54,7 +54,7 @@ def lower_atomic(ctx: Context, op: ops.Atomic) -> None:
             hint=f"orders are {', '.join(ORDERS)}; scopes are {', '.join(SCOPES)}",
         )
     shared = isinstance(op.tensor.type, SharedType)
-    space = "shared" if shared else "global"
+    space = ctx.shared(op.tensor).space if shared else "global"
     columns = [elements_of(w, ctx.tile(i)) for i in op.indices]
     values = elements_of(w, value)
     expected = elements_of(w, ctx.tile(op.compare)) if op.compare is not None else None

@@ -12,7 +12,7 @@ from tilus.codegen.llvm_text import SHARED, V, Writer, integer
 from tilus.codegen.registers import Tile
 from tilus.codegen.target import Target
 from tilus.dtypes import DType
-from tilus.errors import LayoutConflict, ResourceExceeded, TilusError
+from tilus.errors import LayoutConflict, ResourceExceeded, TargetNotSupported, TilusError
 from tilus.ir.core import Operation, Region, Value
 from tilus.ir.kernel import Kernel
 from tilus.ir.types import GlobalType, RegisterType, ScalarType
@@ -34,12 +34,23 @@ class GlobalTensor:
 
 @dataclass(frozen=True)
 class SharedTensor:
-    """A shared tensor at run time: `base` is its first byte, as a pointer; `layout` counts elements."""
+    """A shared tensor at run time: `base` is its first byte, as a pointer; `layout` counts elements.
+
+    That of another block, `remote`, has an address in the cluster's shared memory. `unit` is the first byte's address
+    in units of 16 bytes, an i32, as matrix descriptors state it; None where it is not a multiple.
+    """
 
     dtype: DType
     layout: SharedLayout
     base: V
     align: int
+    remote: bool = False
+    unit: V | None = None
+
+    @property
+    def space(self) -> str:
+        """The state space of accesses in PTX."""
+        return "shared::cluster" if self.remote else "shared"
 
 
 @dataclass(frozen=True)
@@ -102,6 +113,7 @@ class Context:
         self.tensor_maps: list[Any] = []
         self.scope: int | None = None
         self._threads: dict[int, V] = {}
+        self._warp: V | None = None
         self._coordinates: dict[tuple[int, RegisterLayout], tuple[V, ...]] = {}
 
     # Values.
@@ -151,6 +163,19 @@ class Context:
                 tid = self.w.call("i32", "llvm.nvvm.read.ptx.sreg.tid.x")
                 self._threads[first] = self.w.binary("sub", tid, integer(first))
         return self._threads[first]
+
+    def warp(self) -> V:
+        """Return the thread's warp in its group, which the assembler can tell to be the same in all lanes.
+
+        A branch on it is uniform, so that what follows may use the registers that a warp shares.
+        """
+        with self.w.at_entry():
+            if self._warp is None:
+                tid = self.w.call("i32", "llvm.nvvm.read.ptx.sreg.tid.x")
+                own = self.w.binary("lshr", tid, integer(5))
+                arguments = (integer(-1), own, integer(0), integer(31))
+                self._warp = self.w.call("i32", "llvm.nvvm.shfl.sync.idx.i32", *arguments)
+            return self.w.binary("sub", self._warp, integer(self.group.first))
 
     def lane(self) -> V:
         """Return the thread's index in its warp."""
@@ -283,6 +308,12 @@ def lowers(*classes: type[Operation]) -> Callable[[_F], _F]:
         return function
 
     return register
+
+
+def require(ctx: Context, feature: str, what: str, hint: str) -> None:
+    """Refuse what the target does not have."""
+    if not ctx.target.has(feature):
+        raise TargetNotSupported(f"{ctx.target.name} has no {what}", hint=hint)
 
 
 def digit(w: Writer, number: V, weight: int, size: int, bound: int) -> V:

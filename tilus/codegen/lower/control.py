@@ -230,14 +230,14 @@ def lower_return(ctx: Context, op: ops.Return) -> None:
 def lower_warps(ctx: Context, op: ops.WarpGroup) -> None:
     """Branch on the warp number; the group gets a hardware barrier of its own."""
     w = ctx.w
-    thread = ctx.thread()
+    warp = ctx.warp()
     inside, after = w.label(), w.label()
-    first = 32 * (op.first - ctx.group.first)
+    first = op.first - ctx.group.first
     conditions = []
     if first > 0:
-        conditions.append(w.icmp("uge", thread, integer(first)))
+        conditions.append(w.icmp("uge", warp, integer(first)))
     if op.first + op.count < ctx.group.first + ctx.group.count:
-        conditions.append(w.icmp("ult", thread, integer(first + 32 * op.count)))
+        conditions.append(w.icmp("ult", warp, integer(first + op.count)))
     cond = V("i1", "true")
     for c in conditions:
         cond = c if cond.name == "true" else w.binary("and", cond, c)

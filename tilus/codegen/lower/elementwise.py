@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tilus import dtypes
-from tilus.codegen.casts import cast_elements, stored_arrangement
+from tilus.codegen.casts import cast_elements, cast_stored
 from tilus.codegen.llvm_text import FALSE, TRUE, V, floating, integer
 from tilus.codegen.lower.context import Context, lowers, scalar_type_of
 from tilus.codegen.math import float_function
@@ -318,10 +318,11 @@ def lower_cast(ctx: Context, op: ops.Cast) -> None:
         ctx.values[op.result] = unpack(w, op.dtype, made, 1)[0]
         return
     tile = ctx.tile(op.x)
-    order = stored_arrangement(source, op.dtype) if op.arranged else None
     regs = tile.regs
-    if source != op.dtype or order is not None:
-        regs = cast_elements(w, ctx.target, source, op.dtype, regs, tile.count, order)
+    if op.arranged:
+        regs = cast_stored(w, ctx.target, source, op.dtype, regs, tile.count, op.exponent)
+    elif source != op.dtype:
+        regs = cast_elements(w, ctx.target, source, op.dtype, regs, tile.count)
     ctx.values[op.result] = Tile(op.dtype, tile.layout, regs)
 
 

@@ -6,18 +6,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tilus.codegen.atoms.wgmma import M, WgmmaType, a_atom, c_atom, columns, wgmma_type
+from tilus.codegen.atoms.wgmma import (
+    M,
+    WgmmaType,
+    c_atom,
+    columns,
+    rows_of,
+    warp_a_atom,
+    warp_c_atom,
+    wgmma_type,
+)
 from tilus.codegen.llvm_text import V, integer
-from tilus.codegen.lower.context import Barriers, Context, SharedTensor, lowers
+from tilus.codegen.lower.cluster import in_block
+from tilus.codegen.lower.context import Barriers, Context, SharedTensor, lowers, require
 from tilus.codegen.lower.dot import Fragments
 from tilus.codegen.lower.words import memory_dtype
 from tilus.codegen.registers import Tile, container_type
 from tilus.dtypes import DType
-from tilus.errors import LayoutConflict, TargetNotSupported, TypeMismatch
+from tilus.errors import LayoutConflict, TypeMismatch
 from tilus.ir import ops
 from tilus.ir.core import Value
 from tilus.ir.types import BarrierType, GlobalType, RegisterType, SharedType, Symbol
-from tilus.layout import LayoutError
+from tilus.layout import LayoutError, RegisterLayout
 from tilus.layout.hopper import describe_matrix, tma_boxes
 from tilus.layout.tiling import explain_tile_by
 
@@ -49,12 +59,6 @@ class TensorMap:
     axes: tuple[int, ...]
     box: tuple[int, ...]
     swizzle_bytes: int
-
-
-def require(ctx: Context, feature: str, what: str, hint: str) -> None:
-    """Refuse what the target does not have."""
-    if not ctx.target.has(feature):
-        raise TargetNotSupported(f"{ctx.target.name} has no {what}", hint=hint)
 
 
 @contextmanager
@@ -112,6 +116,11 @@ def lower_barrier_arrive(ctx: Context, op: ops.BarrierArrive) -> None:
     """One lane of each warp arrives, after the warp's other lanes are done; the first warp's announces bytes."""
     w = ctx.w
     address = barrier_address(ctx, op.barrier, op.index)
+    where = "shared::cta"
+    if op.rank is not None:
+        require(ctx, "cluster", "barriers of other blocks", "leave out rank=")
+        order = "release.cluster." if op.scope == "cluster" else ""
+        address, where = in_block(ctx, address, op.rank), f"{order}shared::cluster"
     w.call("void", "llvm.nvvm.bar.warp.sync", integer(-1))
     if op.bytes:
         if ctx.group.count != 1:
@@ -121,14 +130,14 @@ def lower_barrier_arrive(ctx: Context, op: ops.BarrierArrive) -> None:
             )
         with elected(ctx):
             w.asm(
-                "void", "mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;", "r,r,~{memory}", address,
+                "void", f"mbarrier.arrive.expect_tx.{where}.b64 _, [$0], $1;", "r,r,~{memory}", address,
                 integer(op.bytes), effects=True,
             )  # fmt: skip
         return
     inside, after = w.label(), w.label()
     w.branch(w.icmp("eq", ctx.lane(), integer(0)), inside, after)
     w.begin(inside)
-    w.asm("void", "mbarrier.arrive.shared::cta.b64 _, [$0];", "r,~{memory}", address, effects=True)
+    w.asm("void", f"mbarrier.arrive.{where}.b64 _, [$0];", "r,~{memory}", address, effects=True)
     w.begin(after)
 
 
@@ -140,8 +149,9 @@ def lower_barrier_wait(ctx: Context, op: ops.BarrierWait) -> None:
     phase = ctx.scalar(op.phase)
     phase = w.convert("zext", phase, "i32") if phase.type == "i1" else w.convert("trunc", phase, "i32")
     parity = w.binary("and", phase, integer(1))
+    scope = ".acquire.cluster" if op.scope == "cluster" else ""
     text = (
-        "{ .reg .pred done; waiting_${:uid}: mbarrier.try_wait.parity.shared::cta.b64 done, [$0], $1; "
+        f"{{ .reg .pred done; waiting_${{:uid}}: mbarrier.try_wait.parity{scope}.shared::cta.b64 done, [$0], $1; "
         "@done bra arrived_${:uid}; bra waiting_${:uid}; arrived_${:uid}: }"
     )
     w.asm("void", text, "r,r,~{memory}", address, parity, effects=True)
@@ -228,25 +238,23 @@ def lower_copy_bulk(ctx: Context, op: ops.CopyBulk) -> None:
     descriptor = ctx.tensor_map(made)
     barrier = barrier_address(ctx, op.barrier, op.index)
     rank = len(made.axes)
+    mode, mask, letters = "", "", ""
+    extra: list[V] = []
+    if op.multicast is not None:
+        require(ctx, "cluster", "copies to several blocks", "leave out multicast=")
+        mode, mask, letters = ".multicast::cluster", f", ${rank + 3}", ",h"
+        extra = [w.convert("trunc", ctx.scalar(op.multicast), "i16")]
     with elected(ctx):
         for index, offset in boxes:
             at = coordinates(ctx, made, op.offsets, index)
             target = w.convert("ptrtoint", w.gep(shared.base, integer(offset)), "i32")
             names = ", ".join(f"${i + 3}" for i in range(rank))
             text = (
-                f"cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes "
-                f"[$0], [$1, {{{names}}}], [$2];"
+                f"cp.async.bulk.tensor.{rank}d.shared::cluster.global.mbarrier::complete_tx::bytes{mode} "
+                f"[$0], [$1, {{{names}}}], [$2]{mask};"
             )
-            w.asm(
-                "void",
-                text,
-                "r,l,r" + ",r" * rank + ",~{memory}",
-                target,
-                descriptor,
-                barrier,
-                *at,
-                effects=True,
-            )
+            constraints = "r,l,r" + ",r" * rank + letters + ",~{memory}"
+            w.asm("void", text, constraints, target, descriptor, barrier, *at, *extra, effects=True)
 
 
 @lowers(ops.StoreBulk)
@@ -287,21 +295,30 @@ def lower_bulk_wait(ctx: Context, op: ops.BulkWait) -> None:
 
 @dataclass(frozen=True)
 class Descriptors:
-    """Matrix descriptors of a shared operand: a base, and what to add for each instance and step."""
+    """Matrix descriptors of a shared operand: the low word of a base, and what to add for each instance and step.
+
+    All of a descriptor that changes is the address, in units of 16 bytes, in its lowest bits; `high` is the upper word.
+    """
 
     base: V
+    high: int
     trans: bool
     starts: tuple[tuple[int, ...], ...]
 
     def at(self, ctx: Context, instance: int, step: int) -> V:
         """Return the descriptor of an instance at a step along k."""
-        return ctx.w.add(self.base, integer(self.starts[instance][step] // 16, 64))
+        w = ctx.w
+        low = w.convert("zext", w.add(self.base, integer(self.starts[instance][step] // 16)), "i64")
+        return w.binary("or", low, integer(self.high << 32, 64))
 
 
 def descriptors(
-    ctx: Context, shared: SharedTensor, transposed: bool, rows: int, type: WgmmaType
+    ctx: Context, shared: SharedTensor, transposed: bool, rows: int, groups: int = 1
 ) -> Descriptors:
-    """Describe a shared operand whose layout is (k, n) if `transposed`, else (m, k)."""
+    """Describe a shared operand whose layout is (k, n) if `transposed`, else (m, k).
+
+    Of several warpgroups, each begins with its own part of the rows.
+    """
     w = ctx.w
     layout = shared.layout.transpose((1, 0)) if transposed else shared.layout
     bits = shared.dtype.bits
@@ -316,20 +333,23 @@ def descriptors(
             f"dot_async needs its operand at a multiple of {matrix.alignment_bytes} bytes, and it is at one of "
             f"{shared.align}"
         )
-    fixed = (
-        (matrix.leading_bytes >> 4 & 0x3FFF) << 16
-        | (matrix.stride_bytes >> 4 & 0x3FFF) << 32
-        | SWIZZLE_MODES[matrix.swizzle_bytes] << 62
-    )
-    address = w.convert("ptrtoint", shared.base, "i32")
-    start = w.convert("zext", w.binary("and", w.binary("lshr", address, integer(4)), integer(0x3FFF)), "i64")
-    base = w.binary("or", start, integer(fixed, 64))
+    assert shared.unit is not None
+    high = matrix.stride_bytes >> 4 & 0x3FFF | SWIZZLE_MODES[matrix.swizzle_bytes] << 30
+    # Shared memory ends before 256 KiB, so that addresses stay within their 14 bits. What is the same in all turns of a
+    # loop is added up first.
+    fixed = integer((matrix.leading_bytes >> 4 & 0x3FFF) << 16)
     size = bits // 8
     starts = tuple(
         tuple(layout.linear_offset((first, 0)) * size + step for step in matrix.step_bytes)
         for first in range(0, layout.shape[0], rows)
     )
-    return Descriptors(base, matrix.major == "mn", starts)
+    if groups > 1:
+        stride = starts[len(starts) // groups][0] - starts[0][0]
+        warp = ctx.warp()
+        with w.at_entry():
+            group = w.mul(w.binary("lshr", warp, integer(2)), integer(stride // 16))
+            fixed = w.add(group, fixed)
+    return Descriptors(w.add(shared.unit, fixed), high, matrix.major == "mn", starts)
 
 
 @lowers(ops.DotAsync)
@@ -346,38 +366,36 @@ def lower_dot_async(ctx: Context, op: ops.DotAsync) -> None:
     assert isinstance(c_type, RegisterType)
     type = wgmma_type(a_type.dtype, b_type.dtype, c_type.dtype)
     assert type is not None
-    m, n = c_type.shape
+    n = c_type.shape[1]
     width = columns(n, type)
     groups = ctx.group.count // 4
     c = ctx.tile(op.c)
-    tiling = explain_tile_by(c.layout, c_atom(width))
-    accumulators = Fragments(w, c, tiling)
-    warp_row = None
-    right = descriptors(ctx, ctx.shared(op.b), True, width, type)
+    right = descriptors(ctx, ctx.shared(op.b), True, width)
     left: Descriptors | None = None
     fragments: Fragments | None = None
+    number_of: dict[tuple[int, ...], int] = {}
     if isinstance(a_type, SharedType):
-        left = descriptors(ctx, ctx.shared(op.a), False, M, type)
-        if groups > 1:
-            # Each warpgroup reads its own rows: the instance follows from the warpgroup's number.
-            with w.at_entry():
-                warp_row = w.convert("zext", w.binary("lshr", ctx.thread(), integer(7)), "i64")
+        tiling = explain_tile_by(c.layout, c_atom(width))
+        left = descriptors(ctx, ctx.shared(op.a), False, M, groups)
     else:
         a = ctx.tile(op.a)
-        fragments = Fragments(w, a, explain_tile_by(a.layout, a_atom(type.k, type.a_dtype.bits)))
-    instances_m = m // M // groups
+        atom = warp_a_atom(type.k, type.a_dtype.bits)
+        check_rows(a.layout, c.layout, atom, warp_c_atom(width))
+        tiling = explain_tile_by(c.layout, warp_c_atom(width))
+        fragments = Fragments(w, a, explain_tile_by(a.layout, atom))
+        place = fragments.tiling.quotient
+        number_of = {place.element_index(i): i for i in range(place.elements)}
+    accumulators = Fragments(w, c, tiling)
     steps = a_type.shape[1] // type.k
     order = {tiling.quotient.element_index(q): q for q in range(tiling.quotient.elements)}
     for (row, column), q in order.items():
         sources = []
         for step in range(steps):
             if left is not None:
-                sources.append([_left(ctx, left, row, step, instances_m, warp_row)])
+                sources.append([left.at(ctx, row, step)])
             else:
                 assert fragments is not None
-                place = fragments.tiling.quotient
-                number = next(i for i in range(place.elements) if place.element_index(i) == (row, step))
-                sources.append(fragments.get(number))
+                sources.append(fragments.get(number_of[row, step]))
         rights = [right.at(ctx, column, step) for step in range(steps)]
         accumulators.set(
             q,
@@ -397,12 +415,16 @@ def lower_dot_async(ctx: Context, op: ops.DotAsync) -> None:
     ctx.values[op.result] = accumulators.tile()
 
 
-def _left(ctx: Context, left: Descriptors, row: int, step: int, instances: int, warp_row: V | None) -> V:
-    found = left.at(ctx, row, step)
-    if warp_row is None:
-        return found
-    stride = left.starts[instances][0] - left.starts[0][0]
-    return ctx.w.add(found, ctx.w.mul(warp_row, integer(stride // 16, 64)))
+def check_rows(a: RegisterLayout, c: RegisterLayout, a_atom: RegisterLayout, c_atom: RegisterLayout) -> None:
+    """Check that each warp holds the same rows of a first operand in registers and of the accumulator."""
+    try:
+        rows_a, rows_c = rows_of(a, a_atom), rows_of(c, c_atom)
+    except LayoutError as error:
+        raise LayoutConflict(f"dot_async from registers: {error}") from None
+    if rows_a.spatial_digits != rows_c.spatial_digits:
+        raise LayoutConflict(
+            f"dot_async: the rows of its first operand, {a}, are not with the warps that hold them in its accumulator, {c}"
+        )
 
 
 def wgmma_group(

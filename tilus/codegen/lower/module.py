@@ -5,6 +5,7 @@ from __future__ import annotations
 from tilus.codegen.llvm_text import V, Writer, integer
 from tilus.codegen.lower import (  # noqa: F401
     atomics,
+    cluster,
     control,
     debug,
     dot,

@@ -1,10 +1,11 @@
-"""Lowering of shared memory: allocation, views, loads (ldmatrix where it fits), stores and asynchronous copies."""
+"""Lowering of shared memory: allocation, views, loads and stores (ldmatrix, stmatrix where they fit), and copies."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import gcd, prod
 
-from tilus.codegen.atoms.matrix import MatrixLoad, plan_ldmatrix
+from tilus.codegen.atoms.matrix import MatrixMove, plan_matrices
 from tilus.codegen.llvm_text import V, integer
 from tilus.codegen.lower.context import Context, GlobalTensor, SharedTensor, lowers
 from tilus.codegen.lower.global_memory import (
@@ -18,6 +19,7 @@ from tilus.codegen.lower.global_memory import (
 )
 from tilus.codegen.lower.words import (
     load_words,
+    load_words_from,
     memory_dtype,
     predicated_load,
     predicated_store,
@@ -30,6 +32,9 @@ from tilus.errors import LayoutConflict, TypeMismatch
 from tilus.ir import ops
 from tilus.ir.types import SharedType
 from tilus.layout import RegisterLayout, SharedLayout, affine_offsets, coalesced, contiguity
+
+# Matrix descriptors count in this many bytes.
+UNIT = 16
 
 
 def byte_offset(elements: int, bits: int) -> int:
@@ -47,9 +52,13 @@ def lower_alloc_shared(ctx: Context, op: ops.AllocShared) -> None:
     assert isinstance(op.result.type, SharedType)
     if op.offset is None or op.result.type.layout is None:
         raise LayoutConflict(f"shared memory of shape {op.shape} was not planned")
-    ctx.values[op.result] = SharedTensor(
-        op.dtype, op.result.type.layout, ctx.shared_pointer(op.offset), gcd(op.offset, 1024) or 1024
-    )
+    align = gcd(op.offset, 1024) or 1024
+    unit: V | None = None
+    with ctx.w.at_entry():
+        base = ctx.shared_pointer(op.offset)
+        if align % UNIT == 0:
+            unit = ctx.w.binary("lshr", ctx.w.convert("ptrtoint", base, "i32"), integer(4))
+    ctx.values[op.result] = SharedTensor(op.dtype, op.result.type.layout, base, align, unit=unit)
 
 
 @lowers(ops.SharedIndex)
@@ -60,7 +69,10 @@ def lower_shared_index(ctx: Context, op: ops.SharedIndex) -> None:
     bytes = byte_offset(step, memory_dtype(source.dtype).bits)
     index = ctx.w.convert("trunc", ctx.scalar(op.index), "i32")
     base = ctx.w.gep(source.base, ctx.w.mul(index, integer(bytes)))
-    ctx.values[op.result] = SharedTensor(source.dtype, op.result.type.layout, base, gcd(source.align, bytes))
+    unit = moved_unit(ctx, source, ctx.w.mul(index, integer(bytes // UNIT)), bytes)
+    ctx.values[op.result] = replace(
+        source, layout=op.result.type.layout, base=base, align=gcd(source.align, bytes), unit=unit
+    )
 
 
 @lowers(ops.SharedSlice)
@@ -70,17 +82,22 @@ def lower_shared_slice(ctx: Context, op: ops.SharedSlice) -> None:
     assert layout is not None
     start = source.layout.linear_offset(op.offsets)
     bytes = byte_offset(start, memory_dtype(source.dtype).bits)
-    ctx.values[op.result] = SharedTensor(
-        source.dtype, layout, ctx.w.gep(source.base, integer(bytes)), gcd(source.align, bytes)
+    base = ctx.w.gep(source.base, integer(bytes))
+    unit = moved_unit(ctx, source, integer(bytes // UNIT), bytes)
+    ctx.values[op.result] = replace(
+        source, layout=layout, base=base, align=gcd(source.align, bytes), unit=unit
     )
+
+
+def moved_unit(ctx: Context, source: SharedTensor, units: V, bytes: int) -> V | None:
+    """Return where a part of a tensor begins, in units of 16 bytes, if it is a number of bytes that they divide."""
+    return None if source.unit is None or bytes % UNIT else ctx.w.add(source.unit, units)
 
 
 @lowers(ops.SharedPermute)
 def lower_shared_permute(ctx: Context, op: ops.SharedPermute) -> None:
     source = ctx.shared(op.tensor)
-    ctx.values[op.result] = SharedTensor(
-        source.dtype, source.layout.transpose(op.perm), source.base, source.align
-    )
+    ctx.values[op.result] = replace(source, layout=source.layout.transpose(op.perm))
 
 
 class SharedAddresses:
@@ -179,18 +196,35 @@ def lower_load_shared(ctx: Context, op: ops.LoadShared) -> None:
     w = ctx.w
     tensor = ctx.shared(op.tensor)
     layout = ctx.layout(op.result)
-    if ctx.target.has("ldmatrix"):
-        plan = plan_ldmatrix(layout, tensor.layout, tensor.dtype.bits, tensor.align)
+    if ctx.target.has("ldmatrix") and not tensor.remote:
+        plan = plan_matrices(layout, tensor.layout, tensor.dtype.bits, tensor.align)
         if plan is not None:
             ctx.values[op.result] = load_matrices(ctx, tensor, layout, plan)
             return
     groups, bits = shared_access(layout, tensor)
     addresses = SharedAddresses(ctx, layout, tensor, [g[0] for g in groups])
-    words = [load_words(w, addresses.pointer(g[0]), bits, bits // 8) for g in groups]
+    words = [load_from(ctx, tensor, addresses.pointer(g[0]), bits) for g in groups]
     ctx.values[op.result] = tile_from_words(w, tensor.dtype, layout, groups, words)
 
 
-def load_matrices(ctx: Context, tensor: SharedTensor, layout: RegisterLayout, plan: MatrixLoad) -> Tile:
+def load_from(ctx: Context, tensor: SharedTensor, pointer: V, bits: int) -> list[V]:
+    """Load bits of a tensor as i32 words."""
+    if tensor.remote:
+        return load_words_from(ctx.w, pointer, bits, tensor.space)
+    return load_words(ctx.w, pointer, bits, bits // 8)
+
+
+def store_to(
+    ctx: Context, tensor: SharedTensor, pointer: V, words: list[V], bits: int, predicate: V | None
+) -> None:
+    """Store i32 words to a tensor where a predicate, if there is one, is true."""
+    if predicate is None and not tensor.remote:
+        store_words(ctx.w, pointer, words, bits, bits // 8)
+    else:
+        predicated_store(ctx.w, pointer, words, bits, predicate, "", tensor.space)
+
+
+def load_matrices(ctx: Context, tensor: SharedTensor, layout: RegisterLayout, plan: MatrixMove) -> Tile:
     """Load a tile with ldmatrix."""
     w = ctx.w
     addresses = SharedAddresses(ctx, plan.rows, tensor, list(plan.firsts))
@@ -219,15 +253,34 @@ def lower_store_shared(ctx: Context, op: ops.StoreShared) -> None:
 def store_tile(ctx: Context, tensor: SharedTensor, tile: Tile) -> None:
     """Store a tile over a shared tensor; of copies among threads, one stores."""
     w = ctx.w
+    if ctx.target.has("stmatrix") and not tensor.remote:
+        plan = plan_matrices(tile.layout, tensor.layout, tensor.dtype.bits, tensor.align)
+        if plan is not None:
+            store_matrices(ctx, tensor, tile, plan)
+            return
     groups, bits = shared_access(tile.layout, tensor)
     addresses = SharedAddresses(ctx, tile.layout, tensor, [g[0] for g in groups])
     once = ctx.is_first_replica(tile.layout)
     for group, words in zip(groups, words_from_tile(w, tile, groups), strict=True):
-        pointer = addresses.pointer(group[0])
-        if once is None:
-            store_words(w, pointer, words, bits, bits // 8)
-        else:
-            predicated_store(w, pointer, words, bits, once, "", "shared")
+        store_to(ctx, tensor, addresses.pointer(group[0]), words, bits, once)
+
+
+def store_matrices(ctx: Context, tensor: SharedTensor, tile: Tile, plan: MatrixMove) -> None:
+    """Store a tile with stmatrix; copies are whole warps, of which one stores."""
+    w = ctx.w
+    addresses = SharedAddresses(ctx, plan.rows, tensor, list(plan.firsts))
+    once = ctx.is_first_replica(tile.layout)
+    count = plan.matrices
+    trans = ".trans" if plan.transposed else ""
+    sources = ", ".join(f"${i + 1}" for i in range(count))
+    guard = "" if once is None else f"@${count + 1} "
+    template = f"{guard}stmatrix.sync.aligned.m8n8.x{count}{trans}.shared.b16 [$0], {{{sources}}};"
+    constraints = ",".join(["r"] * (count + 1) + ([] if once is None else ["b"])) + ",~{memory}"
+    predicate = [] if once is None else [once]
+    for first, parts in zip(plan.firsts, plan.elements, strict=True):
+        pointer = w.convert("ptrtoint", addresses.pointer(first), "i32")
+        words = [word for (word,) in words_from_tile(w, tile, parts)]
+        w.asm("void", template, constraints, pointer, *words, *predicate, effects=True, convergent=True)
 
 
 @lowers(ops.Gather)
@@ -246,9 +299,9 @@ def lower_gather(ctx: Context, op: ops.Gather) -> None:
         pointer, predicate = shared_element(ctx, tensor, [c[element] for c in columns], op.checked)
         predicate = both(ctx, predicate, mask[element] if mask else None)
         if predicate is None:
-            words.append(load_words(w, pointer, bits, bits // 8))
+            words.append(load_from(ctx, tensor, pointer, bits))
         else:
-            words.append(predicated_load(w, pointer, bits, predicate, NOTHING, "", "shared"))
+            words.append(predicated_load(w, pointer, bits, predicate, NOTHING, "", tensor.space))
     ctx.values[op.result] = tile_from_words(
         w, tensor.dtype, layout, [(e,) for e in range(layout.elements)], words
     )
@@ -286,10 +339,7 @@ def lower_scatter(ctx: Context, op: ops.Scatter) -> None:
     for element, words in enumerate(words_from_tile(w, tile, [(e,) for e in range(tile.count)])):
         pointer, predicate = shared_element(ctx, tensor, [c[element] for c in columns], op.checked)
         predicate = both(ctx, once, both(ctx, predicate, mask[element] if mask else None))
-        if predicate is None:
-            store_words(w, pointer, words, bits, bits // 8)
-        else:
-            predicated_store(w, pointer, words, bits, predicate, "", "shared")
+        store_to(ctx, tensor, pointer, words, bits, predicate)
 
 
 def copy_layout(shape: tuple[int, ...], threads: int, bits: int) -> RegisterLayout:

@@ -106,6 +106,18 @@ def load_words(w: Writer, pointer: V, bits: int, align: int) -> list[V]:
     return [w.extract(vector, i, "i32") for i in range(count)]
 
 
+def load_words_from(w: Writer, pointer: V, bits: int, space: str) -> list[V]:
+    """Load as `load_words` does, from a state space that LLVM has no pointers of."""
+    count = max(1, bits // 32)
+    kind = {8: "u8", 16: "u16", 32: "b32", 64: "v2.b32", 128: "v4.b32"}[bits]
+    target = "$0" if count == 1 else "{" + ", ".join(f"${i}" for i in range(count)) + "}"
+    result = "i32" if count == 1 else "{ " + ", ".join(["i32"] * count) + " }"
+    constraints = ",".join(["=r"] * count + ["r"]) + ",~{memory}"
+    address = w.convert("ptrtoint", pointer, "i32")
+    made = w.asm(result, f"ld.{space}.{kind} {target}, [${count}];", constraints, address, effects=True)
+    return [made] if count == 1 else [w.member(made, i, "i32") for i in range(count)]
+
+
 def store_words(w: Writer, pointer: V, words: list[V], bits: int, align: int) -> None:
     """Store `bits` bits (8 to 128) of i32 words."""
     if bits < 32:
@@ -139,7 +151,7 @@ def predicated_load(
     # Early clobbers: the results are written before the address and the predicate are read.
     constraints = ",".join(["=&r"] * count + [letter, "b"] + ["r"] * len(other))
     result = "i32" if count == 1 else "{ " + ", ".join(["i32"] * count) + " }"
-    if space == "shared":
+    if space != "global":
         pointer = w.convert("ptrtoint", pointer, "i32")
     made = w.asm(result, template, constraints, pointer, predicate, *other, effects=True)
     return [made] if count == 1 else [w.member(made, i, "i32") for i in range(count)]
@@ -156,7 +168,7 @@ def predicated_store(
     guard = f"@${count + 1} " if predicate is not None else ""
     letter = "l" if space == "global" else "r"
     constraints = ",".join([letter] + ["r"] * count + (["b"] if predicate is not None else []))
-    if space == "shared":
+    if space != "global":
         pointer = w.convert("ptrtoint", pointer, "i32")
     args = [pointer, *words] + ([predicate] if predicate is not None else [])
     # An asm with a memory clobber, so that LLVM keeps it in place among other accesses.
@@ -170,6 +182,6 @@ def predicated_store(
 
 
 __all__ = [
-    "llvm_type", "load_words", "memory_dtype", "predicated_load", "predicated_store", "store_words", "tile_from_words",
-    "width_of", "words_from_tile",
+    "llvm_type", "load_words", "load_words_from", "memory_dtype", "predicated_load", "predicated_store", "store_words",
+    "tile_from_words", "width_of", "words_from_tile",
 ]  # fmt: skip

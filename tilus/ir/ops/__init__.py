@@ -1,5 +1,6 @@
 """All operations of the tile IR, one class each."""
 
+from tilus.ir.ops.cluster import ClusterArrive, ClusterWait, LaunchNext, Remote, WaitForPrevious
 from tilus.ir.ops.control import Break, Continue, For, If, Loop, Return, WarpGroup, Yield
 from tilus.ir.ops.elementwise import Binary, Cast, Compare, InlinePtx, PointerOf, Select, Unary, View
 from tilus.ir.ops.hopper import BulkCommit, BulkWait, DotAsync, DotWait, StoreBulk
@@ -61,12 +62,13 @@ from tilus.ir.ops.tile import (
 
 __all__ = [
     "AllocShared", "AnnotateLayout", "Assert", "Assume", "Atomic", "BarrierAlloc", "BarrierArrive",
-    "BarrierWait", "Binary", "BlockId", "Break", "Broadcast", "BulkCommit", "BulkWait", "Cast", "ClusterRank",
-    "Compare", "Concat", "Constant", "Continue", "ConvertLayout", "CopyAsync", "CopyAsyncCommit",
-    "CopyAsyncWait", "CopyBulk", "Dim", "Dot", "DotAsync", "DotWait", "ExpandDims", "Extract", "Fence", "For",
-    "Gather", "GlobalView", "GridDim", "If", "InlinePtx", "Iota", "LoadGlobal", "LoadShared", "Loop",
-    "PointerAdd", "PointerCast", "PointerOf", "Print", "Random", "Reduce", "Reshape", "Return", "Scan",
+    "BarrierWait", "Binary", "BlockId", "Break", "Broadcast", "BulkCommit", "BulkWait", "Cast",
+    "ClusterArrive", "ClusterRank", "ClusterWait", "Compare", "Concat", "Constant", "Continue", "ConvertLayout",
+    "CopyAsync", "CopyAsyncCommit", "CopyAsyncWait", "CopyBulk", "Dim", "Dot", "DotAsync", "DotWait",
+    "ExpandDims", "Extract", "Fence", "For",
+    "Gather", "GlobalView", "GridDim", "If", "InlinePtx", "Iota", "LaunchNext", "LoadGlobal", "LoadShared", "Loop",
+    "PointerAdd", "PointerCast", "PointerOf", "Print", "Random", "Reduce", "Remote", "Reshape", "Return", "Scan",
     "Scatter", "Select", "SharedIndex", "SharedPermute", "SharedSlice", "SliceTile", "Splat", "Squeeze",
     "StoreBulk", "StoreGlobal", "StoreShared", "Stride", "Sync", "Table", "Transpose", "Unary", "View",
-    "WarpGroup", "Yield",
+    "WaitForPrevious", "WarpGroup", "Yield",
 ]  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tilus.dtypes import float16, float32, int32
 from tilus.errors import ShapeMismatch, TypeMismatch
 from tilus.ir.core import Effect, Operation, Value, attribute, op, operand, operands
-from tilus.ir.ops.memory import check_offsets, global_type, shared_type
+from tilus.ir.ops.memory import check_offsets, global_type, own_shared_type
 from tilus.ir.types import RegisterType, SharedType, Type
 
 WARPGROUP = 4
@@ -28,7 +28,9 @@ class DotAsync(Operation):
     def infer(self) -> tuple[Type, ...]:
         if not isinstance(self.a.type, (RegisterType, SharedType)):
             raise TypeMismatch(f"dot_async takes a register tile or a shared tensor first, not {self.a.type}")
-        b = shared_type("dot_async", self.b)
+        b = own_shared_type("dot_async", self.b)
+        if isinstance(self.a.type, SharedType):
+            own_shared_type("dot_async", self.a)
         if not isinstance(self.c.type, RegisterType):
             raise TypeMismatch(f"dot_async accumulates in a register tile, not {self.c.type}")
         a, c = self.a.type, self.c.type
@@ -82,7 +84,7 @@ class StoreBulk(Operation):
     reduction: str = attribute(default="")
 
     def infer(self) -> tuple[Type, ...]:
-        shared, tensor = shared_type("store_bulk", self.shared), global_type("store_bulk", self.tensor)
+        shared, tensor = own_shared_type("store_bulk", self.shared), global_type("store_bulk", self.tensor)
         if shared.dtype != tensor.dtype:
             raise TypeMismatch(f"store_bulk of shared {shared.dtype} into a tensor of {tensor.dtype}")
         if self.reduction not in ("", "add", "min", "max", "and", "or", "xor"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tilus.dtypes import DType, boolean
 from tilus.errors import ShapeMismatch, TypeMismatch
 from tilus.ir.core import Effect, Operation, Value, attribute, op, operand, operands, optional
@@ -35,6 +37,14 @@ def shared_type(opcode: str, value: Value) -> SharedType:
     return value.type
 
 
+def own_shared_type(opcode: str, value: Value) -> SharedType:
+    """Return the type of an operand in the block's own shared memory, or say what it is instead."""
+    type = shared_type(opcode, value)
+    if type.remote:
+        raise TypeMismatch(f"{opcode} takes a tensor in the block's own shared memory, not {type}")
+    return type
+
+
 def check_integer(opcode: str, what: str, value: Value) -> None:
     """Check that a value is an integer scalar."""
     if not (isinstance(value.type, ScalarType) and value.type.dtype.is_integer):
@@ -47,6 +57,12 @@ def check_barrier(opcode: str, barrier: Value, index: Value | None) -> None:
         raise TypeMismatch(f"{opcode} takes a barrier, not {barrier.type}")
     if index is not None:
         check_integer(opcode, "index", index)
+
+
+def check_scope(opcode: str, scope: str) -> None:
+    """Check which threads a barrier orders."""
+    if scope not in ("", "block", "cluster"):
+        raise TypeMismatch(f"{opcode} has a scope of block or cluster, not {scope!r}")
 
 
 def check_checked(opcode: str, tensor: GlobalType, checked: tuple[bool, ...]) -> None:
@@ -337,7 +353,7 @@ class SharedIndex(Operation):
         if not (isinstance(self.index.type, ScalarType) and self.index.type.dtype.is_integer):
             raise TypeMismatch(f"a shared tensor is indexed with an integer, not {self.index.type}")
         layout = type.layout.slice(0, 0)[1] if type.layout is not None else None
-        return (SharedType(type.dtype, type.shape[1:], layout),)
+        return (replace(type, shape=type.shape[1:], layout=layout),)
 
 
 @op("shared_slice", pure=True)
@@ -358,7 +374,7 @@ class SharedSlice(Operation):
             raise ShapeMismatch(
                 f"slice at {self.offsets} of shape {self.shape} from shared shape {type.shape}"
             )
-        return (SharedType(type.dtype, self.shape, self.layout),)
+        return (replace(type, shape=self.shape, layout=self.layout),)
 
 
 @op("shared_permute", pure=True)
@@ -373,7 +389,7 @@ class SharedPermute(Operation):
         if sorted(self.perm) != list(range(len(type.shape))):
             raise ShapeMismatch(f"transpose by {self.perm} of a shared tensor of rank {len(type.shape)}")
         layout = type.layout.transpose(self.perm) if type.layout is not None else None
-        return (SharedType(type.dtype, tuple(type.shape[p] for p in self.perm), layout),)
+        return (replace(type, shape=tuple(type.shape[p] for p in self.perm), layout=layout),)
 
 
 @op("load_shared", pure=False)
@@ -429,7 +445,7 @@ class CopyAsync(Operation):
     cache: str = attribute(default="")
 
     def infer(self) -> tuple[Type, ...]:
-        shared, tensor = shared_type("copy_async", self.shared), global_type("copy_async", self.tensor)
+        shared, tensor = own_shared_type("copy_async", self.shared), global_type("copy_async", self.tensor)
         if shared.dtype != tensor.dtype:
             raise TypeMismatch(f"copy_async from a tensor of {tensor.dtype} into shared {shared.dtype}")
         check_offsets("copy_async", tensor, self.offsets, len(shared.shape))
@@ -491,14 +507,23 @@ class BarrierAlloc(Operation):
 
 @op("barrier_arrive", pure=False)
 class BarrierArrive(Operation):
-    """Each warp of the current group arrives once at a barrier, the first announcing `bytes` of bulk copies."""
+    """Each warp of the current group arrives once at a barrier, the first announcing `bytes` of bulk copies.
+
+    With `rank`, the barrier is the one that lies in the same place in the block of that rank of the cluster. `scope`
+    is block or cluster: which threads see what was written before, once they have waited; empty until a pass chooses.
+    """
 
     barrier: Value = operand()
     index: Value | None = optional()
     bytes: int = attribute(default=0)
+    rank: Value | None = optional()
+    scope: str = attribute(default="")
 
     def infer(self) -> tuple[Type, ...]:
         check_barrier("arrive", self.barrier, self.index)
+        check_scope("arrive", self.scope)
+        if self.rank is not None:
+            check_integer("arrive", "rank", self.rank)
         return ()
 
     def effects(self) -> tuple[Effect, ...]:
@@ -507,13 +532,18 @@ class BarrierArrive(Operation):
 
 @op("barrier_wait", pure=False)
 class BarrierWait(Operation):
-    """Wait until the phase of parity `phase` of a barrier is complete."""
+    """Wait until the phase of parity `phase` of a barrier is complete.
+
+    `scope` is block or cluster: from which threads the writes before their arrivals are seen.
+    """
 
     barrier: Value = operand()
     phase: Value = operand()
     index: Value | None = optional()
+    scope: str = attribute(default="")
 
     def infer(self) -> tuple[Type, ...]:
+        check_scope("wait", self.scope)
         check_barrier("wait", self.barrier, self.index)
         check_integer("wait", "phase", self.phase)
         return ()
@@ -524,20 +554,27 @@ class BarrierWait(Operation):
 
 @op("copy_bulk", pure=False)
 class CopyBulk(Operation):
-    """Start a TMA copy of the tile at `offsets` of a global tensor into a shared tensor; completes on `barrier`."""
+    """Start a TMA copy of the tile at `offsets` of a global tensor into a shared tensor; completes on `barrier`.
+
+    With `multicast`, a mask of ranks, the tile lands in the same place in each of these blocks of the cluster, and
+    completes on the barrier of each.
+    """
 
     shared: Value = operand()
     tensor: Value = operand()
     offsets: tuple[Value, ...] = operands()
     barrier: Value = operand()
     index: Value | None = optional()
+    multicast: Value | None = optional()
 
     def infer(self) -> tuple[Type, ...]:
-        shared, tensor = shared_type("copy_bulk", self.shared), global_type("copy_bulk", self.tensor)
+        shared, tensor = own_shared_type("copy_bulk", self.shared), global_type("copy_bulk", self.tensor)
         if shared.dtype != tensor.dtype:
             raise TypeMismatch(f"copy_bulk from a tensor of {tensor.dtype} into shared {shared.dtype}")
         check_offsets("copy_bulk", tensor, self.offsets, len(shared.shape))
         check_barrier("copy_bulk", self.barrier, self.index)
+        if self.multicast is not None:
+            check_integer("copy_bulk", "mask", self.multicast)
         return ()
 
     def effects(self) -> tuple[Effect, ...]:

@@ -62,10 +62,10 @@ def shared_permute(t: Tracer, self: Any, perm: Any) -> Any:
 
 
 @implements(Barrier.arrive)
-def barrier_arrive(t: Tracer, self: Any, index: Any, bytes: Any) -> None:
+def barrier_arrive(t: Tracer, self: Any, index: Any, bytes: Any, rank: Any, scope: Any) -> None:
     from tilus.lang.semantics.memory import arrive
 
-    arrive(t, self, index, bytes)
+    arrive(t, self, index, bytes, rank, scope)
 
 
 @implements(Barrier.wait)

@@ -16,7 +16,17 @@ from tilus.lang.frontend.expressions import apply_binary, parts
 from tilus.lang.frontend.statements import iterate
 from tilus.lang.frontend.tracer import Flow, Frame, Tracer, expression, is_runtime
 from tilus.lang.inline import InlineFunction
-from tilus.lang.semantics import atomics, debug, elementwise, hopper, launch, memory, random, tiles  # noqa: F401
+from tilus.lang.semantics import (  # noqa: F401
+    atomics,
+    cluster,
+    debug,
+    elementwise,
+    hopper,
+    launch,
+    memory,
+    random,
+    tiles,
+)
 from tilus.lang.semantics.arithmetic import truth
 from tilus.lang.semantics.debug import FormattedText
 from tilus.lang.semantics.elementwise import extreme

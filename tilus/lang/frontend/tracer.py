@@ -105,7 +105,7 @@ class Tracer:
         self.grid: Region | None = None
         self.grid_rank = 0
         self.warps = 4
-        self.cluster = (1, 1, 1)
+        self.cluster: tuple[int, int, int] | None = None
         self.warp_groups: list[tuple[int, int]] = []
 
     # Functions, places and names.

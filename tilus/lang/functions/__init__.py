@@ -12,6 +12,18 @@ from tilus.lang.functions.atomics import (
     atomic_or,
     atomic_xor,
 )  # fmt: skip
+from tilus.lang.functions.cluster import (
+    block_id_in_cluster,
+    cluster_arrive,
+    cluster_dim,
+    cluster_id,
+    cluster_rank,
+    cluster_sync,
+    cluster_wait,
+    launch_next,
+    remote,
+    wait_for_previous,
+)  # fmt: skip
 from tilus.lang.functions.create import arange, barrier, full, iota, registers, shared, view, zeros
 from tilus.lang.functions.debug import assume, device_assert, device_print, inline_ptx, static_assert
 from tilus.lang.functions.elementwise import (
@@ -49,7 +61,6 @@ from tilus.lang.functions.elementwise import (
 from tilus.lang.functions.hopper import bulk_commit, bulk_wait, dot_async, dot_wait, store_bulk
 from tilus.lang.functions.launch import (
     block_id,
-    cluster_rank,
     fence,
     grid,
     grid_dim,
@@ -112,6 +123,7 @@ __all__ = [
     "atomic_xor",
     "barrier",
     "block_id",
+    "block_id_in_cluster",
     "brev",
     "broadcast_to",
     "bulk_commit",
@@ -119,7 +131,12 @@ __all__ = [
     "cast",
     "cdiv",
     "ceil",
+    "cluster_arrive",
+    "cluster_dim",
+    "cluster_id",
     "cluster_rank",
+    "cluster_sync",
+    "cluster_wait",
     "clz",
     "concat",
     "copy_async",
@@ -149,6 +166,7 @@ __all__ = [
     "isinf",
     "isnan",
     "item",
+    "launch_next",
     "load",
     "log",
     "log2",
@@ -167,6 +185,7 @@ __all__ = [
     "random_bits",
     "rcp",
     "registers",
+    "remote",
     "reshape",
     "round",
     "rsqrt",
@@ -187,6 +206,7 @@ __all__ = [
     "unroll",
     "view",
     "wait",
+    "wait_for_previous",
     "warps",
     "where",
     "zeros",

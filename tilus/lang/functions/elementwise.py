@@ -46,7 +46,7 @@ def next_power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def cast(x: Any, dtype: DType, *, arranged: bool = False) -> Any:
+def cast(x: Any, dtype: DType, *, arranged: bool = False, exponent: int = 0) -> Any:
     """Convert by value: to the nearest, ties to even; float to integer rounds towards zero.
 
     A conversion to a type without infinity saturates.
@@ -59,7 +59,10 @@ def cast(x: Any, dtype: DType, *, arranged: bool = False) -> Any:
         Any dtype.
     arranged : bool
         Whether each thread's codes lie in the order of bits that the cast prefers, as `tilus.ops.prepack` stores
-        weights for `dtype`.
+        weights for `dtype`, and none is infinite or NaN.
+    exponent : int
+        Of an arranged cast: the result is the value divided by ``2**exponent``, which a scale can make up for.
+        `tilus.codegen.casts.stored_exponent` tells which one costs least.
 
     Returns
     -------

@@ -11,7 +11,7 @@ from tilus.lang.stub import only_in_kernel
 _T = TypeVar("_T")
 
 
-def grid(*extents: Any, warps: int = 4, cluster: int | Sequence[int] = (1, 1, 1)) -> None:
+def grid(*extents: Any, warps: int = 4, cluster: int | Sequence[int] | None = None) -> None:
     """Say how many thread blocks a launch has, and how many warps a block has.
 
     A kernel calls it once, at its top level. The extents are computed on the host, from shapes and strides of
@@ -23,8 +23,9 @@ def grid(*extents: Any, warps: int = 4, cluster: int | Sequence[int] = (1, 1, 1)
         One to three extents: along x, y and z.
     warps : int
         Warps of 32 threads in a thread block, 1 to 32.
-    cluster : int or sequence of int
-        Thread blocks in a cluster, along x, y and z.
+    cluster : int or sequence of int, optional
+        Thread blocks in a cluster, along x, y and z; the extents of the grid are multiples of these. 16 together at
+        most, and 8 on every device that has clusters.
     """
     raise only_in_kernel("tilus.grid")
 
@@ -58,17 +59,6 @@ def grid_dim(axis: int | None = None) -> Any:
     Scalar or tuple of Scalar
     """
     raise only_in_kernel("tilus.grid_dim")
-
-
-def cluster_rank() -> Any:
-    """Return the rank of the thread block in its cluster.
-
-    Returns
-    -------
-    Scalar
-        int32.
-    """
-    raise only_in_kernel("tilus.cluster_rank")
 
 
 def warps(first: int, count: int, *, registers: int = 0) -> AbstractContextManager[None]:
@@ -156,5 +146,5 @@ def unroll(loop: _T, factor: int | None = None) -> _T:
 
 
 __all__ = [
-    "block_id", "cluster_rank", "fence", "grid", "grid_dim", "pipeline", "static_range", "sync", "unroll", "warps",
+    "block_id", "fence", "grid", "grid_dim", "pipeline", "static_range", "sync", "unroll", "warps",
 ]  # fmt: skip

@@ -130,7 +130,9 @@ def copy_async_wait(pending: int = 0) -> None:
     raise only_in_kernel("tilus.copy_async_wait")
 
 
-def copy_bulk(target: Shared, source: Any, offsets: Any, barrier: Barrier, *, index: Any = None) -> None:
+def copy_bulk(
+    target: Shared, source: Any, offsets: Any, barrier: Barrier, *, index: Any = None, multicast: Any = None
+) -> None:
     """Start a bulk (TMA) copy of a tile from global to shared memory, which completes on a barrier.
 
     Parameters
@@ -145,12 +147,16 @@ def copy_bulk(target: Shared, source: Any, offsets: Any, barrier: Barrier, *, in
         The barrier that counts the copied bytes.
     index : int or Scalar, optional
         Which barrier of the array.
+    multicast : int or Scalar, optional
+        A mask of ranks: bit `r` for the block of rank `r` in the cluster. The tile lands in the same place in the
+        shared memory of each of these blocks and completes on the barrier in the same place there, where an `arrive`
+        of that block announces its bytes.
     """
     raise only_in_kernel("tilus.copy_bulk")
 
 
-def arrive(barrier: Barrier, *, index: Any = None, bytes: int = 0) -> None:
-    """Arrive once at a barrier for the current group of threads.
+def arrive(barrier: Barrier, *, index: Any = None, bytes: int = 0, rank: Any = None, scope: str = "") -> None:
+    """Arrive at a barrier, once for each warp of the current group.
 
     Parameters
     ----------
@@ -160,6 +166,12 @@ def arrive(barrier: Barrier, *, index: Any = None, bytes: int = 0) -> None:
         Which barrier of the array.
     bytes : int
         Bytes of bulk copies that the phase waits for besides.
+    rank : int or Scalar, optional
+        Arrive at the barrier that lies in the same place in the block of this rank of the cluster.
+    scope : str
+        With `rank`, who sees after the wait what was written before: "block" or "cluster". "block" is fast, and
+        enough to say that a stage has been read. Unless given it is "cluster" where blocks may read what others
+        write: in kernels that use `remote`, or that read and write the same tensor in global memory.
     """
     raise only_in_kernel("tilus.arrive")
 

@@ -36,11 +36,16 @@ def next_power_of_2(t: Tracer, n: Any) -> int:
 
 
 @implements(functions.cast)
-def cast(t: Tracer, x: Any, dtype: Any, arranged: Any) -> Value:
+def cast(t: Tracer, x: Any, dtype: Any, arranged: Any, exponent: Any) -> Value:
     chosen = static_dtype("cast", dtype)
+    power = exponent if exponent == 0 else static_int("the exponent of a cast", exponent)
     if arranged:
         tile_type("an arranged cast", x)
-        return t.value(ops.Cast, x, chosen, True)
+        return t.value(ops.Cast, x, chosen, True, power)
+    if power:
+        raise TypeMismatch(
+            "only a cast of arranged codes leaves a power of two out", hint="arranged=True, or exponent=0"
+        )
     if is_number(x):
         if isinstance(x, float) and chosen.is_integer:
             x = int(x)

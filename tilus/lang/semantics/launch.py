@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from tilus.dtypes import int32
 from tilus.errors import Location, ShapeMismatch, SyntaxNotSupported, TypeMismatch
 from tilus.ir import Operation, ScalarType, Value, make_region, ops
 from tilus.lang import functions
-from tilus.lang.diagnostics import describe
+from tilus.lang.diagnostics import describe, shape_text
 from tilus.lang.semantics.arithmetic import convert
 from tilus.lang.semantics.memory import integers
 from tilus.lang.semantics.registry import implements
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from tilus.lang.frontend.tracer import Tracer
 
 MAX_WARPS = 32
+# CUDA programming guide: 8 blocks on every device with clusters, 16 where a kernel asks for it.
+MAX_CLUSTER = 16
 HOST_BINARY = ("add", "sub", "mul", "floordiv", "mod", "min", "max")
 
 
@@ -41,12 +44,7 @@ def grid(t: Tracer, extents: tuple[Any, ...], warps: Any, cluster: Any) -> None:
         raise TypeMismatch(
             f"a thread block has at most {MAX_WARPS} warps, not {t.warps}", hint="warps=4, and more blocks"
         )
-    blocks = tuple(static_int("each extent of cluster", c, 1) for c in as_sequence(cluster))
-    if not 1 <= len(blocks) <= 3:
-        raise ShapeMismatch(
-            f"cluster takes one to three extents, not {len(blocks)}", hint="cluster=(2, 1, 1)"
-        )
-    t.cluster = (*blocks, *(1,) * (3 - len(blocks)))  # type: ignore[assignment]
+    t.cluster = None if cluster is None else cluster_extents(cluster, len(extents))
     t.grid_rank = len(extents)
     values = [*integers(t, "grid", extents), *(t.constant(1) for _ in range(3 - len(extents)))]
     values = [convert(t, value, int32) for value in values]
@@ -54,6 +52,27 @@ def grid(t: Tracer, extents: tuple[Any, ...], warps: Any, cluster: Any) -> None:
     results = tuple(host.copy(value) for value in values)
     host.block.append(ops.Yield(results, loc=t.loc))
     t.grid = make_region((), host.block)
+
+
+def cluster_extents(cluster: object, rank: int) -> tuple[int, int, int]:
+    """Check the blocks of a cluster along the axes of a grid of a rank."""
+    blocks = tuple(static_int("each extent of cluster", c, 1) for c in as_sequence(cluster))
+    if not 1 <= len(blocks) <= 3:
+        raise ShapeMismatch(
+            f"cluster takes one to three extents, not {len(blocks)}", hint="cluster=(2, 1, 1)"
+        )
+    if any(extent > 1 for extent in blocks[rank:]):
+        raise ShapeMismatch(
+            f"a cluster of {shape_text(blocks)} blocks in a grid of {rank} extent{'s' if rank > 1 else ''}",
+            hint="clusters along the extents that grid is given",
+        )
+    if prod(blocks) > MAX_CLUSTER:
+        raise TypeMismatch(
+            f"a cluster has at most {MAX_CLUSTER} blocks, not {prod(blocks)}",
+            hint="cluster=8, which every device with clusters takes",
+        )
+    x, y, z = (*blocks, 1, 1)[:3]
+    return x, y, z
 
 
 class HostProgram:
@@ -117,11 +136,6 @@ def block_id(t: Tracer, axis: Any) -> Any:
 @implements(functions.grid_dim)
 def grid_dim(t: Tracer, axis: Any) -> Any:
     return grid_axis(t, "grid_dim", axis, ops.GridDim)
-
-
-@implements(functions.cluster_rank)
-def cluster_rank(t: Tracer) -> Value:
-    return t.value(ops.ClusterRank)
 
 
 @implements(functions.sync)

@@ -11,6 +11,7 @@ from tilus.lang import functions
 from tilus.lang.diagnostics import describe, shape_text
 from tilus.lang.promotion import is_number
 from tilus.lang.semantics.arithmetic import binary, compare, convert
+from tilus.lang.semantics.ranks import mask_value, rank_value
 from tilus.lang.semantics.registry import implements
 from tilus.lang.semantics.shapes import (
     Shape,
@@ -69,6 +70,11 @@ def shared_type(what: str, value: object) -> SharedType:
         raise TypeMismatch(
             f"{what} takes a tensor in shared memory, not {describe(value)}",
             hint="tilus.shared(dtype, shape)",
+        )
+    if type.remote:
+        raise TypeMismatch(
+            f"{what} takes a tensor in the block's own shared memory, not {describe(value)}",
+            hint="the tensor that was given to tilus.remote, or tilus.load and tilus.store",
         )
     return type
 
@@ -475,9 +481,12 @@ def barrier(t: Tracer, count: Any, arrivals: Any) -> Value:
 
 
 @implements(functions.arrive)
-def arrive(t: Tracer, barrier: Any, index: Any, bytes: Any) -> None:
+def arrive(t: Tracer, barrier: Any, index: Any, bytes: Any, rank: Any, scope: Any) -> None:
     which = barrier_index(t, "arrive", barrier, index)
-    t.emit(ops.BarrierArrive, barrier, which, static_int("bytes of arrive", bytes, 0))
+    size = static_int("bytes of arrive", bytes, 0)
+    block = None if rank is None else rank_value(t, "arrive", rank)
+    static_choice("scope of arrive", scope, ("", "block", "cluster"))
+    t.emit(ops.BarrierArrive, barrier, which, size, block, scope)
 
 
 @implements(functions.wait)
@@ -488,7 +497,11 @@ def wait(t: Tracer, barrier: Any, phase: Any, index: Any) -> None:
 
 
 @implements(functions.copy_bulk)
-def copy_bulk(t: Tracer, target: Any, source: Any, offsets: Any, barrier: Any, index: Any) -> None:
+def copy_bulk(
+    t: Tracer, target: Any, source: Any, offsets: Any, barrier: Any, index: Any, multicast: Any
+) -> None:
     _, tensor = copy_types("copy_bulk", target, source)
     which = barrier_index(t, "copy_bulk", barrier, index)
-    t.emit(ops.CopyBulk, target, source, offsets_for(t, "copy_bulk", tensor, offsets), barrier, which)
+    places = offsets_for(t, "copy_bulk", tensor, offsets)
+    mask = None if multicast is None else mask_value(t, "copy_bulk", multicast)
+    t.emit(ops.CopyBulk, target, source, places, barrier, which, mask)

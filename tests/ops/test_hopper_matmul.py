@@ -1,0 +1,294 @@
+"""The Hopper product: every schedule, operand order, type and epilogue on the simulator, with all checks on."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from tests.ops.support import check_product
+from tilus import dtypes
+from tilus.codegen import Compiled, target
+from tilus.codegen.assemble import available
+from tilus.errors import TypeMismatch
+from tilus.ops import matmul
+from tilus.ops.hopper_matmul_kernel import hopper_matmul_kernel
+from tilus.ops.schedules import TILES, HopperSchedule, deepest
+
+MODULE = sys.modules["tilus.ops.matmul"]
+HOPPER = target("sm_90a")
+TYPES = {
+    torch.float16: 16, torch.bfloat16: 16, torch.float32: 32, torch.float8_e4m3fn: 8, torch.float8_e5m2: 8,
+    torch.int8: 8,
+}  # fmt: skip
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float16, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randn(*shape, generator=generator).to(dtype)
+
+
+def force(
+    monkeypatch: pytest.MonkeyPatch, block_m: int, block_n: int, consumers: int = 2, *, blocks: int = 3,
+    bits: int = 16, stages: int = 3, pingpong: bool = False, stream: bool = False, **more: Any,
+) -> HopperSchedule:  # fmt: skip
+    """Let `matmul` take a schedule, on a machine of some multiprocessors."""
+    chosen = HopperSchedule(
+        block_m, block_n, 1024 // bits, stages, consumers, pingpong=pingpong, stream=stream, **more
+    )
+    monkeypatch.setattr(MODULE, "hopper_schedule", lambda *problem: chosen)
+    monkeypatch.setattr(MODULE, "processors", lambda x: blocks)
+    monkeypatch.setattr(MODULE, "matmul_kernel", None)
+    return chosen
+
+
+def check(a: torch.Tensor, b: torch.Tensor, **options: Any) -> torch.Tensor:
+    found = matmul(a, b, **options)
+    exact = a.double() @ b.double()
+    check_product(found, exact, (a.float() @ b.float()).to(found.dtype))
+    return found
+
+
+@pytest.mark.parametrize(("block_m", "block_n", "consumers", "pingpong"), TILES, ids=str)
+def test_every_tile(
+    monkeypatch: pytest.MonkeyPatch, block_m: int, block_n: int, consumers: int, pingpong: bool
+) -> None:
+    """More tiles than blocks, none of them whole."""
+    force(monkeypatch, block_m, block_n, consumers, pingpong=pingpong, stages=2, blocks=2)
+    check(normal(block_m + 24, 136), normal(2 * block_n + 8, 136).t())
+
+
+@pytest.mark.parametrize("pingpong", [False, True])
+@pytest.mark.parametrize("blocks", [1, 2, 3, 5, 8])
+def test_numbers_of_blocks(monkeypatch: pytest.MonkeyPatch, blocks: int, pingpong: bool) -> None:
+    """Of eight tiles, a block has all, some, or one; with one stage more than steps, and with fewer."""
+    force(monkeypatch, 64 if pingpong else 128, 64, pingpong=pingpong, blocks=blocks)
+    check(normal(2 * (64 if pingpong else 128), 72), normal(4 * 64, 72).t())
+    check(normal(2 * (64 if pingpong else 128), 328), normal(4 * 64, 328).t())
+
+
+@pytest.mark.parametrize(
+    ("shape", "blocks"),
+    [
+        ((64, 128, 640), 5),
+        ((192, 128, 200), 4),
+        ((70, 200, 1024), 7),
+        ((16, 64, 512), 8),
+        ((256, 256, 136), 3),
+    ],
+    ids=str,
+)
+def test_tiles_that_all_blocks_share(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], blocks: int
+) -> None:
+    m, n, k = shape
+    chosen = force(monkeypatch, 64, 64, 1, blocks=blocks, stages=2, stream=True)
+    assert MODULE.work_of(chosen, m, n, k, 1, blocks).shared_tiles
+    a, b = normal(m, k), normal(n, k).t()
+    first = check(a, b)
+    assert torch.equal(first, matmul(a, b)), "the order of the sums must be the same each time"
+
+
+def test_shared_tiles_of_two_warpgroups(monkeypatch: pytest.MonkeyPatch) -> None:
+    force(monkeypatch, 128, 64, blocks=3, stages=2, stream=True)
+    check(normal(130, 328), normal(72, 328).t(), out_dtype=torch.float32)
+
+
+@pytest.mark.parametrize("a_turned", [False, True], ids=["row-major a", "transposed a"])
+@pytest.mark.parametrize("b_turned", [False, True], ids=["row-major b", "transposed b"])
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_operand_orders_of_every_type(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, a_turned: bool, b_turned: bool
+) -> None:
+    """8-bit and 32-bit operands are copied into the order that the instruction takes."""
+    force(monkeypatch, 128, 64, bits=TYPES[dtype])
+
+    def operand(rows: int, columns: int, turned: bool) -> torch.Tensor:
+        x = normal(columns, rows) if turned else normal(rows, columns)
+        x = (x * 20).to(dtype) if dtype == torch.int8 else x.to(dtype)
+        return x.t() if turned else x
+
+    a, b = operand(144, 80, a_turned), operand(80, 80, b_turned)
+    found = matmul(a, b)
+    exact = a.double() @ b.double()
+    if dtype == torch.float32:
+        # 10 of 23 mantissa bits, cut off.
+        a, b = ((x.view(torch.int32) & ~0x1FFF).view(torch.float32) for x in (a, b))
+    check_product(found, exact, (a.float() @ b.float()).to(found.dtype))
+
+
+def test_float8_types_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+    force(monkeypatch, 128, 128, bits=8, pingpong=True)
+    check(normal(130, 256).to(torch.float8_e5m2), normal(136, 256).to(torch.float8_e4m3fn).t())
+
+
+ACTIVATIONS = {"": lambda x: x, "relu": functional.relu, "gelu": functional.gelu, "silu": functional.silu}
+KINDS: dict[str, dict[str, Any]] = {
+    "cooperative": {"block_m": 128, "block_n": 64},
+    "ping-pong": {"block_m": 64, "block_n": 64, "pingpong": True},
+    "stream": {"block_m": 64, "block_n": 64, "consumers": 1, "stream": True, "stages": 2},
+}
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("out", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_epilogues(monkeypatch: pytest.MonkeyPatch, kind: str, out: torch.dtype, activation: str) -> None:
+    force(monkeypatch, **KINDS[kind])
+    m, n, k = 136, 72, 200
+    a, b = normal(m, k), normal(n, k).t()
+    bias, residual = normal(n, dtype=out), normal(m, n, dtype=out)
+    a_scale, b_scale = normal(m, dtype=torch.float32).abs(), normal(n, dtype=torch.float32)
+    found = matmul(
+        a, b, bias=bias, residual=residual, a_scale=a_scale, b_scale=b_scale, activation=activation, alpha=0.25,
+        beta=0.5, out_dtype=out,
+    )  # fmt: skip
+
+    def formula(dtype: torch.dtype) -> torch.Tensor:
+        product = 0.25 * (a.to(dtype) @ b.to(dtype)) * a_scale.to(dtype)[:, None] * b_scale.to(dtype)
+        return ACTIVATIONS[activation](product + bias.to(dtype)) + 0.5 * residual.to(dtype)
+
+    check_product(found, formula(torch.float64), formula(torch.float32).to(out))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_int8_into_int32_is_exact(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    force(monkeypatch, bits=8, **KINDS[kind])
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randint(-128, 128, (136, 400), generator=generator, dtype=torch.int8)
+    b = torch.randint(-128, 128, (72, 400), generator=generator, dtype=torch.int8).t()
+    found = matmul(a, b, out_dtype=torch.int32)
+    assert found.dtype == torch.int32
+    assert torch.equal(found.long(), a.long() @ b.long())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    force(monkeypatch, **KINDS[kind])
+    check(normal(3, 72, 136), normal(3, 72, 136).transpose(1, 2))
+    check(normal(3, 72, 136).transpose(1, 2), normal(3, 72, 40))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_bulk_stores_cannot_write(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Rows of 77 elements do not begin at multiples of 16 bytes."""
+    force(monkeypatch, **KINDS[kind])
+    check(normal(70, 136), normal(77, 136).t())
+
+
+def test_int32_wants_int8_and_nothing_after_it() -> None:
+    a, b = torch.zeros(8, 16, dtype=torch.int8), torch.zeros(16, 8, dtype=torch.int8)
+    with pytest.raises(TypeMismatch, match="int32"):
+        matmul(a.half(), b.half(), out_dtype=torch.int32)
+    with pytest.raises(TypeMismatch, match="int32"):
+        matmul(a, b, out_dtype=torch.int32, alpha=0.5)
+
+
+# What a wrong kernel would do: the checks see it.
+
+MISTAKES = {
+    "no fence before the bulk store": ('tilus.fence("async")', "pass"),
+    "no wait for the buffer of a store": ("tilus.bulk_wait(0 if part == 0 and parts % 2 else 1)", "pass"),
+    "no wait for free stages": ("tilus.wait(empty, phase, index=stage)", "pass"),
+    "the producer's first phase": ("stage, phase = 0, 1", "stage, phase = 0, 0"),
+    "the consumer's first phase": ("stage, phase = 0, 0", "stage, phase = 0, 1"),
+    "a stage too few": ("tilus.shared(b_dtype, (stages, ", "tilus.shared(b_dtype, (stages - 1, "),
+    "a stage is freed while it is read": ("tilus.dot_wait(pending=1)", "pass"),
+    "too few bytes announced": ("bytes=(block_m + block_n)", "bytes=(block_m + block_n - 8)"),
+}  # fmt: skip
+
+
+def changed_kernel(folder: Path, old: str, new: str) -> ModuleType:
+    """Import a copy of the kernel's file with a mistake in it."""
+    text = Path(str(sys.modules[hopper_matmul_kernel.source.function.__module__].__file__)).read_text("utf-8")
+    assert old in text
+    path = folder / "changed.py"
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("changed", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def launch_arguments(m: int, n: int, k: int, blocks: int) -> tuple[Any, ...]:
+    c, none = torch.zeros(1, m, n).half(), torch.zeros(1)
+    a, b = normal(1, m, k), normal(1, n, k)
+    return a, b, c, c[0, 0], c, none, none, torch.zeros(1, 1, 1), 1.0, 1.0, blocks, 0
+
+
+F16: dict[str, Any] = dict(
+    dtype=dtypes.float16,
+    b_dtype=dtypes.float16,
+    out_dtype=dtypes.float16,
+    b_turned=True,
+    block_n=64,
+    stages=3,
+)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_planted_mistake_is_reported(tmp_path: Path, mistake: str) -> None:
+    module = changed_kernel(tmp_path, *MISTAKES[mistake])
+    arguments = launch_arguments(256, 128, 64 * 7, 2)
+    report = module.hopper_matmul_kernel.simulate(*arguments, target="sm_90a", **F16)
+    assert report.hazards
+
+
+def test_the_unchanged_copy_is_clean(tmp_path: Path) -> None:
+    module = changed_kernel(tmp_path, "import tilus", "import tilus")
+    report = module.hopper_matmul_kernel.simulate(
+        *launch_arguments(256, 128, 64 * 7, 2), target="sm_90a", **F16
+    )
+    report.raise_if_hazards()
+    counters = report.counters
+    assert counters["shared_wavefronts"] == counters["shared_wavefronts_ideal"] > 0
+
+
+# What the assembler makes of it.
+
+ASSEMBLES = pytest.mark.skipif(
+    available() is not None, reason="NVIDIA's assembler has no package for this platform"
+)
+LETTER = {
+    dtypes.float16: "HGMMA", dtypes.bfloat16: "HGMMA", dtypes.tfloat32: "HGMMA", dtypes.float8_e4m3: "QGMMA",
+    dtypes.int8: "IGMMA",
+}  # fmt: skip
+
+
+def compiled(dtype: Any, shape: tuple[int, int, int, bool], **options: Any) -> Compiled:
+    block_m, block_n, consumers, pingpong = shape
+    eight = dtype.bits == 8
+    plain = HopperSchedule(block_m, block_n, 1024 // dtype.bits, 2, consumers, pingpong)
+    stages = deepest(plain, 16, HOPPER)
+    chosen: dict[str, Any] = dict(
+        dtype=dtype, b_dtype=dtype, out_dtype=dtypes.bfloat16, b_turned=True, has_scales=eight,
+        acc_dtype=dtypes.int32 if dtype is dtypes.int8 else dtypes.float32,
+        **{**vars(plain), "stages": stages, **options},
+    )  # fmt: skip
+    return hopper_matmul_kernel.compile(target="sm_90a", **chosen)
+
+
+def check_resources(made: Compiled) -> None:
+    assert made.resources is not None
+    assert made.resources.spill_stores == made.resources.spill_loads == made.resources.stack == 0
+    assert made.resources.warnings == ()
+    assert made.resources.registers <= 168
+
+
+@ASSEMBLES
+@pytest.mark.parametrize("shape", TILES, ids=str)
+def test_no_tile_spills(shape: tuple[int, int, int, bool]) -> None:
+    made = compiled(dtypes.bfloat16, shape)
+    check_resources(made)
+    assert "st.global" not in made.ptx
+    assert "ld.global" not in made.ptx
+    assert "stmatrix" in made.ptx
+    assert "cp.async.bulk.tensor.3d.global.shared" in made.ptx

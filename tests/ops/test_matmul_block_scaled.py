@@ -1,0 +1,210 @@
+"""Float8 products with a scale for each block, on every target, and the quantisation that makes their operands."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from tests.ops.support import check_product
+from tilus import dtypes
+from tilus.codegen import target
+from tilus.codegen.assemble import available
+from tilus.errors import ShapeMismatch, TypeMismatch
+from tilus.ops import matmul_block_scaled, quantize_blocks
+from tilus.ops.block_scaled_kernel import block_scaled_kernel, hopper_block_scaled_kernel
+from tilus.ops.schedules import BLOCK_SCALED_TILES, HopperSchedule, deepest
+
+MODULE = sys.modules["tilus.ops.block_scaled"]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def operands(m: int, n: int, k: int) -> tuple[torch.Tensor, ...]:
+    """Return random codes and scales; the scales differ enough that a wrong one shows."""
+    a, b = normal(m, k).to(torch.float8_e4m3fn), normal(n, k).to(torch.float8_e4m3fn)
+    steps = -(-k // 128)
+    return a, b, 2.0 ** normal(m, steps), 2.0 ** normal(-(-n // 128), steps, seed=1)
+
+
+def scaled(codes: torch.Tensor, scale: torch.Tensor, rows: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return codes times the scales of their blocks."""
+    wide = scale.to(dtype).repeat_interleave(rows, 0)[: codes.shape[0]]
+    return codes.to(dtype) * wide.repeat_interleave(128, 1)[:, : codes.shape[1]]
+
+
+def check(m: int, n: int, k: int, device: str = "cpu", out: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    a, b, a_scale, b_scale = operands(m, n, k)
+    found = matmul_block_scaled(*(x.to(device) for x in (a, b, a_scale, b_scale)), out_dtype=out)
+    assert (found.dtype, found.device.type) == (out, device)
+
+    def product(dtype: torch.dtype) -> torch.Tensor:
+        return scaled(a, a_scale, 1, dtype) @ scaled(b, b_scale, 128, dtype).t()
+
+    check_product(found, product(torch.float64), product(torch.float32).to(out))
+    return found
+
+
+def force(
+    monkeypatch: pytest.MonkeyPatch, block_m: int, block_n: int, consumers: int, blocks: int = 3, **more: Any
+) -> None:
+    """Let the op take a schedule, on a machine of some multiprocessors."""
+    chosen = HopperSchedule(block_m, block_n, 128, more.pop("stages", 3), consumers, **more)
+    monkeypatch.setattr(MODULE, "block_scaled_schedule", lambda *problem: chosen)
+    monkeypatch.setattr(MODULE, "processors", lambda x: blocks)
+    monkeypatch.setattr(MODULE, "block_scaled_kernel", None)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("shape", [(1, 128, 128), (16, 256, 272), (65, 136, 512), (130, 72, 400)], ids=str)
+def test_shapes(shape: tuple[int, int, int], device: str) -> None:
+    check(*shape, device)
+
+
+@pytest.mark.parametrize("name", ["sm_80", "sm_89", "sm_90a"])
+@pytest.mark.parametrize("shape", [(70, 136, 264), (33, 65, 131)], ids=str)
+def test_every_target(name: str, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of 131 bytes are nothing for bulk copies, also where there are some."""
+    monkeypatch.setenv("TILUS_SIMULATOR_TARGET", name)
+    check(*shape)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("block_m", "block_n", "consumers"), BLOCK_SCALED_TILES, ids=str)
+def test_every_tile(
+    monkeypatch: pytest.MonkeyPatch, block_m: int, block_n: int, consumers: int, stream: bool
+) -> None:
+    force(monkeypatch, block_m, block_n, consumers, blocks=4 if stream else 2, stages=2, stream=stream)
+    check(block_m + 24, block_n + 40, 528)
+
+
+@pytest.mark.parametrize("out", [torch.float16, torch.float32], ids=str)
+def test_output_dtypes(out: torch.dtype) -> None:
+    check(70, 136, 264, out=out)
+
+
+def test_rows_that_bulk_stores_cannot_write() -> None:
+    check(40, 77, 256)
+
+
+def test_scales_that_are_large_and_small_by_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums are scaled before they are added up: a scale of the wrong step would be seen a million times over."""
+    force(monkeypatch, 64, 64, 1, blocks=1)
+    a, b, a_scale, b_scale = operands(64, 64, 384)
+    a_scale[:, 1], b_scale[:, 1] = 2.0**10, 2.0**-20
+    a_scale[:, 2], b_scale[:, 2] = 2.0**-30, 2.0**10
+    found = matmul_block_scaled(a, b, a_scale, b_scale, out_dtype=torch.float32)
+    exact = scaled(a, a_scale, 1, torch.float64) @ scaled(b, b_scale, 128, torch.float64).t()
+    by_torch = scaled(a, a_scale, 1, torch.float32) @ scaled(b, b_scale, 128, torch.float32).t()
+    check_product(found, exact, by_torch)
+
+
+def test_nothing_to_multiply() -> None:
+    empty = torch.empty(0, 128).to(torch.float8_e4m3fn)
+    assert matmul_block_scaled(empty, empty, torch.empty(0, 1), torch.empty(0, 1)).shape == (0, 0)
+    thin = torch.empty(4, 0).to(torch.float8_e4m3fn)
+    found = matmul_block_scaled(thin, thin, torch.empty(4, 0), torch.empty(1, 0))
+    assert torch.equal(found, torch.zeros(4, 4).bfloat16())
+
+
+def quantized_by_torch(x: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    m, k = x.shape
+    padded = torch.zeros(-(-m // rows) * rows, -(-k // 128) * 128)
+    padded[:m, :k] = x.float()
+    blocks = padded.reshape(-(-m // rows), rows, -1, 128)
+    scale = blocks.abs().amax((1, 3)).clamp(min=1e-4) / 448
+    codes = (blocks / scale[:, None, :, None]).reshape(padded.shape)[:m, :k]
+    return codes.to(torch.float8_e4m3fn), scale
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("rows", [1, 128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_quantisation_is_that_of_torch(dtype: torch.dtype, rows: int, device: str) -> None:
+    x = normal(150, 328)
+    x[3, :200], x[130:, 256:] = 0, 1e-6
+    x = x.to(dtype)
+    codes, scale = quantize_blocks(x.to(device), rows=rows)
+    expected, steps = quantized_by_torch(x, rows)
+    torch.testing.assert_close(scale.cpu(), steps, rtol=2.0**-22, atol=0)
+    # A quotient that lies between two codes may be rounded to either: division is not exact in either run.
+    difference = codes.cpu().double() - expected.double()
+    assert (difference.abs() <= 2.0**-3 * expected.double().abs() + 2.0**-9).all()
+    assert (difference != 0).double().mean() < 1e-3
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_quantised_operands_multiply(device: str) -> None:
+    """From bfloat16 and back: the product is as near as 8 bits are, and the scales need no copy."""
+    x, w = normal(70, 256).bfloat16(), normal(136, 256).bfloat16()
+    a, a_scale = quantize_blocks(x.to(device))
+    b, b_scale = quantize_blocks(w.to(device), rows=128)
+    assert MODULE._scale_columns(a_scale).data_ptr() == a_scale.data_ptr()
+    found = matmul_block_scaled(a, b, a_scale, b_scale).cpu().double()
+    exact = x.double() @ w.double().t()
+    assert (found - exact).norm() < 0.04 * exact.norm()
+
+
+REFUSED = {
+    "dtypes": lambda a, b, s, t: matmul_block_scaled(a.half(), b, s, t),
+    "depths": lambda a, b, s, t: matmul_block_scaled(a, b[:, :64], s, t),
+    "ranks": lambda a, b, s, t: matmul_block_scaled(a[0], b, s, t),
+    "a_scale": lambda a, b, s, t: matmul_block_scaled(a, b, s[:, :1], t),
+    "b_scale": lambda a, b, s, t: matmul_block_scaled(a, b, s, t.half()),
+    "out_dtype": lambda a, b, s, t: matmul_block_scaled(a, b, s, t, out_dtype=torch.int8),
+    "quantize_dtype": lambda a, b, s, t: quantize_blocks(a),
+    "quantize_rows": lambda a, b, s, t: quantize_blocks(s, rows=64),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals(name: str, golden: Any) -> None:
+    with pytest.raises((ShapeMismatch, TypeMismatch)) as error:
+        REFUSED[name](*operands(4, 8, 256))
+    golden(str(error.value), f"{name}.txt")
+
+
+def test_the_ops_are_torch_ops() -> None:
+    a, b, a_scale, b_scale = operands(16, 128, 256)
+    arguments = (a, b, a_scale, b_scale, torch.bfloat16)
+    torch.library.opcheck(torch.ops.tilus.matmul_block_scaled.default, arguments)
+    torch.library.opcheck(torch.ops.tilus.quantize_blocks.default, (normal(16, 256), 1))
+
+
+ASSEMBLES = pytest.mark.skipif(
+    available() is not None, reason="NVIDIA's assembler has no package for this platform"
+)
+E4M3: dict[str, Any] = dict(
+    dtype=dtypes.float8_e4m3, b_dtype=dtypes.float8_e4m3, out_dtype=dtypes.bfloat16
+)
+
+
+@ASSEMBLES
+@pytest.mark.parametrize(("block_m", "block_n", "consumers"), BLOCK_SCALED_TILES, ids=str)
+def test_no_tile_spills(block_m: int, block_n: int, consumers: int) -> None:
+    hopper = target("sm_90a")
+    plain = HopperSchedule(block_m, block_n, 128, 2, consumers)
+    made = hopper_block_scaled_kernel.compile(
+        target="sm_90a", block_m=block_m, block_n=block_n, consumers=consumers,
+        stages=deepest(plain, 16, hopper) - 1, stream=True, **E4M3,
+    )  # fmt: skip
+    assert made.resources is not None
+    assert made.resources.spill_stores == made.resources.spill_loads == made.resources.stack == 0
+    assert made.resources.warnings == ()
+    # Four steps of 32 along k from zero, then the scales.
+    assert made.ptx.count("wgmma.mma_async") == 4
+
+
+@ASSEMBLES
+@pytest.mark.parametrize(("name", "instruction"), [("sm_89", "e4m3.e4m3"), ("sm_80", "f16.f16")])
+def test_older_targets_use_tensor_cores(name: str, instruction: str) -> None:
+    made = block_scaled_kernel.compile(target=name, native=name == "sm_89", **E4M3)
+    assert f"{instruction}.f32" in made.ptx
+    assert "mma.sync" in made.ptx
+    assert made.resources is not None
+    assert made.resources.spill_stores == made.resources.stack == 0

@@ -1,0 +1,374 @@
+"""What well-known cards do per clock and per second, for estimates: rooflines and the tuner's cost model.
+
+Figures come from NVIDIA's architecture whitepapers, datasheets and the CUDA programming guide; `sources` says which
+is from where, and which is assumed. `benchmarks/calibrate.py` replaces them with what `benchmarks/microbench.py`
+measured on a device: such a file (JSON, one object of field names and values) is read by `calibrated`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from tilus.errors import TargetNotSupported
+
+KIB, MIB = 1 << 10, 1 << 20
+WARP = 32
+
+
+@dataclass(frozen=True)
+class TensorRates:
+    """Dense operations (a multiplication and an addition are two) of one multiprocessor in a clock, by operand type.
+
+    Attributes
+    ----------
+    f16, tf32, f8, i8, f64 : int
+        For float16 and bfloat16 with float32 sums, tfloat32, 8-bit floats, 8-bit integers and float64; 0 where the
+        card has none.
+    """
+
+    f16: int
+    tf32: int
+    f8: int
+    i8: int
+    f64: int = 0
+
+
+@dataclass(frozen=True)
+class LaneRates:
+    """Results of one multiprocessor in a clock, by kind of instruction; a packed pair of halves counts as one.
+
+    Attributes
+    ----------
+    fma : int
+        Single-precision addition, multiplication and multiply-add.
+    alu : int
+        32-bit logic, shifts, integer addition, comparison, selection.
+    half2 : int
+        Packed pairs of float16.
+    special : int
+        Exponential, logarithm, reciprocal, roots, sine; also population count.
+    convert : int
+        Conversions between types.
+    shuffle : int
+        Warp shuffles.
+    """
+
+    fma: int
+    alu: int
+    half2: int
+    special: int
+    convert: int
+    shuffle: int
+
+
+@dataclass(frozen=True)
+class Figures:
+    """A card, as a cost model sees it.
+
+    Attributes
+    ----------
+    name, target : str
+        The card, and the target whose code runs on it.
+    processors : int
+        Multiprocessors.
+    clock : float
+        Hertz under load: the boost clock that the vendor's peak rates assume.
+    global_bandwidth : float
+        Bytes per second of device memory, by the datasheet.
+    global_share : float
+        Part of `global_bandwidth` that a copy reaches.
+    l2_bytes, l2_bytes_per_clock : int
+        Size of the L2 cache, and what it delivers to all multiprocessors in a clock.
+    shared_bytes_per_clock : int
+        Shared memory of one multiprocessor in a clock.
+    tensor : TensorRates
+        The tensor cores of one multiprocessor.
+    mma_sync_share : float
+        Part of the tensor rate that `mma.sync` reaches; on Hopper only wgmma reaches all.
+    lanes : LaneRates
+        The other units of one multiprocessor.
+    issue_per_clock : int
+        Warp instructions that one multiprocessor issues in a clock.
+    registers, shared_bytes, threads, blocks : int
+        What the blocks that are resident on one multiprocessor share: 32-bit registers, bytes of shared memory,
+        threads, and the number of blocks.
+    shared_latency, l2_latency, global_latency : int
+        Clocks from a load to its value.
+    launch_seconds : float
+        From the start of an empty kernel to the start of the next on a stream.
+    sources : tuple of (str, str)
+        Field name (or several, separated by commas) and where the figures are from.
+    """
+
+    name: str
+    target: str
+    processors: int
+    clock: float
+    global_bandwidth: float
+    global_share: float
+    l2_bytes: int
+    l2_bytes_per_clock: int
+    shared_bytes_per_clock: int
+    tensor: TensorRates
+    mma_sync_share: float
+    lanes: LaneRates
+    issue_per_clock: int
+    registers: int
+    shared_bytes: int
+    threads: int
+    blocks: int
+    shared_latency: int
+    l2_latency: int
+    global_latency: int
+    launch_seconds: float
+    sources: tuple[tuple[str, str], ...]
+
+    def tensor_ops(self, dtype: str, asynchronous: bool = False) -> float:
+        """Return operations of one multiprocessor in a clock for operands of a dtype, as PTX or tilus names it.
+
+        Parameters
+        ----------
+        dtype : str
+            Such as ``"bf16"``, ``"bfloat16"``, ``"e4m3"`` or ``"int8"``.
+        asynchronous : bool
+            By wgmma rather than mma.sync.
+        """
+        rate = getattr(self.tensor, _TENSOR_TYPES.get(dtype, ""), 0)
+        return rate if asynchronous else rate * self.mma_sync_share
+
+    @property
+    def clock_bytes(self) -> float:
+        """Bytes of device memory in a clock, by the share that a copy reaches."""
+        return self.global_bandwidth * self.global_share / self.clock
+
+    def per_second(self) -> dict[str, float]:
+        """Return what the whole chip does per second, by the names that `tilus.simulator.Report.roofline` takes."""
+        clocks = self.processors * self.clock
+        kinds = {"f16": "f16", "tf32": "tf32", "f8": "f8", "int8": "i8", "f64": "f64"}
+        return {
+            "sm_count": float(self.processors),
+            "dram_bytes": self.global_bandwidth * self.global_share,
+            "global_bytes": self.l2_bytes_per_clock * self.clock,
+            "shared_wavefronts": clocks * self.shared_bytes_per_clock / 128,
+            "warp_instructions": clocks * self.issue_per_clock,
+            "special_functions": clocks * self.lanes.special / WARP,
+            **{
+                f"tensor_core_flops.{kind}": clocks * getattr(self.tensor, field)
+                for kind, field in kinds.items()
+                if getattr(self.tensor, field)
+            },
+        }
+
+
+_TENSOR_TYPES = {
+    "f16": "f16", "float16": "f16", "bf16": "f16", "bfloat16": "f16",
+    "tf32": "tf32", "tfloat32": "tf32",
+    "e4m3": "f8", "e5m2": "f8", "float8_e4m3": "f8", "float8_e5m2": "f8",
+    "s8": "i8", "u8": "i8", "int8": "i8", "uint8": "i8",
+    "f64": "f64", "float64": "f64",
+}  # fmt: skip
+
+_GUIDE = "CUDA C++ programming guide, compute capabilities and arithmetic throughput"
+_LATENCY = "assumed: round numbers in the range of published pointer chases; microbench.py measures them"
+_LAUNCH = "assumed; microbench.py measures it"
+_SHARE = "assumed: what large copies usually reach; microbench.py measures it"
+
+_HOPPER = Figures(
+    name="H100",
+    target="sm_90a",
+    processors=132,
+    clock=1.83e9,
+    global_bandwidth=3.35e12,
+    global_share=0.9,
+    l2_bytes=50 * MIB,
+    l2_bytes_per_clock=5120,
+    shared_bytes_per_clock=128,
+    tensor=TensorRates(f16=4096, tf32=2048, f8=8192, i8=8192, f64=256),
+    mma_sync_share=0.62,
+    lanes=LaneRates(fma=128, alu=64, half2=128, special=16, convert=64, shuffle=32),
+    issue_per_clock=4,
+    registers=65_536,
+    shared_bytes=228 * KIB,
+    threads=2048,
+    blocks=32,
+    shared_latency=30,
+    l2_latency=270,
+    global_latency=600,
+    launch_seconds=2.5e-6,
+    sources=(
+        ("processors, clock, tensor", "NVIDIA H100 whitepaper: 989.4 TFLOP/s in float16 are 132 x 4096 x 1.83 GHz"),
+        ("global_bandwidth, l2_bytes", "NVIDIA H100 datasheet and whitepaper, SXM5"),
+        ("l2_bytes_per_clock", "assumed to be the A100's; microbench.py measures it"),
+        ("lanes, shared_bytes_per_clock, registers, shared_bytes, threads, blocks", _GUIDE),
+        ("mma_sync_share", "published studies of mma.sync on Hopper: 62 to 75 percent; microbench.py measures it"),
+        ("global_share", _SHARE),
+        ("shared_latency, l2_latency, global_latency", _LATENCY),
+        ("launch_seconds", _LAUNCH),
+    ),
+)  # fmt: skip
+
+_AMPERE = Figures(
+    name="A100",
+    target="sm_80",
+    processors=108,
+    clock=1.41e9,
+    global_bandwidth=2.039e12,
+    global_share=0.9,
+    l2_bytes=40 * MIB,
+    l2_bytes_per_clock=5120,
+    shared_bytes_per_clock=128,
+    tensor=TensorRates(f16=2048, tf32=1024, f8=0, i8=4096, f64=128),
+    mma_sync_share=1.0,
+    lanes=LaneRates(fma=64, alu=64, half2=128, special=16, convert=64, shuffle=32),
+    issue_per_clock=4,
+    registers=65_536,
+    shared_bytes=164 * KIB,
+    threads=2048,
+    blocks=32,
+    shared_latency=30,
+    l2_latency=250,
+    global_latency=550,
+    launch_seconds=2.5e-6,
+    sources=(
+        ("processors, clock, tensor", "NVIDIA A100 whitepaper: 312 dense TFLOP/s in float16 are 108 x 2048 x 1.41 GHz"),
+        ("global_bandwidth", "NVIDIA A100 datasheet, SXM 80 GB"),
+        ("l2_bytes, l2_bytes_per_clock", "NVIDIA A100 whitepaper"),
+        ("lanes, shared_bytes_per_clock, registers, shared_bytes, threads, blocks", _GUIDE),
+        ("global_share", _SHARE),
+        ("shared_latency, l2_latency, global_latency", _LATENCY),
+        ("launch_seconds", _LAUNCH),
+    ),
+)  # fmt: skip
+
+_ADA = Figures(
+    name="L40S",
+    target="sm_89",
+    processors=142,
+    clock=2.52e9,
+    global_bandwidth=864e9,
+    global_share=0.9,
+    l2_bytes=96 * MIB,
+    l2_bytes_per_clock=4096,
+    shared_bytes_per_clock=128,
+    tensor=TensorRates(f16=1024, tf32=512, f8=2048, i8=2048),
+    mma_sync_share=1.0,
+    lanes=LaneRates(fma=128, alu=64, half2=64, special=16, convert=64, shuffle=32),
+    issue_per_clock=4,
+    registers=65_536,
+    shared_bytes=100 * KIB,
+    threads=1536,
+    blocks=24,
+    shared_latency=30,
+    l2_latency=280,
+    global_latency=650,
+    launch_seconds=2.5e-6,
+    sources=(
+        ("processors, clock, tensor", "NVIDIA L40S datasheet: 366 dense TFLOP/s in float16 are 142 x 1024 x 2.52 GHz"),
+        ("global_bandwidth", "NVIDIA L40S datasheet"),
+        ("l2_bytes", "NVIDIA Ada whitepaper, AD102 with all of its cache"),
+        ("l2_bytes_per_clock", "assumed; microbench.py measures it"),
+        ("lanes, shared_bytes_per_clock, registers, shared_bytes, threads, blocks", _GUIDE),
+        ("global_share", _SHARE),
+        ("shared_latency, l2_latency, global_latency", _LATENCY),
+        ("launch_seconds", _LAUNCH),
+    ),
+)  # fmt: skip
+
+FIGURES: dict[str, Figures] = {
+    figures.name: figures
+    for figures in (
+        _HOPPER,
+        replace(
+            _HOPPER,
+            name="H200",
+            global_bandwidth=4.8e12,
+            sources=(("global_bandwidth", "NVIDIA H200 datasheet"), *_HOPPER.sources),
+        ),
+        _AMPERE,
+        _ADA,
+        replace(
+            _ADA,
+            name="RTX 4090",
+            processors=128,
+            global_bandwidth=1008e9,
+            l2_bytes=72 * MIB,
+            # GeForce cards run float16 and 8-bit floats at half the rate where the sums are float32.
+            tensor=TensorRates(f16=512, tf32=256, f8=1024, i8=2048),
+            sources=(
+                ("processors, clock, tensor", "NVIDIA Ada whitepaper: 165.2 TFLOP/s are 128 x 512 x 2.52 GHz"),
+                ("global_bandwidth, l2_bytes", "NVIDIA Ada whitepaper"),
+                *_ADA.sources[3:],
+            ),
+        ),
+    )
+}  # fmt: skip
+"""By card."""
+
+_OF_TARGET = {"sm_80": "A100", "sm_86": "RTX 4090", "sm_89": "L40S", "sm_90a": "H100"}
+
+
+def figures_of_device(name: str, target: str, processors: int | None = None) -> Figures:
+    """Return the figures of a device by the name that its driver tells, else of a usual card of its target.
+
+    Parameters
+    ----------
+    name : str
+        Such as ``"NVIDIA H200"``.
+    target : str
+        Whose figures to take where no card of this name is known.
+    processors : int, optional
+        The device's multiprocessors, where the driver tells them: a partition has fewer than the card.
+    """
+    words = name.upper().replace("-", " ").split()
+    known = [f for f in FIGURES.values() if f.target == target and set(f.name.upper().split()) <= set(words)]
+    found = known[0] if known else figures(target)
+    if processors is not None and processors != found.processors:
+        found = replace(found, processors=processors)
+    return found
+
+
+def figures(name: str) -> Figures:
+    """Return the figures of a card, or of a usual card of a target.
+
+    Parameters
+    ----------
+    name : str
+        A card such as ``"H200"``, or a target such as ``"sm_90a"``.
+    """
+    found = FIGURES.get(name) or FIGURES.get(_OF_TARGET.get(name, ""))
+    if found is None:
+        raise TargetNotSupported(
+            f"there are no figures of {name!r}", hint="one of " + ", ".join([*FIGURES, *_OF_TARGET])
+        )
+    return found
+
+
+def calibrated(base: Figures, measured: Mapping[str, Any]) -> Figures:
+    """Return figures with what was measured in place of what is documented.
+
+    Parameters
+    ----------
+    base : Figures
+        Whose remaining figures are kept.
+    measured : mapping
+        Field names to numbers; for `tensor` and `lanes` a mapping of their own fields.
+    """
+    known = {field.name for field in fields(Figures)} - {"name", "target", "sources"}
+    unknown = sorted(set(measured) - known)
+    if unknown:
+        raise ValueError(f"there is no figure {unknown[0]!r}, expected some of {', '.join(sorted(known))}")
+    changes: dict[str, Any] = {}
+    for name, value in measured.items():
+        old = getattr(base, name)
+        changes[name] = replace(old, **value) if isinstance(value, Mapping) else type(old)(value)
+    source = (", ".join(measured), "measured by benchmarks/microbench.py")
+    return replace(base, **changes, sources=(source, *base.sources)) if changes else base
+
+
+def read_calibration(path: Path, base: Figures) -> Figures:
+    """Return figures with what a file of measurements says (`benchmarks/calibrate.py` writes it)."""
+    return calibrated(base, json.loads(path.read_text(encoding="utf-8"))["figures"])

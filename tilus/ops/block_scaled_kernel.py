@@ -1,0 +1,169 @@
+"""Products of float8 matrices with a scale for each block: each row and each 128 of k of the first, each 128 x 128 of the
+second. The sum over a block is exact enough in the tensor core; across blocks it is taken in float32 registers
+(DeepSeek-V3 technical report, section 3.3)."""
+
+from __future__ import annotations
+
+from math import gcd
+
+import tilus
+from tilus import Tensor, constexpr, float8_e4m3, float16, float32, int32
+from tilus.ops.hopper_matmul_kernel import following, pieces_of, place, send, work_of
+
+BLOCK = 128
+"""Elements along k, and along n, that share a scale."""
+
+
+@tilus.kernel
+def hopper_block_scaled_kernel(
+    a: Tensor["dtype", "m k"],
+    b: Tensor["b_dtype", "n k"],
+    c: Tensor["out_dtype", "batch m n"],
+    a_scale: Tensor[float32, "k_blocks padded_m"],
+    b_scale: Tensor[float32, "n_blocks k_blocks"],
+    partial: Tensor[float32, "slots slot_m slot_n"],
+    blocks: int32,
+    shared_tiles: int32,
+    *,
+    dtype: constexpr,
+    b_dtype: constexpr,
+    out_dtype: constexpr,
+    block_m: constexpr = 128,
+    block_n: constexpr = 128,
+    stages: constexpr = 5,
+    consumers: constexpr = 2,
+    stream: constexpr = False,
+    bulk_store: constexpr = True,
+    group: constexpr = 8,
+):
+    """c = (a * its scales) @ (b * its scales).T, by persistent blocks of a producer warp and wgmma consumers."""
+    m, n = c.shape[1], c.shape[2]
+    k = a.shape[1]
+    warps = 4 * consumers
+    tilus.grid(blocks, warps=warps + 4)
+    rows, columns, steps = tilus.cdiv(m, block_m), tilus.cdiv(n, block_n), tilus.cdiv(k, BLOCK)
+    tiles = rows * columns
+    block, count = tilus.block_id(0), tilus.grid_dim(0)
+    whole = tiles - shared_tiles if stream else tiles
+    own = tilus.cdiv(tilus.max(whole - block, 0), count)
+    pieces = pieces_of(block, count, shared_tiles, steps) if stream else 0
+
+    sa = tilus.shared(dtype, (stages, block_m, BLOCK))
+    sb = tilus.shared(b_dtype, (stages, block_n, BLOCK))
+    ss = tilus.shared(float32, (stages, block_m))
+    full = tilus.barrier(stages)
+    empty = tilus.barrier(stages, arrivals=warps)
+    budget = consumers > 1
+
+    with tilus.warps(warps, 4, registers=40 if budget else 0):
+        with tilus.warps(warps, 1):
+            stage, phase = 0, 1
+            for unit in range(own + pieces):
+                tile, first, length = work_of(unit, own, whole, shared_tiles, steps, stream)
+                _, i, j = place(tile, rows, columns, group)
+                for step in range(first, first + length):
+                    tilus.wait(empty, phase, index=stage)
+                    tilus.arrive(full, index=stage, bytes=(block_m + block_n) * BLOCK + 4 * block_m)
+                    tilus.copy_bulk(sa[stage], a, (i * block_m, step * BLOCK), full, index=stage)
+                    tilus.copy_bulk(sb[stage], b, (j * block_n, step * BLOCK), full, index=stage)
+                    tilus.copy_bulk(ss[stage], a_scale, (step, i * block_m), full, index=stage)
+                    stage, phase = following(stage, phase, stages)
+
+    with tilus.warps(0, warps, registers=232 if budget else 0):
+        width = gcd(block_n, 1024 // out_dtype.bits)
+        sc = tilus.shared(out_dtype, (2, block_m, width))
+        stage, phase = 0, 0
+        for unit in range(own + pieces):
+            tile, first, length = work_of(unit, own, whole, shared_tiles, steps, stream)
+            _, i, j = place(tile, rows, columns, group)
+            row, column = i * block_m, j * block_n
+            acc = tilus.zeros((block_m, block_n), float32)
+            for step in range(first, first + length):
+                # On its way while the operands are.
+                factor = tilus.load(b_scale, (column // BLOCK, step))
+                tilus.wait(full, phase, index=stage)
+                sums = tilus.dot_async(sa[stage], sb[stage].transpose(), out_dtype=float32)
+                factors = tilus.load(ss[stage]) * factor
+                sums = tilus.dot_wait(sums)
+                tilus.arrive(empty, index=stage)
+                acc += sums * factors[:, None]
+                stage, phase = following(stage, phase, stages)
+            if stream and length < steps:
+                slot = 2 * block + (0 if unit == own else 1)
+                tilus.store(partial, acc, (slot, 0, 0))
+            else:
+                for part in tilus.static_range(block_n // width):
+                    out = tilus.cast(acc[:, part * width : (part + 1) * width], out_dtype)
+                    send(c, sc, out, 0, row, column + part * width, part, block_n // width, bulk_store)
+        if bulk_store:
+            tilus.bulk_wait(0, read=False)
+
+
+@tilus.kernel
+def block_scaled_kernel(
+    a: Tensor["dtype", "m k"],
+    b: Tensor["b_dtype", "n k"],
+    c: Tensor["out_dtype", "m n"],
+    a_scale: Tensor[float32, "k_blocks padded_m"],
+    b_scale: Tensor[float32, "n_blocks k_blocks"],
+    *,
+    dtype: constexpr,
+    b_dtype: constexpr,
+    out_dtype: constexpr,
+    native: constexpr = True,
+    block_m: constexpr = 64,
+    block_n: constexpr = 64,
+    stages: constexpr = 3,
+    warps: constexpr = 4,
+):
+    """The same on every target: where tensor cores have no float8 (`native`), they get it as float16, which is exact."""
+    m, k = a.shape
+    n = b.shape[0]
+    tilus.grid(tilus.cdiv(m, block_m), tilus.cdiv(n, block_n), warps=warps)
+    i, j = tilus.block_id()
+    row, column = i * block_m, j * block_n
+    acc = tilus.zeros((block_m, block_n), float32)
+    for k0 in tilus.pipeline(range(0, k, BLOCK), stages=stages):
+        sa, sb = tilus.shared(dtype, (block_m, BLOCK)), tilus.shared(b_dtype, (block_n, BLOCK))
+        tilus.copy_async(sa, a, (row, k0))
+        tilus.copy_async(sb, b, (column, k0))
+        left, right = tilus.load(sa), tilus.load(sb.transpose())
+        if not native:
+            left, right = left.to(float16), right.to(float16)
+        factor = tilus.load(b_scale, (column // BLOCK, k0 // BLOCK))
+        factors = tilus.load(a_scale, (k0 // BLOCK, row), block_m) * factor
+        acc += tilus.dot(left, right, out_dtype=float32) * factors[:, None]
+    tilus.store(c, acc.to(out_dtype), (row, column))
+
+
+@tilus.kernel
+def quantize_blocks_kernel(
+    x: Tensor["dtype", "m k"],
+    codes: Tensor[float8_e4m3, "m k"],
+    scale: Tensor[float32, "scale_rows k_blocks"],
+    *,
+    dtype: constexpr,
+    height: constexpr = 1,
+    block_m: constexpr = 16,
+):
+    """Scale blocks of `height` x 128 so that the largest magnitude becomes the largest of float8, and round."""
+    m, k = x.shape
+    tilus.grid(tilus.cdiv(m, block_m), tilus.cdiv(k, BLOCK), warps=4)
+    i, j = tilus.block_id()
+    tile = tilus.load(x, (i * block_m, j * BLOCK), (block_m, BLOCK)).to(float32)
+    largest = tilus.max(tilus.abs(tile), axis=1, keepdims=True)
+    if height > 1:
+        largest = tilus.broadcast_to(tilus.max(largest, axis=0, keepdims=True), (block_m, 1))
+    # A block of zeros, or nearly so, has a scale that is no denormal.
+    step = tilus.maximum(largest, SMALLEST) / LARGEST
+    tilus.store(codes, (tile / step).to(float8_e4m3), (i * block_m, j * BLOCK))
+    if height > 1:
+        tilus.store(scale, step[0:1, :], (i, j))
+    else:
+        tilus.store(scale, step, (i * block_m, j))
+
+
+LARGEST = 448.0
+"""Of float8_e4m3."""
+SMALLEST = 1e-4
+"""Magnitudes below are taken for this one."""

@@ -1,0 +1,155 @@
+"""Parts of the kernels with quantised weights, for kernels of other shapes to be made of too.
+
+A step of such a kernel takes `deep` units of k: with more than one, warps that share columns take a unit each, and the
+block adds up at its end what they found. Each warp then has activations of its own in registers that the dot sees as
+copies of one tile.
+"""
+
+from __future__ import annotations
+
+import tilus
+from tilus import float16, float32
+from tilus.ops.matmul_kernel import activate
+from tilus.ops.prepack import UNIT_K, byte_layout, code_layout, halved_codes, halved_rows, row_layout, sum_layout
+
+
+@tilus.inline
+def decoded(sb, b_dtype, w_dtype, exponent, block_n, warps, deep):
+    """Return a step's weights over 2**exponent, 128 x (deep * block_n), from packed units in shared memory."""
+    n = deep * block_n
+    codes = tilus.load(sb, layout=byte_layout(UNIT_K, n, b_dtype.bits, warps, deep=deep))
+    layout = code_layout(UNIT_K, n, warps, operand_bits=w_dtype.bits)
+    low = tilus.view(codes, b_dtype, (UNIT_K, n), layout=layout)
+    return tilus.cast(low, w_dtype, arranged=True, exponent=exponent)
+
+
+@tilus.inline
+def own_rows(sa, block_m, warps, deep, turned, halves=False):
+    """Return a step's activations, block_m x 128 or turned: of each warp those of its part of k."""
+    if deep == 1 and not halves:
+        return tilus.load(sa.transpose()) if turned else tilus.load(sa)
+    shared = row_layout(block_m, UNIT_K, warps, deep, sa.dtype.bits, turned)
+    own = row_layout(block_m, UNIT_K, warps, 1, sa.dtype.bits, turned)
+    if turned:
+        return tilus.view(tilus.load(sa.transpose(), layout=shared), sa.dtype, (UNIT_K, block_m), layout=own)
+    return tilus.view(tilus.load(sa, layout=shared), sa.dtype, (block_m, UNIT_K), layout=own)
+
+
+@tilus.inline
+def by_column(rows, deep):
+    """Return a step's values of each group and column, groups x (deep * columns), one row if there is one."""
+    count, columns = rows.shape
+    if deep == 1:
+        return rows
+    if count == 1:
+        wide = tilus.broadcast_to(rows[:, None, :], (1, deep, columns))
+        return tilus.reshape(wide, (1, deep * columns))
+    parts = tilus.reshape(rows, (deep, count // deep, columns))
+    return tilus.reshape(tilus.transpose(parts, (1, 0, 2)), (count // deep, deep * columns))
+
+
+@tilus.inline
+def across(columns, group, swap):
+    """Return a group's row of `by_column`, to be broadcast with the accumulator."""
+    row = columns[group : group + 1, :]
+    return tilus.transpose(row) if swap else row
+
+
+@tilus.inline
+def by_row(values, deep, block_n, swap):
+    """Return what a step has for each of its units of k and each row of a, to be broadcast with the accumulator."""
+    rows = values.shape[1]
+    if deep == 1:
+        return values if swap else tilus.transpose(values)
+    if swap:
+        wide = tilus.broadcast_to(values[:, None, :], (deep, block_n, rows))
+        return tilus.reshape(wide, (deep * block_n, rows))
+    wide = tilus.broadcast_to(tilus.transpose(values)[:, :, None], (rows, deep, block_n))
+    return tilus.reshape(wide, (rows, deep * block_n))
+
+
+@tilus.inline
+def spread(rows):
+    """Repeat each row of a tile of values of groups so that there is one for each k."""
+    groups, columns = rows.shape
+    if groups == 1:
+        return rows
+    wide = tilus.broadcast_to(rows[:, None, :], (groups, UNIT_K // groups, columns))
+    return tilus.reshape(wide, (UNIT_K, columns))
+
+
+@tilus.inline
+def scaled(weight, scale, zero, has_zero, exponent):
+    """Return (codes - zero) * scale of codes over 2**exponent; scale and zero as `by_column` gives them."""
+    if has_zero:
+        weight = weight - spread(zero * 2.0**-exponent)
+    return weight * spread(scale * 2.0**exponent)
+
+
+@tilus.inline
+def product(rows, weight, acc, swap):
+    """Add a product to the accumulator; with `swap` of rows that are turned, and the result is turned too."""
+    if swap:
+        return tilus.dot(weight.transpose(), rows, acc)
+    return tilus.dot(rows, weight, acc)
+
+
+@tilus.inline
+def halved(rows, weight, swap, warps):
+    """Return operands of float8 as float16, for targets without instructions for float8."""
+    k, n = weight.shape
+    block_m = rows.shape[1] if swap else rows.shape[0]
+    wide = tilus.cast(rows, float16), tilus.cast(weight, float16, arranged=True)
+    return (
+        tilus.view(wide[0], float16, rows.shape, layout=halved_rows(block_m, k, warps, swap)),
+        tilus.view(wide[1], float16, (k, n), layout=halved_codes(k, n, warps)),
+    )
+
+
+@tilus.inline
+def row_sums(rows, sum_dtype, swap, warps):
+    """Return the sums along k of each row of activations, in float32, to be broadcast with the accumulator.
+
+    The tensor core multiplies them with ones: then each thread has the sums of the rows that it accumulates, and of
+    each warp those of its own part of k.
+    """
+    one = 1 if rows.dtype.is_integer else 1.0
+    if swap:
+        k, block_m = rows.shape
+        ones = tilus.full((16 * warps, k), one, rows.dtype)
+        found = tilus.dot(ones, rows, tilus.zeros((16 * warps, block_m), sum_dtype))
+        first = tilus.reshape(found, (warps, 2, 8, block_m))[:, 0, :, :]
+        sums = tilus.view(first, sum_dtype, (1, block_m), layout=sum_layout(block_m, warps, True))
+    else:
+        block_m, k = rows.shape
+        ones = tilus.full((k, 8 * warps), one, rows.dtype)
+        found = tilus.dot(rows, ones, tilus.zeros((block_m, 8 * warps), sum_dtype))
+        first = tilus.reshape(found, (block_m, warps, 4, 2))[:, :, :, 0]
+        sums = tilus.view(first, sum_dtype, (block_m, 1), layout=sum_layout(block_m, warps, False))
+    return tilus.cast(sums, float32)
+
+
+@tilus.inline
+def collected(acc, deep, swap):
+    """Return the accumulator as rows x columns, the parts of k of the block's warps added up."""
+    if swap:
+        if deep > 1:
+            acc = tilus.sum(tilus.reshape(acc, (deep, acc.shape[0] // deep, acc.shape[1])), axis=0)
+        return tilus.transpose(acc)
+    if deep > 1:
+        return tilus.sum(tilus.reshape(acc, (acc.shape[0], deep, acc.shape[1] // deep)), axis=1)
+    return acc
+
+
+@tilus.inline
+def finished(total, bias, column, has_bias, activation, gated):
+    """Return activation(total + bias), or of columns of a gated pair activation(gate) * up, half as wide."""
+    block_m, block_n = total.shape
+    if has_bias:
+        total = total + tilus.cast(tilus.load(bias, column, block_n), float32)[None, :]
+    if gated:
+        # Eight columns of the gate are followed by the eight columns that they go with.
+        pairs = tilus.reshape(total, (block_m, block_n // 16, 2, 8))
+        gate = tilus.reshape(pairs[:, :, 0, :], (block_m, block_n // 2))
+        return activate(gate, activation) * tilus.reshape(pairs[:, :, 1, :], (block_m, block_n // 2))
+    return activate(total, activation)

@@ -1,0 +1,214 @@
+"""The quantised matmul for targets with wgmma: weights are decoded in registers as its first operand.
+
+The tensor core multiplies c^T = b^T a^T, for only its first operand may come from registers. A warp's packed unit of
+128 x 32 codes, in the layout of mma.sync's second operand, is two of its parts of 16 rows, so that the same weights
+serve both instructions. One warp copies in bulk; one or two warpgroups decode the codes of a part of k while their
+product with the part before is under way.
+"""
+
+from __future__ import annotations
+
+import tilus
+from tilus import Tensor, constexpr, float32, int32, uint8
+from tilus.layout import Digit, RegisterLayout, local, spatial
+from tilus.ops.prepack import ATOM, UNIT_K, UNIT_N, unit_bytes
+from tilus.ops.quantized_parts import finished
+
+# A unit's bytes as rows of a tensor map's longest box, so that one box brings a tile's units along n.
+ROW = 256
+
+
+@tilus.kernel
+def quantized_wgmma_kernel(
+    a: Tensor["a_dtype", "m k"],
+    b: Tensor[uint8, "k_units rows row"],
+    scale: Tensor["a_dtype", "groups n_padded"],
+    zero: Tensor["a_dtype", "groups n_padded"],
+    bias: Tensor["a_dtype", "bias_n"],
+    c: Tensor["c_dtype", "splits m n_out"],
+    alpha: float32,
+    n: int32,
+    *,
+    a_dtype: constexpr,
+    b_dtype: constexpr,
+    c_dtype: constexpr,
+    group: constexpr,
+    has_zero: constexpr,
+    exponent: constexpr = 0,
+    has_bias: constexpr = False,
+    activation: constexpr = "",
+    gated: constexpr = False,
+    block_m: constexpr = 128,
+    block_n: constexpr = 256,
+    part_k: constexpr = 64,
+    stages: constexpr = 3,
+    pieces: constexpr = 1,
+    group_m: constexpr = 16,
+    blocks: constexpr = 132,
+    bulk_store: constexpr = True,
+):
+    """c = activation(alpha * a @ ((b - zero) * scale) + bias) as `quantized_matmul_kernel` has it.
+
+    Each index of c's first dimension is the sum over a part of k of its own. As many as `blocks` blocks take one tile
+    after another.
+    """
+    m, k = a.shape
+    splits = c.shape[0]
+    bits = b_dtype.bits
+    warps = block_n // UNIT_N
+    tiles_m, tiles_n = tilus.cdiv(m, block_m), tilus.cdiv(n, block_n)
+    tiles = tiles_m * tiles_n * splits
+    tilus.grid(tilus.min(tiles, blocks), warps=warps)
+    # Parts are whole units of k; what the last one lacks is read as zeros.
+    steps = tilus.cdiv(tilus.cdiv(k, UNIT_K), splits)
+    first, count = tilus.block_id(0), tilus.grid_dim(0)
+    turns = tilus.cdiv(tiles - first, count) * steps
+    groups = tilus.max(UNIT_K // group, 1)
+    parts = UNIT_K // part_k
+    rows = warps * unit_bytes(bits) // ROW
+    sa = tilus.shared(a_dtype, (stages, parts, block_m, part_k))
+    sb = tilus.shared(uint8, (stages, 1, rows, ROW))
+    ss = tilus.shared(a_dtype, (stages, groups, block_n))
+    sz = tilus.shared(a_dtype, (stages, groups, block_n)) if has_zero else ss
+    height, width = block_m // pieces, block_n // 2 if gated else block_n
+    sc = tilus.shared(c_dtype, (height, width))
+    full, empty = tilus.barrier(stages), tilus.barrier(stages, arrivals=warps)
+    size = block_m * UNIT_K * a_dtype.nbytes + rows * ROW
+    size += groups * block_n * a_dtype.nbytes * (2 if has_zero else 1)
+    with tilus.warps(0, warps):
+        # What is fetched next: the copies run ahead, into the next tile too.
+        next_tile, next_step = first, 0
+        next_row, next_column, next_part = place(first, tiles_m, tiles_n, block_m, block_n, group_m)
+        for turn in range(tilus.min(stages, turns)):
+            unit = next_part * steps + next_step
+            with tilus.warps(0, 1):
+                fetch(a, b, scale, zero, sa[turn], sb[turn], ss[turn], sz[turn], full, turn, next_row,
+                    next_column, unit, bits=bits, group=group, has_zero=has_zero, size=size)  # fmt: skip
+            next_step += 1
+            if next_step == steps:
+                next_step, next_tile = 0, next_tile + count
+                next_row, next_column, next_part = place(next_tile, tiles_m, tiles_n, block_m, block_n, group_m)
+        turn, stage, phase = 0, 0, 0
+        for tile in range(first, tiles, count):
+            row, column, part = place(tile, tiles_m, tiles_n, block_m, block_n, group_m)
+            acc = tilus.zeros((block_n, block_m), float32)
+            for _ in range(steps):
+                tilus.wait(full, phase, index=stage)
+                codes = tilus.load(sb[stage], layout=row_layout(bits, warps))
+                before = stages - 1 if stage == 0 else stage - 1
+                for number in tilus.static_range(parts):
+                    k0 = number * part_k
+                    low = part_of(codes, b_dtype, number, part_k, warps)
+                    weight = tilus.cast(low, a_dtype, arranged=True, exponent=exponent)
+                    if has_zero:
+                        weight = weight - spread(sz[stage], k0, part_k, -exponent)
+                    weight = weight * spread(ss[stage], k0, part_k, exponent)
+                    acc = tilus.dot_async(weight.transpose(), sa[stage][number].transpose(), acc)
+                    # The product before this one is done: the registers of its weights are free.
+                    tilus.dot_wait(pending=1)
+                    if number == 0 and turn > 0:
+                        tilus.arrive(empty, index=before)
+                # By now the other warps, too, are done with the stage before.
+                if turn > 0 and turn + stages - 1 < turns:
+                    unit = next_part * steps + next_step
+                    with tilus.warps(0, 1):
+                        # That stage's last phase is the one of this stage, or the one before it.
+                        tilus.wait(empty, 1 - phase if stage == 0 else phase, index=before)
+                        fetch(a, b, scale, zero, sa[before], sb[before], ss[before], sz[before], full, before,
+                            next_row, next_column, unit, bits=bits, group=group, has_zero=has_zero, size=size)  # fmt: skip
+                    next_step += 1
+                    if next_step == steps:
+                        next_step, next_tile = 0, next_tile + count
+                        next_row, next_column, next_part = place(
+                            next_tile, tiles_m, tiles_n, block_m, block_n, group_m
+                        )
+                turn += 1
+                phase = 1 - phase if stage == stages - 1 else phase
+                stage = 0 if stage == stages - 1 else stage + 1
+            total = tilus.transpose(tilus.dot_wait(acc) * alpha)
+            out = tilus.cast(finished(total, bias, column, has_bias, activation, gated), c_dtype)
+            at = column // 2 if gated else column
+            for piece in tilus.static_range(pieces):
+                # What was stored before must have left shared memory.
+                if bulk_store:
+                    tilus.bulk_wait(0)
+                tilus.sync()
+                tilus.store(sc, out[piece * height : (piece + 1) * height, :])
+                if bulk_store:
+                    tilus.fence("async")
+                tilus.sync()
+                if bulk_store:
+                    tilus.store_bulk(c, sc, (part, row + piece * height, at))
+                    tilus.bulk_commit()
+                else:
+                    tilus.store(c, tilus.load(sc), (part, row + piece * height, at))
+        if bulk_store:
+            tilus.bulk_wait(0, read=False)
+
+
+@tilus.inline
+def fetch(
+    a, b, scale, zero, sa, sb, ss, sz, full, stage, row, column, unit, *,
+    bits: constexpr, group: constexpr, has_zero: constexpr, size: constexpr,
+):  # fmt: skip
+    """Start to copy what a tile needs of one unit along k."""
+    parts, _, part_k = sa.shape
+    tilus.arrive(full, index=stage, bytes=size)
+    for number in tilus.static_range(parts):
+        tilus.copy_bulk(sa[number], a, (row, unit * UNIT_K + number * part_k), full, index=stage)
+    tilus.copy_bulk(sb, b, (unit, column * 2 * bits // UNIT_N, 0), full, index=stage)
+    at = (unit * UNIT_K // group, column)
+    tilus.copy_bulk(ss, scale, at, full, index=stage)
+    if has_zero:
+        tilus.copy_bulk(sz, zero, at, full, index=stage)
+
+
+@tilus.inline
+def place(tile, tiles_m, tiles_n, block_m: constexpr, block_n: constexpr, group_m: constexpr):
+    """Return a tile's first row and column and its part of k.
+
+    Blocks that run together take tiles of `group_m` tile rows, so that what they read stays in the L2 cache.
+    """
+    part = tile // (tiles_m * tiles_n)
+    number = tile % (tiles_m * tiles_n)
+    above = number // (group_m * tiles_n) * group_m
+    inside = number % (group_m * tiles_n)
+    height = tilus.min(tiles_m - above, group_m)
+    return (above + inside % height) * block_m, inside // height * block_n, part
+
+
+@tilus.inline
+def part_of(codes, b_dtype: constexpr, number: constexpr, part_k: constexpr, warps: constexpr):
+    """Return one of the parts along k of a unit's codes."""
+    parts = UNIT_K // part_k
+    held = tilus.view(codes, uint8, (32 * warps, parts, 16 * b_dtype.bits // parts), layout=held_layout(b_dtype.bits, parts, warps))
+    return tilus.view(held[:, number : number + 1, :], b_dtype, (part_k, UNIT_N * warps), layout=part_layout(part_k, warps))
+
+
+@tilus.inline
+def spread(rows, k0: constexpr, part_k: constexpr, exponent: constexpr):
+    """Return a part of a tile of per-group values times 2**exponent, repeated so that there is one for each k."""
+    groups, block_n = rows.shape
+    group = UNIT_K // groups
+    own = tilus.load(rows[k0 // group : tilus.cdiv(k0 + part_k, group), :]) * 2.0**exponent
+    if part_k <= group:
+        return own
+    wide = tilus.broadcast_to(own[:, None, :], (part_k // group, group, block_n))
+    return tilus.reshape(wide, (part_k, block_n))
+
+
+def row_layout(bits: int, warps: int) -> RegisterLayout:
+    """Return the layout of a tile's units as rows of bytes: warp by warp, and in a unit 16 bytes for each thread."""
+    outer = RegisterLayout((1, warps, 1), (Digit(warps, 1, 1),), ())
+    return outer * local(1, bits, 1) * spatial(1, 2, 16) * local(1, 1, 16)
+
+
+def held_layout(bits: int, parts: int, warps: int) -> RegisterLayout:
+    """Return the layout of the same bytes by the thread that holds them and the part along k that they belong to."""
+    return spatial(32 * warps, 1, 1) * local(1, parts, 16 * bits // parts)
+
+
+def part_layout(part_k: int, warps: int) -> RegisterLayout:
+    """Return the layout of a part of k of the tile's codes."""
+    outer = RegisterLayout((1, warps), (Digit(warps, 1, 1),), ())
+    return outer * local(part_k // 16, UNIT_N // 8) * ATOM

@@ -1,0 +1,111 @@
+"""`quantize_tokens`: activations of 8 bits with a scale for each row, made on the device in one kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from tilus import dtypes
+from tilus.errors import ShapeMismatch, TypeMismatch
+from tilus.ops.library import LIBRARY
+from tilus.ops.token_kernel import quantize_tokens_kernel
+
+ACTIVATIONS = {
+    torch.float16: dtypes.float16,
+    torch.bfloat16: dtypes.bfloat16,
+    torch.float32: dtypes.float32,
+}
+CODES = {torch.int8: dtypes.int8, torch.float8_e4m3fn: dtypes.float8_e4m3}
+BLOCK = 128
+ALIGN = 16
+"""Rows of scales are filled up to a multiple of this, so that copies of them move 16 bytes at a time."""
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedTokens:
+    """Activations of 8 bits.
+
+    Attributes
+    ----------
+    values : Tensor of int8 or float8_e4m3fn, shape (m, k)
+    scale : Tensor of float32, shape (1 or k / 128 rounded up, m rounded up)
+        What values are multiplied with: of each row, or of each 128 elements of it.
+    """
+
+    values: torch.Tensor
+    scale: torch.Tensor
+
+    def dequantize(self) -> torch.Tensor:
+        """Return the float64 values, shape (m, k)."""
+        m, k = self.values.shape
+        if self.scale.shape[0] == 1:
+            factors = self.scale[0, :m, None]
+        else:
+            factors = self.scale[:, :m].t().repeat_interleave(BLOCK, dim=1)[:, :k]
+        return self.values.to(torch.float64) * factors.to(torch.float64)
+
+
+LIBRARY.define(
+    "quantize_tokens(Tensor x, ScalarType dtype, bool by_block) -> (Tensor, Tensor)",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def quantize_tokens(
+    x: torch.Tensor, dtype: torch.dtype = torch.int8, *, by_block: bool = False
+) -> QuantizedTokens:
+    """Round activations to 8 bits, the largest of each row (or block) to the type's largest value.
+
+    Parameters
+    ----------
+    x : Tensor of float16, bfloat16 or float32, shape (..., k)
+        Leading dimensions become one.
+    dtype : torch.dtype
+        int8 or float8_e4m3fn.
+    by_block : bool
+        Whether each 128 elements of a row have a scale, or each row.
+
+    Returns
+    -------
+    QuantizedTokens
+    """
+    if x.dtype not in ACTIVATIONS or dtype not in CODES:
+        raise TypeMismatch(
+            f"quantize_tokens of {x.dtype} to {dtype}",
+            hint="float16, bfloat16 or float32 to int8 or float8_e4m3fn",
+        )
+    if x.ndim == 0:
+        raise ShapeMismatch("quantize_tokens of a tensor without dimensions", hint="shape (..., k)")
+    values, scale = torch.ops.tilus.quantize_tokens(x, dtype, by_block)
+    return QuantizedTokens(values, scale)
+
+
+def _shapes(x: torch.Tensor, by_block: bool) -> tuple[int, int, tuple[int, int]]:
+    k = x.shape[-1]
+    m = x.numel() // k if k else 0
+    return m, k, (-(-k // BLOCK) if by_block else 1, -(-m // ALIGN) * ALIGN)
+
+
+def _run(x: torch.Tensor, dtype: torch.dtype, by_block: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    m, k, scales = _shapes(x, by_block)
+    rows = x.reshape(m, k)
+    if rows.stride(-1) != 1:
+        rows = rows.contiguous()
+    values = torch.empty((m, k), dtype=dtype, device=x.device)
+    scale = torch.zeros(scales, dtype=torch.float32, device=x.device)
+    if m and k:
+        quantize_tokens_kernel(
+            rows, values, scale, dtype=ACTIVATIONS[x.dtype], q_dtype=CODES[dtype], by_block=by_block
+        )
+    return values, scale
+
+
+def _fake(x: torch.Tensor, dtype: torch.dtype, by_block: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    m, k, scales = _shapes(x, by_block)
+    return x.new_empty((m, k), dtype=dtype), x.new_empty(scales, dtype=torch.float32)
+
+
+LIBRARY.impl("quantize_tokens", _run, "CPU")
+LIBRARY.impl("quantize_tokens", _run, "CUDA")
+torch.library.register_fake("tilus::quantize_tokens", _fake, lib=LIBRARY)
