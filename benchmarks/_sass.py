@@ -56,21 +56,14 @@ def instructions(sass: str) -> tuple[list[Instruction], dict[str, int]]:
 
 
 def main_loop(sass: str) -> list[Instruction]:
-    """Return the shortest loop with the most tensor-core instructions, from its label to its branch back."""
+    """Return the shortest loop with tensor-core instructions, from its label to its branch back."""
     found, labels = instructions(sass)
-    best: list[Instruction] = []
-
-    def cores(loop: list[Instruction]) -> int:
-        return sum(i.base in TENSOR_CORE for i in loop)
-
+    loops = []
     for end, instruction in enumerate(found):
         start = labels.get(instruction.target or "")
-        if start is None or start > end:
-            continue
-        loop = found[start : end + 1]
-        if cores(loop) and (not best or (cores(loop), -len(loop)) > (cores(best), -len(best))):
-            best = loop
-    return best
+        if start is not None and start <= end:
+            loops.append(found[start : end + 1])
+    return min((x for x in loops if any(i.base in TENSOR_CORE for i in x)), key=len, default=[])
 
 
 def counts(loop: list[Instruction]) -> dict[str, int]:
@@ -82,6 +75,6 @@ def counts(loop: list[Instruction]) -> dict[str, int]:
         "tensor_core": tensor,
         "others": len(loop) - tensor,
         "to_uniform": kinds["R2UR"],
-        "moves": kinds["MOV"] + kinds["IMAD.MOV"] + sum(i.opcode.startswith("IMAD.MOV") for i in loop),
+        "moves": kinds["MOV"] + kinds["UMOV"] + sum(i.opcode.startswith("IMAD.MOV") for i in loop),
         "barriers": kinds["SYNCS"] + kinds["WARPSYNC"] + kinds["BAR"],
     }

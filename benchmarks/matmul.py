@@ -1,8 +1,9 @@
 """Matrix products on the GPU: `tilus.ops.matmul` beside cuBLAS (torch) and Triton, TFLOP/s with cold and warm L2.
 
-    python benchmarks/matmul.py [--types bf16 fp8] [--seconds 600] [--out FILE] [--dry-run]
+    python benchmarks/matmul.py [--types bf16 fp8 fp8_blocks] [--seconds 600] [--out FILE] [--dry-run]
 
 The weight is the transpose of a row-major n x k matrix, as in a linear layer; `order=nn` cases have it row-major.
+`fp8` has a scale for each row and column, or each tensor; `fp8_blocks` one for each 1 x 128 of a and 128 x 128 of b.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from typing import Any
 
 import torch
 from _harness import Bench, Contender, Run, SkipContender, needs_gpu, options, rounding_error
+from torch.nn import functional
 
 TYPES = {
     "bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "int8": torch.int8, "fp8": torch.float8_e4m3fn,
+    "fp8_blocks": torch.float8_e4m3fn,
 }  # fmt: skip
 EIGHT_BIT = ("int8", "fp8")
+BLOCK = 128
 # (n, k) of the linear layers: query-key-value, output, gate and up, down.
 LLAMA_70B = ((10240, 8192), (8192, 8192), (57344, 8192), (8192, 28672))
 ROWS = (16, 128, 1024, 4096, 8192)
@@ -91,6 +95,12 @@ def contenders(
             return lambda: ops.matmul(a, b)
         return lambda: ops.matmul(a, b, a_scale=scales[0], b_scale=scales[1])
 
+    def tilus_by_tensor() -> Run:
+        # All rows have one scale, which the caller sees to.
+        assert scales is not None
+        left, right = scales[0][0], scales[1][0]
+        return lambda: ops.matmul(a, b, a_scale=left, b_scale=right)
+
     def cublas() -> Run:
         if name == "tf32":
             torch.backends.cuda.matmul.allow_tf32 = True
@@ -130,7 +140,72 @@ def contenders(
         theirs = [Contender("cublas", int_mm)]
     else:
         theirs = [Contender("cublas", cublas)]
-    return [*theirs, Contender("triton", triton), Contender("tilus", tilus)]
+    ours = [Contender("tilus", tilus)]
+    if name == "fp8":
+        ours.append(Contender("tilus scaled by tensor", tilus_by_tensor))
+    return [*theirs, Contender("triton", triton), *ours]
+
+
+def block_contenders(
+    a: torch.Tensor, b: torch.Tensor, a_scale: torch.Tensor, b_scale: torch.Tensor
+) -> list[Contender]:
+    """Return who multiplies float8 matrices a and b with a scale for each block."""
+    from tilus import ops
+
+    def tilus() -> Run:
+        return lambda: ops.matmul_block_scaled(a, b, a_scale, b_scale)
+
+    def cublas() -> Run:
+        if a.device.type != "cuda":
+            raise SkipContender("torch scales by blocks on a GPU only")
+        if not hasattr(functional, "scaled_mm"):
+            raise SkipContender("this torch has no scaled_mm")
+        row, square = functional.ScalingType.BlockWise1x128, functional.ScalingType.BlockWise128x128
+        left, right = a_scale.t().contiguous().t(), b_scale.contiguous().t()
+        return lambda: functional.scaled_mm(a, b.t(), left, row, right, square, output_dtype=torch.bfloat16)
+
+    def dequantised() -> Run:
+        left, right = (x.bfloat16() for x in scaled_operands(a, b, a_scale, b_scale, torch.float32))
+        return lambda: left @ right.t()
+
+    return [
+        Contender("cublas", cublas),
+        # Its operands are rounded once more before they are multiplied.
+        Contender("cublas bf16", dequantised, bound=2.0**-8),
+        Contender("tilus", tilus),
+    ]
+
+
+def scaled_operands(
+    a: torch.Tensor, b: torch.Tensor, a_scale: torch.Tensor, b_scale: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return a and b times the scales of their blocks."""
+    by_row = a_scale.to(dtype).repeat_interleave(BLOCK, 1)[:, : a.shape[1]]
+    by_block = b_scale.to(dtype).repeat_interleave(BLOCK, 0)[: b.shape[0]].repeat_interleave(BLOCK, 1)
+    return a.to(dtype) * by_row, b.to(dtype) * by_block[:, : b.shape[1]]
+
+
+def run_blocks(bench: Bench, m: int, n: int, k: int) -> None:
+    """Compare on one case of operands with a scale for each block."""
+    case = {"type": "fp8_blocks", "m": m, "n": n, "k": k, "order": "nt"}
+    if bench.done(case):
+        return
+    from tilus import ops
+
+    a, a_scale = ops.quantize_blocks(torch.randn(m, k, device=bench.device, dtype=torch.bfloat16))
+    b, b_scale = ops.quantize_blocks(torch.randn(n, k, device=bench.device, dtype=torch.bfloat16), rows=BLOCK)
+    left, right = scaled_operands(a, b, a_scale, b_scale, torch.float64)
+    reference = left @ right.t()
+    del left, right
+    flops, size = 2 * m * n * k, a.numel() + b.numel() + 2 * m * n
+    bench.compare(
+        case,
+        block_contenders(a, b, a_scale, b_scale),
+        reference,
+        2 * rounding_error(reference, torch.bfloat16),
+        lambda us: {"tflops": flops / us / 1e6, "gbps": size / us / 1e3},
+    )
+    bench.save()
 
 
 def run_case(bench: Bench, name: str, m: int, n: int, k: int, order: str) -> None:
@@ -165,7 +240,7 @@ def run_case(bench: Bench, name: str, m: int, n: int, k: int, order: str) -> Non
 
 def main() -> None:
     parser = options(__doc__)
-    parser.add_argument("--types", nargs="*", choices=TYPES, default=["bf16", "fp8"])
+    parser.add_argument("--types", nargs="*", choices=TYPES, default=["bf16", "fp8", "fp8_blocks"])
     parsed = parser.parse_args()
     if needs_gpu(parsed):
         return
@@ -178,10 +253,13 @@ def main() -> None:
         for name in parsed.types:
             if bench.out_of_time:
                 break
-            if name in EIGHT_BIT and order != "nt":
+            if TYPES[name].itemsize == 1 and order != "nt":
                 continue
             try:
-                run_case(bench, name, m, n, k, order)
+                if name == "fp8_blocks":
+                    run_blocks(bench, m, n, k)
+                else:
+                    run_case(bench, name, m, n, k, order)
             except torch.OutOfMemoryError as error:
                 print(f"{name} {m}x{n}x{k}: {str(error).splitlines()[0]}")
     bench.finish()

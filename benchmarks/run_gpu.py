@@ -1,4 +1,4 @@
-"""Runs the GPU benchmarks one after the other within a time budget and writes one file of results with a table.
+"""Measures the GPU, tunes the ops and runs the GPU benchmarks within a time budget; writes one file of results.
 
     python benchmarks/run_gpu.py [--minutes 20] [--only matmul] [--out FOLDER]
 
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from _harness import CONTEXT_LOST, HERE, HUNG, RESULTS, device_info, gpu_state, markdown_table, write_json
+from calibrate import card_of, figures_from, measured_values
 
 RESTARTS = 6
 MARGIN = 20.0
@@ -39,9 +40,10 @@ class Part:
 
 # In order of what is missed most if time ends.
 PARTS = (
-    Part("microbench", 0.15),
-    Part("matmul", 0.35),
-    Part("quantized_matmul", 0.45),
+    Part("microbench", 0.12),
+    Part("tune", 0.25),
+    Part("matmul", 0.28),
+    Part("quantized_matmul", 0.3),
     Part("launch_overhead", 0.05, ("--json",), resumes=False),
 )
 
@@ -132,6 +134,8 @@ def tables(results: dict[str, Any]) -> str:
             out += ["Interrupted: " + "; ".join(part["happened"]) + ".", ""]
         if name == "microbench":
             out += [_microbench_table(part), ""]
+        elif name == "tune":
+            out += [_tuning_table(part["rows"]), ""]
         elif part["rows"]:
             out += [_comparison_table(part["rows"]), ""]
         elif part["facts"]:
@@ -172,6 +176,25 @@ def _microbench_table(part: dict[str, Any]) -> str:
             )
         )
     return markdown_table(("what", "measured", "documented", "unit", "machine instructions of a pass"), lines)
+
+
+def _tuning_table(rows: list[dict[str, Any]]) -> str:
+    """One line for each problem: the heuristic's schedule, the model's choice, and the fastest."""
+    lines = []
+    for row in rows:
+        figures = row["figures"]
+        if row["status"] == "ok" and "best_us" in figures:
+            times = [figures.get(name) for name in ("heuristic_us", "choice_us", "best_us")]
+            cells = ["" if time is None else f"{time:.1f}" for time in times]
+            ratio = f"{times[0] / times[2]:.2f}" if times[0] is not None else ""
+            lines.append((_words(row["case"]), *cells, ratio, f"{figures['model_us']:.1f}", row["note"]))
+        else:
+            lines.append((_words(row["case"]), row["status"], "", "", "", "", row["note"]))
+    header = (
+        "case", "heuristic us", "model's choice us", "fastest us", "heuristic / fastest", "the model's time us",
+        "fastest schedule",
+    )  # fmt: skip
+    return markdown_table(header, lines)
 
 
 def _comparison_table(rows: list[dict[str, Any]]) -> str:
@@ -251,6 +274,11 @@ def main() -> None:
         path.with_suffix(".md").write_text(tables(results), encoding="utf-8", newline="\n")
     if not options.dry_run:
         results["info"]["state_after"] = gpu_state()
+        card = card_of(results)
+        if card is not None:
+            # What the cost model takes of it: `calibrate.py` writes the same where the model reads it.
+            fields, left_out = figures_from(measured_values(results), card)
+            results["figures"] = {"card": card.name, "fields": fields, "left_out": left_out}
         write_json(path, results)
     print(tables(results))
     print(f"written to {path}")

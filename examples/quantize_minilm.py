@@ -27,8 +27,8 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 
 from tilus import dtypes
 from tilus.ops.device import target_of
-from tilus.ops.quantized_kernel import quantized_matmul_kernel
-from tilus.ops.quantized_matmul import schedule
+from tilus.ops.quantized_matmul import call_of
+from tilus.ops.quantized_schedule import WeightForm, choose
 from tilus.torch import QuantizedLinear, quantize_linears
 
 SENTENCES = [
@@ -153,28 +153,17 @@ def run(name: str, group: int, zero: bool, model: BertModel, tokens: dict[str, t
 def cold_compile(layer: QuantizedLinear, tokens: dict[str, torch.Tensor]) -> tuple[object, float]:
     """Compile the layer's kernel without any cache, for the machine's GPU or else what the simulator runs."""
     device = tokens["input_ids"].device
-    target = target_of(layer.scale.to(device)).name
+    target = target_of(layer.scale.to(device))
     rows = tokens["input_ids"].numel()
     a = torch.empty((rows, layer.in_features), dtype=layer.scale.dtype, device="meta")
-    out = torch.empty((1, rows, layer.out_features), dtype=layer.scale.dtype, device="meta")
-    zero = layer.zero if layer.zero is not None else layer.scale
-    options = dict(
-        a_dtype=dtypes.dtype(layer.scale.dtype), b_dtype=layer.weight.dtype,
-        c_dtype=dtypes.dtype(layer.scale.dtype), group=layer.group_size,
-        has_zero=layer.zero is not None,
-        **schedule(rows),
-    )  # fmt: skip
-    start = time.perf_counter()
-    made = quantized_matmul_kernel.compile(
-        a,
-        layer.packed.to("meta"),
-        layer.scale.to("meta"),
-        zero.to("meta"),
-        out,
-        1.0,
-        target=target,
-        **options,
+    weight = layer.weight.to("meta")
+    form = WeightForm(
+        weight.dtype, dtypes.dtype(layer.scale.dtype), weight.group_size, weight.zero is not None
     )
+    choice = choose(rows, layer.out_features, layer.in_features, form, target, processors=1)
+    call = call_of(a, weight, choice.schedule, target)
+    start = time.perf_counter()
+    made = call.kernel.compile(*call.arguments, target=target.name, **call.options)
     return made, time.perf_counter() - start
 
 

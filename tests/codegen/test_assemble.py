@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 import tilus
-from tilus import Tensor, float16, float32
+from tilus import Tensor, constexpr, float16, float32
 from tilus.cli.inspect import disassemble, find_disassembler
 from tilus.codegen import assemble as assembler
 from tilus.codegen.assemble import parse_resources
 from tilus.codegen.target import target
+from tilus.errors import TilusError
 
 TARGET = "sm_90a"
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,13 +61,14 @@ def reads_too_early(a: Tensor[float16, "m k"], c: Tensor[float32, "m n"]):
 
 
 @needs_assembler
-def test_serialised_products_are_a_warning():
+def test_products_that_the_assembler_waits_for_are_a_warning():
     (warning,) = reads_too_early.compile(target=TARGET).resources.warnings
-    assert "wgmma.mma_async instructions are serialized" in warning
+    assert "wgmma.wait_group is injected" in warning
 
 
 def test_the_report_is_read_whatever_the_tool_calls_it():
     log = """ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to x
+ptxas info    : (C7517) wgmma.wait_group is injected in around line 153 by compiler to allow use of registers
 ptxas info    : (C7504) Potential Performance Loss: 'setmaxnreg' ignored to maintain compatibility across compilation units.
 ptxas warning : Value of threads per SM is out of range
 ptxas info    : Function properties for f
@@ -76,7 +78,7 @@ ptxas info    : Used 168 registers, used 2 barriers, 1024 bytes smem
     found = parse_resources(log)
     assert (found.registers, found.stack, found.spill_stores, found.spill_loads) == (168, 16, 12, 8)
     assert (found.barriers, found.shared_static) == (2, 1024)
-    assert [w.partition(" : ")[0].split()[-1] for w in found.warnings] == ["info", "warning"]
+    assert [w.partition(" : ")[0].split()[-1] for w in found.warnings] == ["info", "info", "warning"]
 
 
 @needs_ptxas
@@ -93,6 +95,48 @@ def test_register_budgets_take_effect(name):
         budgets = [line for line in sass.splitlines() if "USETMAXREG" in line]
         assert len(budgets) == 2
         assert sum(f"{registers:#x}" in line for registers in (40, 232) for line in budgets) == 2
+
+
+@tilus.kernel
+def divided(
+    a: Tensor[float32, "n"], *, warps: constexpr, many: constexpr, few: constexpr, from_warp: constexpr = 4
+):
+    tilus.grid(1, warps=warps)
+    with tilus.warps(0, from_warp, registers=few):
+        tilus.store(a, tilus.load(a, 0, 32) * 2.0, 0)
+    with tilus.warps(from_warp, warps - from_warp, registers=many):
+        tilus.store(a, tilus.load(a, 32, 32) * 2.0, 32)
+
+
+@pytest.mark.parametrize(
+    ("warps", "few", "many", "at_launch"),
+    [(8, 40, 232, 232), (12, 40, 232, 168), (12, 24, 240, 168), (16, 32, 160, 128), (20, 24, 112, 96)],
+)
+def test_groups_take_and_give_up_registers(warps, few, many, at_launch):
+    made = divided.compile(target=TARGET, warps=warps, few=few, many=many)
+    assert f"setmaxnreg.dec.sync.aligned.u32 {few};" in made.ptx
+    assert f"setmaxnreg.inc.sync.aligned.u32 {many};" in made.ptx
+    if assembler.ptxas_path() is not None:
+        assert made.resources.registers == at_launch
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            dict(warps=12, few=40, many=240),
+            "want 66560 registers, but a block of 384 threads begins with 168 for each",
+        ),
+        (dict(warps=8, few=40, many=236), "236 registers for each thread"),
+        (dict(warps=8, few=16, many=232), "16 registers for each thread"),
+        (dict(warps=8, few=40, many=232, from_warp=2), "whole warpgroups of 4 warps, and these are 2 from 0"),
+    ],
+)
+def test_budgets_that_the_hardware_cannot_meet_are_refused(options, words):
+    with pytest.raises(TilusError, match=words) as error:
+        divided.compile(target=TARGET, **options)
+    assert error.value.hint
+    assert error.value.location is not None
 
 
 @needs_assembler

@@ -20,12 +20,15 @@ from tilus import dtypes
 from tilus.codegen.assemble import available
 from tilus.codegen.casts import (
     Arrangement,
+    best_cast,
     cast_elements,
-    cast_scaled,
+    cast_stored,
     element_order,
     fast_casts,
     preferred_arrangement,
     preferred_order,
+    stored_arrangement,
+    stored_exponent,
 )
 from tilus.codegen.llvm_text import V, Writer
 from tilus.codegen.target import TARGETS, Target
@@ -83,28 +86,80 @@ def test_a_cast_in_each_arrangement_is_exact(source: DType) -> None:
                 assert_same_codes(made, expected_codes(source, dest, codes.reshape(-1)), dest, codes)
 
 
-@pytest.mark.parametrize("source", SOURCES, ids=str)
-def test_a_scaled_cast_is_off_by_the_power_of_two_that_it_says(source: DType) -> None:
-    target = find_target("sm_80")
-    for dest in SIXTEEN:
-        for row in fast_casts(source, dest):
-            if not row.exponent or not target.has(row.feature):
+def finite_codes(source: DType, count: int) -> np.ndarray:
+    """`some_codes` with zero in place of infinities and NaN."""
+    codes = some_codes(source, count)
+    return np.where(np.isfinite(dtypes.decode(codes, source).astype(np.float64)), codes, 0).astype(
+        codes.dtype
+    )
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize("source", [t for t in SOURCES if t.kind != "scale"], ids=str)
+def test_a_cast_of_stored_codes_leaves_out_the_power_of_two_that_it_says(source: DType, target: str) -> None:
+    """With and without an exponent, on a target with conversions of its own and one without."""
+    machine = find_target(target)
+    for dest in (*SIXTEEN, dtypes.int8, dtypes.uint8, dtypes.float8_e4m3):
+        exponent = stored_exponent(source, dest, machine)
+        for wanted in dict.fromkeys((0, exponent)):
+            if wanted != exponent and dest not in SIXTEEN:
                 continue
-            codes = some_codes(source, row.elements)
-            exponents = []
+            stored = stored_arrangement(source, dest)
+            order = stored or element_order(source.bits, tuple(range(32)))
+            codes = finite_codes(source, order.elements)
 
-            def emit(w: Writer, target: Target, regs: tuple[V, ...], row=row, exponents=exponents):  # type: ignore[no-untyped-def]
-                made, exponent = cast_scaled(w, target, source, row.dest, regs, row.elements, row.arrangement)
-                exponents.append(exponent)
-                return made
+            def emit(
+                w: Writer,
+                machine: Target,
+                regs: tuple[V, ...],
+                dest=dest,
+                wanted=wanted,
+                count=order.elements,
+            ):  # type: ignore[no-untyped-def]
+                return cast_stored(w, machine, source, dest, regs, count, wanted)
 
-            arrangement = row.arrangement or element_order(
-                source.bits, tuple(range(32 * row.words // source.bits))
-            )
-            made = run_stored("sm_80", source, dest, codes, arrangement, emit)
-            values = np.ldexp(dtypes.decode(made, dest), exponents[0])
-            np.testing.assert_array_equal(values, dtypes.decode(codes.reshape(-1), source).astype(np.float64))
-            assert exponents[0] == row.exponent
+            made = run_stored(target, source, dest, codes, order, emit)
+            flat = codes.reshape(-1)
+            if not wanted:
+                assert_same_codes(made, expected_codes(source, dest, flat), dest, codes)
+                continue
+            values = np.ldexp(dtypes.decode(made, dest).astype(np.float64), wanted)
+            np.testing.assert_array_equal(values, dtypes.decode(flat, source).astype(np.float64))
+
+
+def test_stored_codes_of_bfloat16_cost_what_those_of_float16_cost() -> None:
+    """A scale takes the power of two over that a bfloat16 with few mantissa bits would take an instruction for."""
+    machine = find_target("sm_80")
+    for name, limit in (
+        ("uint8", 1.0),
+        ("int8", 1.0),
+        ("uint4", 1.15),
+        ("int4", 1.15),
+        ("e4m3", 2.0),
+        ("e5m2", 2.0),
+    ):
+        source = dtypes.dtype(name)
+        row = best_cast(
+            machine,
+            source,
+            dtypes.bfloat16,
+            stored_arrangement(source, dtypes.bfloat16),
+            scaled=True,
+            finite=True,
+        )
+        assert row is not None
+        assert row.cost <= limit
+        assert row.exponent == stored_exponent(source, dtypes.bfloat16, machine)
+
+
+@pytest.mark.parametrize("bits", range(1, 8))
+def test_narrow_integers_become_bytes_by_masks_alone(bits: int) -> None:
+    """Less than an instruction for each element, signed or not."""
+    for kind, dest in (("int", dtypes.int8), ("uint", dtypes.uint8)):
+        source = dtypes.dtype(f"{kind}{bits}")
+        row = best_cast(find_target("sm_80"), source, dest, stored_arrangement(source, dest), scaled=True)
+        assert row is not None
+        assert row.cost <= 0.7
 
 
 NARROW = [r for s in ("int", "uint") for r in (f"{s}2", f"{s}4", f"{s}8")] + ["e4m3", "e5m2", "e2m1"]

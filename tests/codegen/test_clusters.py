@@ -7,6 +7,8 @@ import torch
 
 import tilus
 from tilus import Tensor, constexpr, float16, float32
+from tilus.codegen.assemble import available
+from tilus.errors import LaunchError, TargetNotSupported
 
 TARGET = "sm_90a"
 
@@ -171,3 +173,101 @@ def test_memory_that_others_read_is_not_overwritten_without_a_barrier():
     x, sums = torch.randn(16, 256), torch.zeros(16)
     report = cluster_sums.simulate(x, sums, target=TARGET, how="load", mistake="overwritten")
     assert {hazard.kind for hazard in report.hazards} == {"shared-race"}
+
+
+# Code.
+
+
+@pytest.mark.parametrize("target", ["sm_90a", "sm_100a", "sm_120a"])
+@pytest.mark.skipif(available() is not None, reason="NVIDIA has no assembler for this platform")
+def test_every_target_with_clusters_assembles_the_code(target):
+    x, sums = torch.zeros(16, 256), torch.zeros(16)
+    for how in ("load", "store", "atomic"):
+        compiled = cluster_sums.compile(x, sums, target=target, how=how)
+        assert compiled.resources is not None
+        assert (compiled.resources.spill_stores, compiled.resources.stack) == (0, 0)
+
+
+def test_stages_are_freed_without_waiting_for_stores():
+    """An arrival at another block's barrier that hands on no writes needs no fence, which would stop the loop."""
+    a, b, c = operands(128, 32, 512)
+    ptx = multicast_matmul.compile(a, b, c, target=TARGET).ptx
+    assert ptx.count("mbarrier.arrive.shared::cluster.b64") == 2
+    assert ".multicast::cluster" in ptx
+    assert "release.cluster.shared::cluster" not in ptx
+    assert ptx.count("barrier.cluster.arrive.relaxed.aligned") == 1
+    assert ptx.count("barrier.cluster.arrive.release.aligned") == 1
+
+
+def test_remote_tiles_move_in_wide_pieces_but_not_as_matrices():
+    x, sums = torch.zeros(16, 256), torch.zeros(16)
+    ptx = wide.compile(torch.zeros(128, 64).half(), torch.zeros(128, 64).half(), target=TARGET).ptx
+    assert "ld.shared::cluster.v4.b32" in ptx
+    assert "st.shared::cluster.v4.b32" in ptx
+    assert "matrix" not in ptx
+    assert "ld.shared::cluster" in cluster_sums.compile(x, sums, target=TARGET).ptx
+
+
+@tilus.kernel
+def wide(x: Tensor[float16, "m n"], out: Tensor[float16, "m n"]):
+    """Swap tiles, by a store and by a load."""
+    tilus.grid(2, warps=4, cluster=2)
+    rank = tilus.cluster_rank()
+    a, b = tilus.shared(float16, (64, 64)), tilus.shared(float16, (64, 64))
+    tilus.store(tilus.remote(a, 1 - rank), tilus.load(x, (rank * 64, 0), (64, 64)))
+    tilus.cluster_sync()
+    tilus.store(b, tilus.load(a))
+    tilus.cluster_sync()
+    tilus.store(out, tilus.load(tilus.remote(b, rank)), (rank * 64, 0))
+
+
+def test_two_blocks_swap_their_tiles():
+    x = torch.randn(128, 64, generator=torch.Generator().manual_seed(0)).half()
+    out = torch.zeros_like(x)
+    wide.simulate(x, out, target=TARGET).raise_if_hazards()
+    assert torch.equal(out, x.roll(64, 0))
+
+
+@tilus.kernel
+def waiting(out: Tensor[float32, "n"], *, next: constexpr = False):
+    tilus.grid(1, warps=1)
+    if next:
+        tilus.launch_next()
+    else:
+        tilus.wait_for_previous()
+    tilus.store(out, tilus.zeros(32), 0)
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_89"])
+def test_targets_without_clusters_refuse_them(target):
+    x, sums = torch.zeros(16, 256), torch.zeros(16)
+    with pytest.raises(TargetNotSupported, match=f"{target} has no thread-block clusters") as error:
+        cluster_sums.compile(x, sums, target=target)
+    assert error.value.location is not None
+    assert error.value.hint == "leave out cluster="
+    for next in (False, True):
+        with pytest.raises(TargetNotSupported, match=f"{target} has no launches that overlap") as error:
+            waiting.compile(torch.zeros(32), target=target, next=next)
+        assert error.value.location is not None
+        assert error.value.location.line > 200
+
+
+@pytest.mark.parametrize("how", ["load", "store", "atomic"])
+def test_with_one_block_in_a_cluster_they_take_the_same_source(how):
+    x, sums = torch.randn(8, 64, generator=torch.Generator().manual_seed(0)), torch.zeros(8)
+    cluster_sums.simulate(x, sums, target="sm_80", how=how, cluster=1).raise_if_hazards()
+    torch.testing.assert_close(sums.double(), x.double().sum(1), rtol=0, atol=8 * 32 * 2.0**-24)
+
+
+def test_a_grid_that_is_not_made_of_clusters_is_refused():
+    x, out = torch.zeros(96), torch.zeros(96)
+    with pytest.raises(
+        LaunchError, match=r"has the grid \(3, 1, 1\), expected multiples of its cluster \(2, 1, 1\)"
+    ):
+        pairs.simulate(x, out, target=TARGET)
+
+
+@tilus.kernel
+def pairs(x: Tensor[float32, "n"], out: Tensor[float32, "n"]):
+    tilus.grid(tilus.cdiv(x.shape[0], 32), warps=1, cluster=2)
+    tilus.store(out, tilus.load(x, tilus.block_id() * 32, 32), tilus.block_id() * 32)

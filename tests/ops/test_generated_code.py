@@ -13,9 +13,8 @@ from tilus.codegen.assemble import available
 from tilus.ops import quantize
 from tilus.ops.matmul import schedule as matmul_schedule
 from tilus.ops.matmul_kernel import matmul_kernel
-from tilus.ops.quantized_kernel import quantized_matmul_kernel
-from tilus.ops.quantized_matmul import fitting
-from tilus.ops.quantized_matmul import schedule as quantized_schedule
+from tilus.ops.quantized_matmul import Call, call_of
+from tilus.ops.quantized_schedule import WeightForm, choose
 from tilus.runtime.kernel import Kernel
 from tilus.simulator import Report
 
@@ -81,23 +80,17 @@ def matmul_arguments(
     return [a, b, c, c[0, 0], c, none, none, 1.0, 1.0], options
 
 
-def quantized_arguments(
+def quantized_call(
     name: str, dtype: str, m: int, *, n: int = 256, k: int = 256, zero_point: bool = False
-) -> tuple[list[object], dict[str, object]]:
-    """Return what the op calls its kernel with for a quantised product."""
+) -> Call:
+    """Return the call of the kernel that the op would make for a quantised product."""
     torch.manual_seed(0)
-    group = 128
-    weight = quantize(torch.randn(k, n), dtype, group, zero_point=zero_point)
+    weight = quantize(torch.randn(k, n), dtype, 128, zero_point=zero_point)
     from tilus.dtypes import float16
 
-    has_zero = weight.zero is not None
-    options: dict[str, object] = dict(
-        a_dtype=float16, b_dtype=weight.dtype, c_dtype=float16, group=group, has_zero=has_zero,
-        **fitting(quantized_schedule(m), weight.dtype.bits, group, has_zero, target(name)),
-    )  # fmt: skip
-    a, c = torch.randn(m, k).half(), torch.empty(1, m, n).half()
-    zero = weight.zero if weight.zero is not None else weight.scale
-    return [a, weight.packed, weight.scale, zero, c, 1.0], options
+    form = WeightForm(weight.dtype, float16, 128, weight.zero is not None)
+    choice = choose(m, n, k, form, target(name), processors=1)
+    return call_of(torch.randn(m, k).half(), weight, choice.schedule, target(name))
 
 
 def simulate(kernel: Kernel, arguments: list[object], options: dict[str, object], name: str) -> Report:
@@ -140,8 +133,8 @@ def test_float16_matmul_has_no_bank_conflicts(name: str) -> None:
 )
 @pytest.mark.parametrize("name", TARGETS)
 def test_quantized_matmul(name: str, dtype: str, zero_point: bool, m: int) -> None:
-    arguments, options = quantized_arguments(name, dtype, m, zero_point=zero_point)
-    compiled = quantized_matmul_kernel.compile(*arguments, target=name, **options)
+    call = quantized_call(name, dtype, m, zero_point=zero_point)
+    compiled = call.kernel.compile(*call.arguments, target=name, **call.options)
     check_global_accesses(compiled.ptx)
     assert any(opcode.startswith("ldmatrix") for opcode in accesses(compiled.ptx))
     check_resources(compiled)
@@ -150,16 +143,16 @@ def test_quantized_matmul(name: str, dtype: str, zero_point: bool, m: int) -> No
 @pytest.mark.parametrize("dtype", ["uint4", "float6_e3m2", "uint1", "int8"])
 @pytest.mark.parametrize("name", TARGETS)
 def test_quantized_matmul_has_no_bank_conflicts(name: str, dtype: str) -> None:
-    arguments, options = quantized_arguments(name, dtype, 16, n=128)
-    check_no_conflicts(simulate(quantized_matmul_kernel, arguments, options, name))
+    call = quantized_call(name, dtype, 16, n=128)
+    check_no_conflicts(simulate(call.kernel, list(call.arguments), call.options, name))
 
 
 def test_weights_are_read_once_and_by_their_own_width() -> None:
     """A narrower type reads fewer bytes: that is what it is for."""
     read = {}
     for dtype in ("uint2", "uint4", "uint8"):
-        arguments, options = quantized_arguments("sm_80", dtype, 16, n=128)
-        report = simulate(quantized_matmul_kernel, arguments, options, "sm_80")
+        call = quantized_call("sm_80", dtype, 16, n=128)
+        report = simulate(call.kernel, list(call.arguments), call.options, "sm_80")
         read[dtype] = report.counters["global_bytes_read"]
     assert read["uint8"] - read["uint4"] == 128 * 256 * 4 // 8
     assert read["uint4"] - read["uint2"] == 128 * 256 * 2 // 8

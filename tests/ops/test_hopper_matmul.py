@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
+import re
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
 
-from tests.ops.support import check_product
+from tests.ops.support import changed_module, check_product
 from tilus import dtypes
+from tilus.cli.inspect import disassemble, find_disassembler
 from tilus.codegen import Compiled, target
 from tilus.codegen.assemble import available
 from tilus.errors import TypeMismatch
 from tilus.ops import matmul
 from tilus.ops.hopper_matmul_kernel import hopper_matmul_kernel
-from tilus.ops.schedules import TILES, HopperSchedule, deepest
+from tilus.ops.schedules import TILES, HopperSchedule, Work, deepest, work_of
 
 MODULE = sys.modules["tilus.ops.matmul"]
 HOPPER = target("sm_90a")
@@ -45,7 +45,16 @@ def force(
     monkeypatch.setattr(MODULE, "hopper_schedule", lambda *problem: chosen)
     monkeypatch.setattr(MODULE, "processors", lambda x: blocks)
     monkeypatch.setattr(MODULE, "matmul_kernel", None)
+    if stream:
+        monkeypatch.setattr(MODULE, "work_of", sharing)
     return chosen
+
+
+def sharing(*problem: Any) -> Work:
+    """Return how work is shared out, in a test of tiles that several blocks share."""
+    found = work_of(*problem)
+    assert found.shared_tiles
+    return found
 
 
 def check(a: torch.Tensor, b: torch.Tensor, **options: Any) -> torch.Tensor:
@@ -65,7 +74,7 @@ def test_every_tile(
 
 
 @pytest.mark.parametrize("pingpong", [False, True])
-@pytest.mark.parametrize("blocks", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("blocks", [1, 3, 8])
 def test_numbers_of_blocks(monkeypatch: pytest.MonkeyPatch, blocks: int, pingpong: bool) -> None:
     """Of eight tiles, a block has all, some, or one; with one stage more than steps, and with fewer."""
     force(monkeypatch, 64 if pingpong else 128, 64, pingpong=pingpong, blocks=blocks)
@@ -88,8 +97,7 @@ def test_tiles_that_all_blocks_share(
     monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], blocks: int
 ) -> None:
     m, n, k = shape
-    chosen = force(monkeypatch, 64, 64, 1, blocks=blocks, stages=2, stream=True)
-    assert MODULE.work_of(chosen, m, n, k, 1, blocks).shared_tiles
+    force(monkeypatch, 64, 64, 1, blocks=blocks, stages=2, stream=True)
     a, b = normal(m, k), normal(n, k).t()
     first = check(a, b)
     assert torch.equal(first, matmul(a, b)), "the order of the sums must be the same each time"
@@ -98,6 +106,41 @@ def test_tiles_that_all_blocks_share(
 def test_shared_tiles_of_two_warpgroups(monkeypatch: pytest.MonkeyPatch) -> None:
     force(monkeypatch, 128, 64, blocks=3, stages=2, stream=True)
     check(normal(130, 328), normal(72, 328).t(), out_dtype=torch.float32)
+
+
+@pytest.mark.parametrize("cluster", [(2, 1), (1, 2), (2, 2)], ids=str)
+@pytest.mark.parametrize("pingpong", [False, True], ids=["cooperative", "ping-pong"])
+def test_clusters_share_tiles(
+    monkeypatch: pytest.MonkeyPatch, pingpong: bool, cluster: tuple[int, int]
+) -> None:
+    """Also where some tiles of a cluster lie outside of the result, and in both orders of the operands."""
+    down, across = cluster
+    shape = {"cluster_m": down, "cluster_n": across, "pingpong": pingpong}
+    force(monkeypatch, 128, 64 * down, blocks=4, stages=2, **shape)
+    m, n, k = 128 * down + 24, 64 * down * across + 72, 136
+    if pingpong:
+        check(normal(m, k), normal(n, k).t())
+    else:
+        check(normal(k, m).t(), normal(k, n))
+
+
+def test_clusters_read_what_they_share_once() -> None:
+    """Two blocks below one another: a's tiles are read by one block each, b's by one for both."""
+    read = {}
+    for down in (1, 2):
+        arguments = launch_arguments(256, 128, 128, 2)
+        options = {**F16, "block_n": 128, "cluster_m": down, "stages": 2}
+        report = hopper_matmul_kernel.simulate(*arguments, target="sm_90a", **options)
+        report.raise_if_hazards()
+        read[down] = report.counters["global_bytes_read"]
+    assert read[1] - read[2] == 128 * 128 * 2
+
+
+@pytest.mark.parametrize("cluster", [(2, 1), (1, 2)], ids=str)
+def test_clusters_share_out_the_last_tiles(monkeypatch: pytest.MonkeyPatch, cluster: tuple[int, int]) -> None:
+    down, across = cluster
+    force(monkeypatch, 128, 128, blocks=6, stages=2, stream=True, cluster_m=down, cluster_n=across)
+    check(normal(200, 328), normal(392, 328).t())
 
 
 @pytest.mark.parametrize("a_turned", [False, True], ids=["row-major a", "transposed a"])
@@ -132,12 +175,15 @@ ACTIVATIONS = {"": lambda x: x, "relu": functional.relu, "gelu": functional.gelu
 KINDS: dict[str, dict[str, Any]] = {
     "cooperative": {"block_m": 128, "block_n": 64},
     "ping-pong": {"block_m": 64, "block_n": 64, "pingpong": True},
-    "stream": {"block_m": 64, "block_n": 64, "consumers": 1, "stream": True, "stages": 2},
+    "stream": {"block_m": 64, "block_n": 64, "consumers": 1, "stream": True, "stages": 2, "blocks": 5},
 }
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("out", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize(
+    ("out", "activation"),
+    [(torch.float16, "gelu"), (torch.bfloat16, "silu"), (torch.float32, "relu")],
+    ids=str,
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_epilogues(monkeypatch: pytest.MonkeyPatch, kind: str, out: torch.dtype, activation: str) -> None:
     force(monkeypatch, **KINDS[kind])
@@ -155,6 +201,15 @@ def test_epilogues(monkeypatch: pytest.MonkeyPatch, kind: str, out: torch.dtype,
         return ACTIVATIONS[activation](product + bias.to(dtype)) + 0.5 * residual.to(dtype)
 
     check_product(found, formula(torch.float64), formula(torch.float32).to(out))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_scale_for_each_operand(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    force(monkeypatch, bits=8, **KINDS[kind])
+    a, b = normal(136, 200 + 8).to(torch.float8_e4m3fn), normal(72, 200 + 8).to(torch.float8_e4m3fn).t()
+    a_scale, b_scale = torch.tensor(0.25), torch.tensor(3.0)
+    found = matmul(a, b, a_scale=a_scale, b_scale=b_scale)
+    check_product(found, 0.75 * (a.double() @ b.double()), (0.75 * (a.float() @ b.float())).bfloat16())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -204,18 +259,11 @@ MISTAKES = {
 }  # fmt: skip
 
 
-def changed_kernel(folder: Path, old: str, new: str) -> ModuleType:
-    """Import a copy of the kernel's file with a mistake in it."""
-    text = Path(str(sys.modules[hopper_matmul_kernel.source.function.__module__].__file__)).read_text("utf-8")
-    assert old in text
-    path = folder / "changed.py"
-    path.write_text(text.replace(old, new), encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("changed", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+CLUSTER_MISTAKES = {
+    "a tile for one block only": ("multicast=mask)", "multicast=1 << tilus.cluster_rank())"),
+    "other blocks' consumers are not waited for": ("arrivals=size * (4", "arrivals=1 * (4"),
+    "other blocks' producers are not told": ("rank=rank, scope", "rank=tilus.cluster_rank(), scope"),
+}
 
 
 def launch_arguments(m: int, n: int, k: int, blocks: int) -> tuple[Any, ...]:
@@ -236,14 +284,22 @@ F16: dict[str, Any] = dict(
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_planted_mistake_is_reported(tmp_path: Path, mistake: str) -> None:
-    module = changed_kernel(tmp_path, *MISTAKES[mistake])
+    module = changed_module(hopper_matmul_kernel, tmp_path, *MISTAKES[mistake])
     arguments = launch_arguments(256, 128, 64 * 7, 2)
     report = module.hopper_matmul_kernel.simulate(*arguments, target="sm_90a", **F16)
     assert report.hazards
 
 
+@pytest.mark.parametrize("mistake", CLUSTER_MISTAKES)
+def test_a_planted_mistake_among_blocks_is_reported(tmp_path: Path, mistake: str) -> None:
+    module = changed_module(hopper_matmul_kernel, tmp_path, *CLUSTER_MISTAKES[mistake])
+    arguments = launch_arguments(256, 128, 64 * 7, 2)
+    options = {**F16, "block_n": 128, "cluster_m": 2}
+    assert module.hopper_matmul_kernel.simulate(*arguments, target="sm_90a", **options).hazards
+
+
 def test_the_unchanged_copy_is_clean(tmp_path: Path) -> None:
-    module = changed_kernel(tmp_path, "import tilus", "import tilus")
+    module = changed_module(hopper_matmul_kernel, tmp_path, "import tilus", "import tilus")
     report = module.hopper_matmul_kernel.simulate(
         *launch_arguments(256, 128, 64 * 7, 2), target="sm_90a", **F16
     )
@@ -257,9 +313,9 @@ def test_the_unchanged_copy_is_clean(tmp_path: Path) -> None:
 ASSEMBLES = pytest.mark.skipif(
     available() is not None, reason="NVIDIA's assembler has no package for this platform"
 )
-LETTER = {
+PRODUCTS = {
     dtypes.float16: "HGMMA", dtypes.bfloat16: "HGMMA", dtypes.tfloat32: "HGMMA", dtypes.float8_e4m3: "QGMMA",
-    dtypes.int8: "IGMMA",
+    dtypes.float8_e5m2: "QGMMA", dtypes.int8: "IGMMA",
 }  # fmt: skip
 
 
@@ -269,7 +325,7 @@ def compiled(dtype: Any, shape: tuple[int, int, int, bool], **options: Any) -> C
     plain = HopperSchedule(block_m, block_n, 1024 // dtype.bits, 2, consumers, pingpong)
     stages = deepest(plain, 16, HOPPER)
     chosen: dict[str, Any] = dict(
-        dtype=dtype, b_dtype=dtype, out_dtype=dtypes.bfloat16, b_turned=True, has_scales=eight,
+        dtype=dtype, b_dtype=dtype, out_dtype=dtypes.bfloat16, b_turned=True, scales="rows" if eight else "",
         acc_dtype=dtypes.int32 if dtype is dtypes.int8 else dtypes.float32,
         **{**vars(plain), "stages": stages, **options},
     )  # fmt: skip
@@ -284,11 +340,52 @@ def check_resources(made: Compiled) -> None:
 
 
 @ASSEMBLES
+@pytest.mark.parametrize("cluster", [(1, 1), (2, 1)], ids=str)
 @pytest.mark.parametrize("shape", TILES, ids=str)
-def test_no_tile_spills(shape: tuple[int, int, int, bool]) -> None:
-    made = compiled(dtypes.bfloat16, shape)
+def test_no_tile_spills(shape: tuple[int, int, int, bool], cluster: tuple[int, int]) -> None:
+    made = compiled(dtypes.bfloat16, shape, cluster_m=cluster[0], cluster_n=cluster[1])
     check_resources(made)
     assert "st.global" not in made.ptx
     assert "ld.global" not in made.ptx
     assert "stmatrix" in made.ptx
     assert "cp.async.bulk.tensor.3d.global.shared" in made.ptx
+    assert ("multicast::cluster" in made.ptx) == (cluster != (1, 1))
+
+
+@ASSEMBLES
+@pytest.mark.parametrize("dtype", PRODUCTS, ids=str)
+def test_instructions_of_every_type(dtype: dtypes.DType) -> None:
+    """The loop over k: products back to back, one wait for one that is older, and nothing through registers."""
+    made = compiled(dtype, TILES[0])
+    check_resources(made)
+    text = sass(made)
+    loop = main_loop(text)
+    # One more product stands before the loop.
+    assert len(re.findall(PRODUCTS[dtype], loop)) == 4
+    assert len(re.findall(PRODUCTS[dtype], text)) == 8
+    assert loop.count("WARPGROUP.DEPBAR") == 1
+    assert not re.search(r"\b(LDS|STS|LDG|STG|LDL|STL|LDSM|BAR)\b", loop)
+    assert "UTMALDG" in text
+    assert "UTMASTG" in text
+    assert "STSM" in text
+
+
+def sass(made: Compiled) -> str:
+    """Return the kernel's machine code as text."""
+    assert made.cubin is not None
+    if find_disassembler() is None:
+        pytest.skip("nvdisasm is not installed: pip install nvidia-cuda-nvdisasm")
+    return disassemble(made.cubin)
+
+
+def main_loop(text: str) -> str:
+    """Return the shortest loop with products in it: from a label to the branch back to it."""
+    lines = text.splitlines()
+    labels = {line.strip().rstrip(":"): i for i, line in enumerate(lines) if re.match(r"\s*\.L_x_\d+:", line)}
+    loops = []
+    for end, line in enumerate(lines):
+        target = re.search(r"BRA.*`\((\.L_x_\d+)\)", line)
+        start = labels.get(target[1], end) if target else end
+        if start < end and any("GMMA" in inside for inside in lines[start:end]):
+            loops.append((end - start, "\n".join(lines[start : end + 1])))
+    return min(loops)[1]

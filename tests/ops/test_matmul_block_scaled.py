@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.ops.support import check_product
+from tests.ops.support import changed_module, check_product
 from tilus import dtypes
 from tilus.codegen import target
 from tilus.codegen.assemble import available
 from tilus.errors import ShapeMismatch, TypeMismatch
 from tilus.ops import matmul_block_scaled, quantize_blocks
 from tilus.ops.block_scaled_kernel import block_scaled_kernel, hopper_block_scaled_kernel
-from tilus.ops.schedules import BLOCK_SCALED_TILES, HopperSchedule, deepest
+from tilus.ops.schedules import BLOCK_SCALED_TILES, HopperSchedule, Work, deepest, work_of
 
 MODULE = sys.modules["tilus.ops.block_scaled"]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -58,6 +59,15 @@ def force(
     monkeypatch.setattr(MODULE, "block_scaled_schedule", lambda *problem: chosen)
     monkeypatch.setattr(MODULE, "processors", lambda x: blocks)
     monkeypatch.setattr(MODULE, "block_scaled_kernel", None)
+    if chosen.stream:
+        monkeypatch.setattr(MODULE, "work_of", sharing)
+
+
+def sharing(*problem: Any) -> Work:
+    """Return how work is shared out, in a test of tiles that several blocks share."""
+    found = work_of(*problem)
+    assert found.shared_tiles
+    return found
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -79,8 +89,19 @@ def test_every_target(name: str, shape: tuple[int, int, int], monkeypatch: pytes
 def test_every_tile(
     monkeypatch: pytest.MonkeyPatch, block_m: int, block_n: int, consumers: int, stream: bool
 ) -> None:
-    force(monkeypatch, block_m, block_n, consumers, blocks=4 if stream else 2, stages=2, stream=stream)
+    force(monkeypatch, block_m, block_n, consumers, blocks=3 if stream else 2, stages=2, stream=stream)
     check(block_m + 24, block_n + 40, 528)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("cluster", [(2, 1), (1, 2)], ids=str)
+def test_clusters_share_tiles(
+    monkeypatch: pytest.MonkeyPatch, cluster: tuple[int, int], stream: bool
+) -> None:
+    """Each block brings the scales of its own rows; some tiles of a cluster lie outside of the result."""
+    down, across = cluster
+    force(monkeypatch, 128, 128, 2, blocks=6, stages=2, stream=stream, cluster_m=down, cluster_n=across)
+    check(136, 400, 528)
 
 
 @pytest.mark.parametrize("out", [torch.float16, torch.float32], ids=str)
@@ -172,15 +193,42 @@ def test_refusals(name: str, golden: Any) -> None:
 def test_the_ops_are_torch_ops() -> None:
     a, b, a_scale, b_scale = operands(16, 128, 256)
     arguments = (a, b, a_scale, b_scale, torch.bfloat16)
-    torch.library.opcheck(torch.ops.tilus.matmul_block_scaled.default, arguments)
-    torch.library.opcheck(torch.ops.tilus.quantize_blocks.default, (normal(16, 256), 1))
+    # What else opcheck does, it does by multiplying float8 numbers, which torch cannot.
+    checks = ("test_faketensor", "test_autograd_registration")
+    torch.library.opcheck(torch.ops.tilus.matmul_block_scaled.default, arguments, test_utils=checks)
+    torch.library.opcheck(torch.ops.tilus.quantize_blocks.default, (normal(16, 256), 1), test_utils=checks)
+
+
+E4M3: dict[str, Any] = dict(dtype=dtypes.float8_e4m3, b_dtype=dtypes.float8_e4m3, out_dtype=dtypes.bfloat16)
+MISTAKES = {
+    "scales are freed before they are read": (
+        "factors = tilus.load(ss[stage]) * factor\n",
+        "release(empty, stage, size)\n                factors = tilus.load(ss[stage]) * factor\n",
+    ),
+    "bytes of scales are not waited for": ("BLOCK + 4 * block_m", "BLOCK"),
+    "a stage too few": ("tilus.shared(b_dtype, (stages, ", "tilus.shared(b_dtype, (stages - 1, "),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_planted_mistake_is_reported(tmp_path: Path, mistake: str) -> None:
+    module = changed_module(hopper_block_scaled_kernel, tmp_path, *MISTAKES[mistake])
+    a, b, _, b_scale = operands(64, 64, 128 * 5)
+    arguments = [
+        a[None],
+        b[None],
+        torch.zeros(1, 64, 64).bfloat16(),
+        torch.ones(5, 64),
+        b_scale,
+        torch.zeros(1, 1, 1),
+    ]
+    options = {"block_m": 64, "block_n": 64, "consumers": 1, "stages": 3, **E4M3}
+    report = module.hopper_block_scaled_kernel.simulate(*arguments, 1, 0, target="sm_90a", **options)
+    assert report.hazards
 
 
 ASSEMBLES = pytest.mark.skipif(
     available() is not None, reason="NVIDIA's assembler has no package for this platform"
-)
-E4M3: dict[str, Any] = dict(
-    dtype=dtypes.float8_e4m3, b_dtype=dtypes.float8_e4m3, out_dtype=dtypes.bfloat16
 )
 
 

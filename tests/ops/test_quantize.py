@@ -30,7 +30,7 @@ def test_codes_are_the_nearest_there_are(weight_type: DType, activations: torch.
     made = quantize(original, weight_type, 32, scale_dtype=activations)
     assert made.scale.dtype == activations
     rows = torch.arange(64) // 32
-    scale = made.scale.double()[rows, :9]
+    scale = made.scale.double()[rows, :9] * made.alpha
     zero = 0.0 if made.zero is None else made.zero.double()[rows, :9]
     reachable = torch.from_numpy(
         decode(finite_codes(weight_type, activations), weight_type).astype(np.float64)
@@ -43,10 +43,7 @@ def test_codes_are_the_nearest_there_are(weight_type: DType, activations: torch.
 @pytest.mark.parametrize("activations", FLOATS, ids=str)
 @pytest.mark.parametrize("weight_type", WEIGHT_TYPES, ids=str)
 def test_the_whole_range_is_used(weight_type: DType, activations: torch.dtype) -> None:
-    """Rounding the scale aside, the largest weight of a group gets the largest value of the type.
-
-    Scales are not subnormal, so that types of a wide range use less of it.
-    """
+    """Rounding the scale aside, the largest weight of a group gets the largest value of the type."""
     made = quantize(weights(64, 9), weight_type, 64, scale_dtype=activations)
     found = decode(made.codes(), weight_type).astype(np.float64)
     reachable = decode(finite_codes(weight_type, activations), weight_type).astype(np.float64)
@@ -54,9 +51,7 @@ def test_the_whole_range_is_used(weight_type: DType, activations: torch.dtype) -
     # The symmetric grid of an unsigned type, and two's complement, reach an end on one side at least.
     steps = np.sort(np.unique(reachable))
     near_top, near_bottom = (steps[-2], steps[1]) if len(steps) > 3 else (extremes[0], extremes[1])
-    clamped = (made.scale[0, :9] <= torch.finfo(activations).smallest_normal).numpy()
-    assert ((found.max(0) >= near_top) | (found.min(0) <= near_bottom) | clamped).all()
-    assert not clamped.any() or reachable.max() > 1e4
+    assert ((found.max(0) >= near_top) | (found.min(0) <= near_bottom)).all()
 
 
 @pytest.mark.parametrize("weight_type", ["int3", "int8", "float4_e2m1", "float8_e4m3", "ternary", "nf4"])
@@ -104,7 +99,13 @@ def test_tiny_and_huge_weights_have_finite_scales() -> None:
             made = quantize(original, name, 32)
             assert made.scale.isfinite().all()
             assert made.dequantize().isfinite().all()
-            assert ((made.dequantize() - original).abs() <= original.abs().max() + 1e-3).all()
+            # The code is as good as that of weights of unit scale.
+            relative = (made.dequantize() - original).abs().max() / original.abs().max()
+            usual = quantize(weights(32, 4), name, 32)
+            assert (
+                relative
+                <= 1.01 * (usual.dequantize() - weights(32, 4)).abs().max() / weights(32, 4).abs().max()
+            )
 
 
 @pytest.mark.parametrize("activations", FLOATS, ids=str)
@@ -113,7 +114,7 @@ def test_codes_are_chosen_for_the_rounded_scale(activations: torch.dtype) -> Non
     made = quantize(weights(128, 50), "int8", 128, scale_dtype=activations)
     error = (made.dequantize() - weights(128, 50)).abs()
     inside = made.codes().view(np.int8)
-    step = made.scale.double()[:, :50]
+    step = made.scale.double()[:, :50] * made.alpha
     limit = torch.from_numpy((inside > -128) & (inside < 127))
     assert (error[limit] <= (0.5 * step.expand(128, 50))[limit] * (1 + 1e-9)).all()
 

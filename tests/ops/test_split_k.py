@@ -7,7 +7,11 @@ import sys
 import pytest
 import torch
 
+from tilus.codegen import target
+from tilus.dtypes import float16, uint4
 from tilus.ops import quantize, quantized_matmul
+from tilus.ops.prepack import UNIT_K, UNIT_N
+from tilus.ops.quantized_schedule import FEWEST_STAGES, MOST_SPLITS, WeightForm, choose, fits_deep
 
 MODULE = sys.modules["tilus.ops.quantized_matmul"]
 
@@ -19,7 +23,8 @@ def test_parts_add_up_to_the_whole(monkeypatch, m, k, n):
     a = torch.randn(m, k, generator=generator).half()
     whole = quantized_matmul(a, weight)
     monkeypatch.setattr(MODULE, "processors", lambda x: 132)
-    assert MODULE.split_count(m, n, k, MODULE.schedule(m), 132) > 1
+    form = WeightForm(weight.dtype, float16, 64, True)
+    assert choose(m, n, k, form, target("sm_80"), 132).schedule.splits > 1
     parts = quantized_matmul(a, weight)
     exact = a.double() @ weight.dequantize()
     plain = (a.float() @ weight.dequantize().half().float()).half().double()
@@ -29,14 +34,26 @@ def test_parts_add_up_to_the_whole(monkeypatch, m, k, n):
     assert torch.equal(parts, quantized_matmul(a, weight))
 
 
-def test_no_part_is_empty_and_none_is_shorter_than_its_pipeline():
-    for k in range(128, 20_000, 128):
+@pytest.mark.parametrize("group", [32, 128, 384, 8192])
+def test_no_part_is_empty_and_none_is_a_single_step(group):
+    form = WeightForm(uint4, float16, group, True)
+    for k in range(128, 20_000, 384):
         for n in (64, 1024, 8192, 57344):
             for m in (1, 16, 64, 4096):
-                chosen = MODULE.schedule(m)
-                splits = MODULE.split_count(m, n, k, chosen, 132)
-                steps = -(-k // MODULE.BLOCK_K)
-                length = -(-steps // splits)
-                assert 1 <= splits <= MODULE.MOST_SPLITS
-                assert (splits - 1) * length < steps
-                assert splits == 1 or length >= chosen["stages"]
+                chosen = choose(m, n, k, form, target("sm_90a"), 132).schedule
+                steps = -(-k // (UNIT_K * chosen.deep))
+                length = -(-steps // chosen.splits)
+                assert 1 <= chosen.splits <= MOST_SPLITS
+                assert (chosen.splits - 1) * length < steps
+                assert chosen.splits == 1 or length >= FEWEST_STAGES
+                assert chosen.deep == 1 or fits_deep(group, k, chosen.deep)
+                assert chosen.block_n % (UNIT_N * chosen.warps // chosen.deep) == 0
+
+
+def test_a_small_weight_keeps_all_multiprocessors_busy():
+    """Of 4096 x 4096 each of 132 multiprocessors has a block, and few rows need no sum over parts of k."""
+    form = WeightForm(uint4, float16, 128, True)
+    for m in (1, 8, 16):
+        chosen = choose(m, 4096, 4096, form, target("sm_90a"), 132).schedule
+        assert -(-4096 // chosen.block_n) * chosen.splits >= 0.9 * 132
+        assert chosen.deep > 1

@@ -196,10 +196,15 @@ def unusual(
 
 
 @pytest.mark.parametrize(
-    ("form", "specialised"),
-    [("carried", True), ("cut short", False), ("taken by turns", False), ("written before", False)],
+    ("form", "reason"),
+    [
+        ("carried", None),
+        ("cut short", "a turn of the loop may be cut short by break"),
+        ("taken by turns", "depends on atomic"),
+        ("written before", "also writes to a that it copies"),
+    ],
 )
-def test_what_the_producer_cannot_repeat_stays_with_software_pipelining(form, specialised):
+def test_what_the_producer_cannot_repeat_stays_with_software_pipelining(form, reason):
     a, b = operands(128, 32, 256)
     wanted = a.double() @ b.double().t()
     if form == "cut short":
@@ -208,7 +213,13 @@ def test_what_the_producer_cannot_repeat_stays_with_software_pipelining(form, sp
         wanted = a[:, 64:].double() @ b[:, 64:].double().t()
     counter = torch.zeros(1, dtype=torch.int32)
     check(unusual, a, b, counter, expected=wanted, form=form)
-    assert bool(groups(unusual, a, b, torch.zeros(128, 32), counter, form=form)) == specialised
+    made = unusual.compile(a, b, torch.zeros(128, 32), counter, target=TARGET, form=form)
+    assert any(isinstance(op, ops.WarpGroup) for op in walk(made.kernel.body)) == (reason is None)
+    notes = [note for note in made.kernel.notes if "stay with the same warps" in note]
+    assert len(notes) == (reason is not None)
+    assert reason is None or reason in notes[0]
+    older = unusual.compile(a, b, torch.zeros(128, 32), counter, target="sm_80", form="cut short")
+    assert not [note for note in older.kernel.notes if "stay with the same warps" in note]
 
 
 def test_a_place_that_the_loop_carries_is_refused_where_copies_run_ahead_in_one_program():

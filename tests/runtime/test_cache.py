@@ -157,7 +157,7 @@ def test_compiler_digest_covers_each_file_of_the_compiler(
             if library == "llvmlite":
                 patch.setattr("importlib.metadata.version", lambda name: "0.0")
             else:
-                patch.setattr(cache, "nvjitlink_version", lambda: "0.0")
+                patch.setattr(cache, "assemblers", lambda: "nvjitlink 0.0")
             assert digest() != before, library
     monkeypatch.setattr(tilus, "__version__", "0.0.0")
     assert digest() != before

@@ -274,6 +274,16 @@ def test_signature_survives_json() -> None:
         assert Signature.from_json(json.loads(json.dumps(signature.to_json()))) == signature
 
 
+def test_signature_says_whether_launches_overlap() -> None:
+    signature = Signature.of(kernels.next_copy.compile(target="sm_90a"))
+    assert signature.overlaps
+    data = signature.to_json()
+    assert Signature.from_json(data) == signature
+    del data["overlaps"]  # as written before there were such kernels
+    assert not Signature.from_json(data).overlaps
+    assert not Signature.of(kernels.scale_add.compile(target="sm_90a")).overlaps
+
+
 @pytest.mark.parametrize("damage", ["name", "parameters", "grid", "cluster", "sizes", "tensor_maps"])
 def test_damaged_signature_is_refused(damage: str) -> None:
     data = Signature.of(kernels.scale_add.compile(target="sm_80")).to_json()

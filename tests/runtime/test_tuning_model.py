@@ -10,10 +10,12 @@ import pytest
 import tilus
 from tests.runtime import kernels
 from tilus import Pointer, Tensor, constexpr, float16, float32, int32
+from tilus.codegen import TARGETS
 from tilus.codegen.assemble import Resources
 from tilus.codegen.figures import FIGURES, TensorRates, calibrated, figures, figures_of_device
 from tilus.errors import TargetNotSupported
 from tilus.runtime.kernel import Kernel
+from tilus.runtime.tuning.count import sampled_iterations
 from tilus.runtime.tuning.model import blocks_per_processor, device_bytes, estimate
 from tilus.runtime.tuning.search import final_ir, work_for
 from tilus.runtime.tuning.work import Traffic, Work
@@ -282,7 +284,17 @@ def test_a_matrix_product_prefers_tiles_that_the_card_can_feed() -> None:
 
 
 def test_peak_rates_are_those_of_the_data_sheets() -> None:
-    for name, tera in (("H100", 989.4), ("H200", 989.4), ("A100", 312), ("L40S", 366), ("RTX 4090", 165.2)):
+    for name, tera in (
+        ("H100", 989.4),
+        ("H200", 989.4),
+        ("A100", 312),
+        ("L40S", 366),
+        ("RTX 4090", 165.2),
+        ("RTX 3090", 71),
+        ("T4", 65),
+        ("RTX 5090", 209.5),
+        ("B200", 2250),
+    ):
         card = FIGURES[name]
         assert card.processors * card.clock * card.tensor.f16 / 1e12 == pytest.approx(tera, rel=0.005)
         named = {field.strip() for fields, _ in card.sources for field in fields.split(",")}
@@ -293,6 +305,12 @@ def test_mma_sync_does_not_reach_all_of_hopper() -> None:
     assert H200.tensor_ops("bfloat16", asynchronous=True) == 4096
     assert H200.tensor_ops("bf16") < 3000 < 4096 == 2 * A100.tensor_ops("bf16")
     assert A100.tensor_ops("e4m3") == 0
+
+
+def test_every_target_has_a_card() -> None:
+    for name in TARGETS:
+        assert figures(name).target == name
+        assert estimate(replace(PLAIN, tensor_ops=()), figures(name)).seconds < 1
 
 
 def test_a_device_is_known_by_its_name_and_else_by_its_target() -> None:
@@ -310,3 +328,14 @@ def test_measured_figures_take_the_place_of_documented_ones() -> None:
     assert card.sources[0] == ("global_share, tensor", "measured by benchmarks/microbench.py")
     with pytest.raises(ValueError, match="there is no figure 'speed'"):
         calibrated(H200, {"speed": 1})
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("most", [0, 1, 5, 8, 9, 30])
+def test_sampled_iterations_stand_for_all_and_exist(most: int, nested: bool) -> None:
+    trips = np.arange(most + 1)
+    rounds = sampled_iterations(trips, nested)
+    assert len(rounds) <= 8
+    assert np.array_equal(sum((times for _, times in rounds), np.zeros(most + 1)), trips)
+    for at, times in rounds:
+        assert ((times == 0) | ((0 <= at) & (at < trips))).all()

@@ -16,6 +16,7 @@ import pytest
 import tilus
 from tests.runtime import kernels
 from tilus import Tensor, constexpr, float32
+from tilus.codegen import target as find_target
 from tilus.codegen.figures import figures
 from tilus.errors import LaunchError, TilusError
 from tilus.runtime import driver
@@ -325,6 +326,12 @@ def entry_files(folder: Path) -> list[Path]:
     return list((folder / "tuning").rglob("*.json"))
 
 
+def test_what_the_model_says_is_not_kept(own_cache: Path) -> None:
+    tune(kernels.scale_add, vectors(), space=Space(block=[32]), measure="model")
+    tune(kernels.scale_add, vectors(), space=Space(block=[32]), measure="simulate")
+    assert not entry_files(own_cache)
+
+
 @pytest.mark.parametrize("damage", ["", "{}", "x\n{}", "half"])
 def test_a_damaged_entry_counts_as_none(own_cache: Path, damage: str) -> None:
     fake = FakeMeasure()
@@ -512,6 +519,54 @@ def test_a_device_that_is_lost_is_told_from_a_slow_one(events: FakeEvents) -> No
     events.broken = True
     with pytest.raises(DeviceLost, match="running the candidate failed: an illegal memory access"):
         timer(events).seconds(lambda: None)
+
+
+@pytest.fixture
+def fake_gpu(events: FakeEvents, monkeypatch: pytest.MonkeyPatch) -> FakeEvents:
+    """Let CPU arrays count as tensors on a GPU whose time stands in `events.takes`; the simulator runs the kernels."""
+    torch = pytest.importorskip("torch")
+    properties = type("Properties", (), {"multi_processor_count": 99})
+    monkeypatch.setattr("tilus.runtime.tuning.search._device_of", lambda args: 0)
+    monkeypatch.setattr(driver, "target", lambda device: find_target("sm_90a"))
+    monkeypatch.setattr(driver, "device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(
+        GpuTimer, "of", classmethod(lambda cls, device, seconds: timer(events, seconds_at_most=seconds))
+    )
+    return events
+
+
+def test_on_a_gpu_results_are_compared_and_times_are_kept(fake_gpu: FakeEvents, own_cache: Path) -> None:
+    x, out = np.arange(1, 257, dtype=np.float32), np.zeros(256, np.float32)
+    space = Space.of(
+        [{"block": 256, "offset": 0.0}, {"block": 64, "offset": 0.0}, {"block": 64, "offset": 500.0}]
+    )
+    result = tune(sometimes_wrong, [x, out], space=space, reference=[x])
+    assert result.method == "time"
+    assert sorted(trial.status for trial in result.trials) == ["ok", "ok", "wrong"]
+    assert result.seconds == pytest.approx(0.5e-3)
+    (file,) = entry_files(own_cache)
+    assert file.parent.name == "nvidia-h200"
+    assert sorted(entry.status for entry in store.read_entries(file).values()) == ["ok", "ok", "wrong"]
+    assert fake_gpu.created == fake_gpu.destroyed
+    assert not out.any()
+
+
+def test_a_candidate_that_hangs_on_a_gpu_ends_the_search_only_while_the_device_is_busy(
+    fake_gpu: FakeEvents, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tilus.runtime.tuning.search.GRACE_SECONDS", 0.05)
+    args = vectors()
+    space = Space(block=[64, 128])
+    fake_gpu.hangs = True
+    with pytest.raises(
+        TilusError, match=r"none of 2 candidates of scale_add works: it did not end within 0.05 s"
+    ):
+        tune(kernels.scale_add, args, space=space, seconds_at_most=0.05)
+    fake_gpu.hangs = False
+    result = tune(kernels.scale_add, args, space=space, seconds_at_most=0.05)
+    assert sorted(trial.status for trial in result.trials) == ["ok", "timeout"]
+    assert next(t for t in result.trials if t.status == "timeout").kept
 
 
 def test_after_a_lost_device_the_search_ends_with_what_it_has() -> None:

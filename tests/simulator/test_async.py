@@ -364,6 +364,31 @@ def test_what_may_stand_behind_the_fence(behind: str, adds: str, hazards: list[s
     assert kinds(report) == hazards
 
 
+def test_wgmma_may_read_what_cp_async_copied_and_a_bulk_copy_may_not() -> None:
+    _, _, data = operands()
+    body = wgmma(proxy="cp.async.wait_all;")
+    for offset, guard in (("", ""), ("2048", "@%q ")):
+        more = "+" + offset if offset else ""
+        load_store = (
+            f"{guard}ld.global.v4.u32 {{%c0, %c1, %c2, %c3}}, [%a{more}];",
+            f"{guard}st.shared.v4.u32 [%u{more}], {{%c0, %c1, %c2, %c3}};",
+        )
+        assert all(text in body for text in load_store)
+        body = body.replace(load_store[0], "").replace(
+            load_store[1], f"{guard}cp.async.cg.shared.global [%u{more}], [%a{more}], 16;"
+        )
+    report, _ = run(body, before=data)
+    assert kinds(report) == []
+    assert kinds(run(body.replace("cp.async.wait_all;", ""), before=data)[0]) == ["async-read"]
+    copy = "cp.async.wait_all; bar.sync 0; @%first cp.async.bulk.global.shared::cta.bulk_group [%out], [%buf], 128;"
+    report, _ = run(
+        body.replace("cp.async.wait_all;", f"{copy} cp.async.bulk.commit_group; cp.async.bulk.wait_group 0;"),
+        before=data,
+    )
+    assert kinds(report)[0] == "missing-proxy-fence"
+    assert report.hazards[0].instruction.startswith("@%first cp.async.bulk.global")
+
+
 def test_a_warpgroup_must_come_as_a_whole() -> None:
     _, _, data = operands()
     body = wgmma().replace(

@@ -26,18 +26,18 @@ def test_threads_that_end_do_not_hold_up_the_cluster() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fence", "found"), [("", {"shared-race"}), ("fence.acq_rel.cluster;", set()), ("membar.cta;", {"shared-race"})]
+    ("fence", "found"),
+    [("", {"shared-race"}), ("fence.acq_rel.cluster;", set()), ("membar.cta;", {"shared-race"})],
 )
 def test_a_relaxed_arrival_hands_on_what_a_fence_released(fence: str, found: set[str]) -> None:
     report, _ = run(CLUSTER.format(sync=RELAXED.format(fence=fence), end=MEET), block=32, grid=4, cluster=4)
     assert set(kinds(report)) == found
 
 
-ENDED = f"""{BEGIN} .reg .b32 %i;
-mov.u32 %rank, %cluster_ctarank; mov.u32 %v, 1; st.shared.u32 [%u], %v; mov.u32 %i, 0;
+ENDED = f"""{BEGIN}
+mov.u32 %rank, %cluster_ctarank; mov.u32 %v, 1; st.shared.u32 [%u], %v;
 {MEET}
-setp.eq.u32 %q, %rank, 1; @%q bra end;
-turn: add.u32 %i, %i, 1; setp.lt.u32 %p, %i, 40; @%p bra turn;
+setp.eq.u32 %q, %rank, 1; @%q {{leave}};
 mov.u32 %w, 1; mapa.shared::cluster.u32 %w, %u, %w; {{access}}
 end: {{end}}
 """
@@ -47,9 +47,9 @@ end: {{end}}
     "access", ["ld.shared::cluster.u32 %v, [%w];", "red.relaxed.cluster.shared::cluster.add.u32 [%w], 1;"]
 )
 def test_a_block_that_has_ended_has_no_shared_memory(access: str) -> None:
-    body = ENDED.format(access=access, end="")
+    body = ENDED.format(leave="ret", access=access, end="")
     report = load(body, POINTERS).launch(2, 32, [0, 0], cluster=2)
     assert kinds(report) == ["out-of-bounds"]
     assert "block (1, 0, 0) of the cluster, which has ended" in report.hazards[0].message
-    waiting = ENDED.format(access=access, end=MEET)
+    waiting = ENDED.format(leave="bra end", access=access, end=MEET)
     assert kinds(load(waiting, POINTERS).launch(2, 32, [0, 0], cluster=2)) == []

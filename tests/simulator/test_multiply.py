@@ -84,7 +84,11 @@ def values(kind: str, rng: Any) -> Any:
         halves = rng.standard_normal(2 * count) * np.exp2(rng.integers(-12, 3, 2 * count))
         bits = halves.astype(np.float16).view(np.uint32)
     else:
-        bits = (rng.standard_normal(count) * np.exp2(rng.integers(-9, 9, count))).astype(np.float32).view(np.uint32)
+        bits = (
+            (rng.standard_normal(count) * np.exp2(rng.integers(-9, 9, count)))
+            .astype(np.float32)
+            .view(np.uint32)
+        )
     anything = rng.integers(0, 1 << 32, count, dtype=np.uint32)
     return np.where(rng.random(count) < 0.002, anything, bits).reshape(WARPS * 32, POOL)
 
@@ -105,7 +109,9 @@ def test_a_run_gives_what_its_instructions_give(kind: str, seed: int) -> None:
 
 def sizes(body: str) -> list[int]:
     """How many multiplications the runs of a body have."""
-    registers = ".reg .b32 %r<40>; .reg .b64 %x; mov.u64 %x, 0;\n" + "".join(f"mov.b32 %r{i}, 0;\n" for i in range(40))
+    registers = ".reg .b32 %r<40>; .reg .b64 %x; mov.u64 %x, 0;\n" + "".join(
+        f"mov.b32 %r{i}, 0;\n" for i in range(40)
+    )
     code = load(registers + body)._code
     operations = [i.operation for i in code.instructions if not i.operation.control]
     return [len(item.operations) for item in scheduled(operations) if isinstance(item, MultiplyRun)]

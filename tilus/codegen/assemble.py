@@ -36,7 +36,8 @@ class Resources:
     barriers : int
         Hardware barriers.
     warnings : tuple of str
-        What the assembler warned of, such as serialised wgmma. That nvJitLink ignores `setmaxnreg` is not among them.
+        What the assembler warned of, such as wgmma that it serialises or waits for. That nvJitLink ignores
+        `setmaxnreg` is not among them.
     """
 
     registers: int
@@ -181,7 +182,7 @@ def parse_resources(log: str) -> Resources:
         found = re.search(pattern, log)
         return int(found.group(1)) if found else 0
 
-    words = ("warning", "potential performance loss")
+    words = ("warning", "potential performance loss", "wait_group is injected")
     warnings = tuple(
         line.strip()
         for line in log.splitlines()

@@ -1,8 +1,8 @@
 """What well-known cards do per clock and per second, for estimates: rooflines and the tuner's cost model.
 
 Figures come from NVIDIA's architecture whitepapers, datasheets and the CUDA programming guide; `sources` says which
-is from where, and which is assumed. `benchmarks/calibrate.py` replaces them with what `benchmarks/microbench.py`
-measured on a device: such a file (JSON, one object of field names and values) is read by `calibrated`.
+is from where, and which is assumed. What `benchmarks/microbench.py` measured on a card takes their place:
+`benchmarks/calibrate.py` writes it to `measured.json` beside this file.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from tilus.errors import TargetNotSupported
 
+MEASURED = Path(__file__).with_name("measured.json")
+"""Figures that were measured, by card; there need not be any."""
 KIB, MIB = 1 << 10, 1 << 20
 WARP = 32
 
@@ -278,37 +281,112 @@ _ADA = Figures(
     ),
 )  # fmt: skip
 
-FIGURES: dict[str, Figures] = {
-    figures.name: figures
-    for figures in (
+_OTHERS = (
+    replace(
         _HOPPER,
-        replace(
-            _HOPPER,
-            name="H200",
-            global_bandwidth=4.8e12,
-            sources=(("global_bandwidth", "NVIDIA H200 datasheet"), *_HOPPER.sources),
-        ),
-        _AMPERE,
+        name="H200",
+        global_bandwidth=4.8e12,
+        sources=(("global_bandwidth", "NVIDIA H200 datasheet"), *_HOPPER.sources),
+    ),
+    replace(
         _ADA,
-        replace(
-            _ADA,
-            name="RTX 4090",
-            processors=128,
-            global_bandwidth=1008e9,
-            l2_bytes=72 * MIB,
-            # GeForce cards run float16 and 8-bit floats at half the rate where the sums are float32.
-            tensor=TensorRates(f16=512, tf32=256, f8=1024, i8=2048),
-            sources=(
-                ("processors, clock, tensor", "NVIDIA Ada whitepaper: 165.2 TFLOP/s are 128 x 512 x 2.52 GHz"),
-                ("global_bandwidth, l2_bytes", "NVIDIA Ada whitepaper"),
-                *_ADA.sources[3:],
-            ),
+        name="RTX 4090",
+        processors=128,
+        global_bandwidth=1008e9,
+        l2_bytes=72 * MIB,
+        # GeForce cards run float16 and 8-bit floats at half the rate where the sums are float32.
+        tensor=TensorRates(f16=512, tf32=256, f8=1024, i8=2048),
+        sources=(
+            ("processors, clock, tensor", "NVIDIA Ada whitepaper: 165.2 TFLOP/s are 128 x 512 x 2.52 GHz"),
+            ("global_bandwidth, l2_bytes", "NVIDIA Ada whitepaper"),
+            *_ADA.sources[3:],
         ),
-    )
-}  # fmt: skip
-"""By card."""
+    ),
+    replace(
+        _ADA,
+        name="RTX 3090",
+        target="sm_86",
+        processors=82,
+        clock=1.695e9,
+        global_bandwidth=936e9,
+        l2_bytes=6 * MIB,
+        l2_bytes_per_clock=3072,
+        tensor=TensorRates(f16=512, tf32=256, f8=0, i8=2048),
+        blocks=16,
+        sources=(
+            ("processors, clock, tensor", "NVIDIA GA102 whitepaper: 71 TFLOP/s are 82 x 512 x 1.695 GHz"),
+            ("global_bandwidth, l2_bytes", "NVIDIA GA102 whitepaper"),
+            *_ADA.sources[3:],
+        ),
+    ),
+    replace(
+        _AMPERE,
+        name="T4",
+        target="sm_75",
+        processors=40,
+        clock=1.59e9,
+        global_bandwidth=320e9,
+        l2_bytes=4 * MIB,
+        l2_bytes_per_clock=1024,
+        tensor=TensorRates(f16=1024, tf32=0, f8=0, i8=2048),
+        lanes=LaneRates(fma=64, alu=64, half2=64, special=16, convert=16, shuffle=32),
+        shared_bytes=64 * KIB,
+        threads=1024,
+        blocks=16,
+        sources=(
+            ("processors, clock, tensor", "NVIDIA T4 datasheet: 65 TFLOP/s are 40 x 1024 x 1.59 GHz"),
+            ("global_bandwidth, l2_bytes", "NVIDIA T4 datasheet and Turing whitepaper"),
+            ("l2_bytes_per_clock", "assumed; microbench.py measures it"),
+            *_AMPERE.sources[3:],
+        ),
+    ),
+    replace(
+        _ADA,
+        name="RTX 5090",
+        target="sm_120a",
+        processors=170,
+        clock=2.407e9,
+        global_bandwidth=1792e9,
+        tensor=TensorRates(f16=512, tf32=256, f8=1024, i8=2048),
+        sources=(
+            (
+                "processors, clock, tensor",
+                "NVIDIA RTX Blackwell whitepaper: 209.5 TFLOP/s are 170 x 512 x 2.407 GHz",
+            ),
+            ("global_bandwidth, l2_bytes", "NVIDIA RTX Blackwell whitepaper"),
+            *_ADA.sources[3:],
+        ),
+    ),
+    replace(
+        _HOPPER,
+        name="B200",
+        target="sm_100a",
+        processors=148,
+        clock=1.85e9,
+        global_bandwidth=8e12,
+        l2_bytes=126 * MIB,
+        tensor=TensorRates(f16=8192, tf32=4096, f8=16384, i8=16384),
+        # What of the tensor cores mma.sync reaches is that of Hopper's.
+        mma_sync_share=0.31,
+        sources=(
+            (
+                "processors, clock, tensor",
+                "assumed: 2250 TFLOP/s of NVIDIA's datasheet are 148 x 8192 x 1.85 GHz",
+            ),
+            ("global_bandwidth", "NVIDIA B200 datasheet"),
+            ("l2_bytes, l2_bytes_per_clock, mma_sync_share", "assumed; microbench.py measures them"),
+            *_HOPPER.sources[3:],
+        ),
+    ),
+)
 
-_OF_TARGET = {"sm_80": "A100", "sm_86": "RTX 4090", "sm_89": "L40S", "sm_90a": "H100"}
+FIGURES: dict[str, Figures] = {card.name: card for card in (_HOPPER, _AMPERE, _ADA, *_OTHERS)}
+"""By card, as documented."""
+
+_OF_TARGET = {
+    "sm_75": "T4", "sm_80": "A100", "sm_86": "RTX 3090", "sm_89": "L40S", "sm_90a": "H100", "sm_100a": "B200",
+    "sm_120a": "RTX 5090",
+}  # fmt: skip
 
 
 def figures_of_device(name: str, target: str, processors: int | None = None) -> Figures:
@@ -324,8 +402,8 @@ def figures_of_device(name: str, target: str, processors: int | None = None) -> 
         The device's multiprocessors, where the driver tells them: a partition has fewer than the card.
     """
     words = name.upper().replace("-", " ").split()
-    known = [f for f in FIGURES.values() if f.target == target and set(f.name.upper().split()) <= set(words)]
-    found = known[0] if known else figures(target)
+    known = [n for n, f in FIGURES.items() if f.target == target and set(n.upper().split()) <= set(words)]
+    found = figures(known[0] if known else target)
     if processors is not None and processors != found.processors:
         found = replace(found, processors=processors)
     return found
@@ -344,7 +422,17 @@ def figures(name: str) -> Figures:
         raise TargetNotSupported(
             f"there are no figures of {name!r}", hint="one of " + ", ".join([*FIGURES, *_OF_TARGET])
         )
-    return found
+    measured = _measured().get(found.name)
+    return calibrated(found, measured) if measured else found
+
+
+@lru_cache(maxsize=1)
+def _measured() -> dict[str, Mapping[str, Any]]:
+    """Return what was measured, by card."""
+    if not MEASURED.is_file():
+        return {}
+    data = json.loads(MEASURED.read_text(encoding="utf-8"))
+    return {name: card["figures"] for name, card in data.items()}
 
 
 def calibrated(base: Figures, measured: Mapping[str, Any]) -> Figures:
@@ -364,11 +452,6 @@ def calibrated(base: Figures, measured: Mapping[str, Any]) -> Figures:
     changes: dict[str, Any] = {}
     for name, value in measured.items():
         old = getattr(base, name)
-        changes[name] = replace(old, **value) if isinstance(value, Mapping) else type(old)(value)
+        changes[name] = replace(old, **value) if isinstance(value, Mapping) else value
     source = (", ".join(measured), "measured by benchmarks/microbench.py")
     return replace(base, **changes, sources=(source, *base.sources)) if changes else base
-
-
-def read_calibration(path: Path, base: Figures) -> Figures:
-    """Return figures with what a file of measurements says (`benchmarks/calibrate.py` writes it)."""
-    return calibrated(base, json.loads(path.read_text(encoding="utf-8"))["figures"])

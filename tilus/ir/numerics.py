@@ -80,6 +80,30 @@ def cast(array: Array, source: DType, target: DType) -> Array:
     return from_values(values, target)
 
 
+def cast_at_random(array: Array, source: DType, target: DType, random: Array) -> Array:
+    """Return floats rounded to the next number of `target` with the probability of their distance from the one before.
+
+    Up for integers, away from zero for floats; beyond the ends they saturate. Each has 32 random bits.
+    """
+    values = to_values(array, source)
+    chance = random.astype(np.float64) / 2.0**32
+    if target.is_integer:
+        # Of the random bits as many count as a float32 holds.
+        chance = np.floor(chance * 2.0**24) / 2.0**24
+        finite = np.nan_to_num(values, nan=0.0, posinf=float(target.max), neginf=float(target.min))
+        below = np.floor(finite)
+        return from_codes(encode(below + (chance < finite - below), target), target)
+    numbers = decode(np.arange(target.max_code + 1), target).astype(np.float64)
+    size = np.minimum(np.abs(values), numbers[-1])
+    code = np.clip(np.searchsorted(numbers, np.nan_to_num(size), side="right") - 1, 0, target.max_code)
+    above = np.minimum(code + 1, target.max_code)
+    gap = np.where(above > code, numbers[above] - numbers[code], 1.0)
+    code = np.where(chance < (size - numbers[code]) / gap, above, code)
+    signed = code | np.signbit(values).astype(np.int64) << (target.exponent_bits + target.mantissa_bits)
+    nan = target.nan_code if target.has_nan else target.max_code
+    return from_codes(np.where(np.isnan(values), nan, signed).astype(target.code_numpy), target)
+
+
 def _bits(codes: Array) -> Array:
     """Return the 64 bits of each code along a new last axis, the lowest first."""
     words = np.ascontiguousarray(codes.astype("<u8")).reshape(codes.shape + (1,))

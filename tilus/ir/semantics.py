@@ -221,6 +221,12 @@ def _cast(group: Group, op: ops.Cast) -> tuple[Any, ...]:
     return (numerics.cast(group.block.values[op.x], _dtype(op.x), op.dtype),)
 
 
+@means(ops.CastRandom)
+def _cast_random(group: Group, op: ops.CastRandom) -> tuple[Any, ...]:
+    values = group.block.values
+    return (numerics.cast_at_random(values[op.x], _dtype(op.x), op.dtype, values[op.random]),)
+
+
 @means(ops.View)
 def _view(group: Group, op: ops.View) -> tuple[Any, ...]:
     old, new = op.x.type, op.result.type

@@ -28,8 +28,8 @@ class InvalidIR(TilusError):
 
 # Operations whose register tiles, operands and results, are all in one layout.
 ONE_LAYOUT = (
-    ops.Unary, ops.Binary, ops.Compare, ops.Select, ops.Cast, ops.InlinePtx, ops.LoadGlobal, ops.StoreGlobal,
-    ops.Gather, ops.Scatter, ops.Atomic, ops.Scan, ops.Random, ops.Table,
+    ops.Unary, ops.Binary, ops.Compare, ops.Select, ops.Cast, ops.CastRandom, ops.InlinePtx,
+    ops.LoadGlobal, ops.StoreGlobal, ops.Gather, ops.Scatter, ops.Atomic, ops.Scan, ops.Random, ops.Table,
 )  # fmt: skip
 
 # The host computes the grid, so only arithmetic on scalars and the launch's sizes stands there.

@@ -3,8 +3,12 @@
 from tilus.ops.block_scaled import matmul_block_scaled, quantize_blocks
 from tilus.ops.matmul import matmul
 from tilus.ops.quantized_matmul import quantized_matmul
-from tilus.ops.weights import QuantizedWeight, from_codes, quantize
+from tilus.ops.routing import Routing, combine, gather_rows, route, sort_by_expert
+from tilus.ops.tokens import QuantizedTokens, quantize_tokens
+from tilus.ops.weights import QuantizedWeight, from_codes, gated_pair, quantize
 
 __all__ = [
-    "QuantizedWeight", "from_codes", "matmul", "matmul_block_scaled", "quantize", "quantize_blocks", "quantized_matmul",
+    "QuantizedTokens", "QuantizedWeight", "Routing", "combine", "from_codes", "gated_pair", "gather_rows",
+    "matmul", "matmul_block_scaled", "quantize", "quantize_blocks", "quantize_tokens", "quantized_matmul",
+    "route", "sort_by_expert",
 ]  # fmt: skip

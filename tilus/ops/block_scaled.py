@@ -111,9 +111,7 @@ LIBRARY.define(
     "matmul_block_scaled(Tensor a, Tensor b, Tensor a_scale, Tensor b_scale, ScalarType out_dtype) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-LIBRARY.define(
-    "quantize_blocks(Tensor x, int rows) -> (Tensor, Tensor)", tags=(torch.Tag.pt2_compliant_tag,)
-)
+LIBRARY.define("quantize_blocks(Tensor x, int rows) -> (Tensor, Tensor)", tags=(torch.Tag.pt2_compliant_tag,))
 
 
 def _run(
@@ -139,8 +137,8 @@ def _run(
     partial = torch.empty(slots, dtype=torch.float32, device=a.device)
     result = c.unsqueeze(0)
     hopper_block_scaled_kernel(
-        a,
-        b,
+        a.unsqueeze(0),
+        b.unsqueeze(0),
         result,
         columns,
         b_scale,
@@ -154,6 +152,8 @@ def _run(
         consumers=chosen.consumers,
         stream=cut,
         bulk_store=fits_bulk_copies(c),
+        cluster_m=chosen.cluster_m,
+        cluster_n=chosen.cluster_n,
         group=chosen.group,
     )
     if cut:
@@ -166,12 +166,14 @@ def _run(
             partial.view(-1)[:1],
             1.0,
             1.0,
-            work.blocks,
+            work.blocks // chosen.cluster,
             work.shared_tiles,
             -(-k // BLOCK),
             out_dtype=types["out_dtype"],
             block_m=chosen.block_m,
             block_n=chosen.block_n,
+            cluster_m=chosen.cluster_m,
+            cluster_n=chosen.cluster_n,
             group=chosen.group,
         )
     return c
@@ -180,15 +182,14 @@ def _run(
 def _scale_columns(scale: torch.Tensor) -> torch.Tensor:
     """Return the transpose of a matrix of scales as bulk copies can read it; no copy of what `quantize_blocks` made."""
     turned = scale.t()
-    if fits_bulk_copies(turned):
-        return turned
     blocks, m = turned.shape
-    padded = torch.empty(
-        (blocks, -(-m // SCALES_PER_BULK) * SCALES_PER_BULK), dtype=torch.float32, device=scale.device
-    )
-    made = padded[:, :m]
-    made.copy_(turned)
-    return made
+    padded_m = -(-m // SCALES_PER_BULK) * SCALES_PER_BULK
+    # Of a single row the distance to the next one counts as its length.
+    if fits_bulk_copies(turned) and (blocks > 1 or m == padded_m):
+        return turned
+    padded = torch.empty((blocks, padded_m), dtype=torch.float32, device=scale.device)
+    padded[:, :m] = turned
+    return padded
 
 
 def _fake(

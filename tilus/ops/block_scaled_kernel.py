@@ -1,6 +1,9 @@
-"""Products of float8 matrices with a scale for each block: each row and each 128 of k of the first, each 128 x 128 of the
-second. The sum over a block is exact enough in the tensor core; across blocks it is taken in float32 registers
-(DeepSeek-V3 technical report, section 3.3)."""
+"""Products of float8 matrices with a scale for each block: each row and each 128 of k of the first, each 128 x 128 of
+the second.
+
+The sum over a block is exact enough in the tensor core; across blocks it is taken in float32 registers (DeepSeek-V3
+technical report, section 3.3).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from math import gcd
 
 import tilus
 from tilus import Tensor, constexpr, float8_e4m3, float16, float32, int32
-from tilus.ops.hopper_matmul_kernel import following, pieces_of, place, send, work_of
+from tilus.ops.hopper_matmul_kernel import fetch, following, masks, pieces_of, place, release, send, work_of
 
 BLOCK = 128
 """Elements along k, and along n, that share a scale."""
@@ -16,8 +19,8 @@ BLOCK = 128
 
 @tilus.kernel
 def hopper_block_scaled_kernel(
-    a: Tensor["dtype", "m k"],
-    b: Tensor["b_dtype", "n k"],
+    a: Tensor["dtype", "batch m k"],
+    b: Tensor["b_dtype", "batch n k"],
     c: Tensor["out_dtype", "batch m n"],
     a_scale: Tensor[float32, "k_blocks padded_m"],
     b_scale: Tensor[float32, "n_blocks k_blocks"],
@@ -34,39 +37,49 @@ def hopper_block_scaled_kernel(
     consumers: constexpr = 2,
     stream: constexpr = False,
     bulk_store: constexpr = True,
+    cluster_m: constexpr = 1,
+    cluster_n: constexpr = 1,
     group: constexpr = 8,
 ):
-    """c = (a * its scales) @ (b * its scales).T, by persistent blocks of a producer warp and wgmma consumers."""
-    m, n = c.shape[1], c.shape[2]
-    k = a.shape[1]
-    warps = 4 * consumers
-    tilus.grid(blocks, warps=warps + 4)
-    rows, columns, steps = tilus.cdiv(m, block_m), tilus.cdiv(n, block_n), tilus.cdiv(k, BLOCK)
-    tiles = rows * columns
-    block, count = tilus.block_id(0), tilus.grid_dim(0)
-    whole = tiles - shared_tiles if stream else tiles
-    own = tilus.cdiv(tilus.max(whole - block, 0), count)
-    pieces = pieces_of(block, count, shared_tiles, steps) if stream else 0
+    """c = (a * its scales) @ (b * its scales).T, in the way of `hopper_matmul_kernel` with cooperative consumers."""
+    m, n, k = c.shape[1], c.shape[2], a.shape[2]
+    warps, size = 4 * consumers, cluster_m * cluster_n
+    tilus.grid(blocks, warps=warps + 4, cluster=size)
+    team, teams = tilus.block_id(0) // size, tilus.grid_dim(0) // size
+    rank = tilus.cluster_rank() if size > 1 else 0
+    rank_m, rank_n = rank // cluster_n, rank % cluster_n
+    row_mask, column_mask = masks(rank, cluster_m, cluster_n)
+    rows, columns = tilus.cdiv(m, block_m * cluster_m), tilus.cdiv(n, block_n * cluster_n)
+    steps = tilus.cdiv(k, BLOCK)
+    whole = rows * columns - shared_tiles if stream else rows * columns
+    own = tilus.cdiv(tilus.max(whole - team, 0), teams)
+    pieces = pieces_of(team, teams, shared_tiles, steps) if stream else 0
 
     sa = tilus.shared(dtype, (stages, block_m, BLOCK))
     sb = tilus.shared(b_dtype, (stages, block_n, BLOCK))
     ss = tilus.shared(float32, (stages, block_m))
     full = tilus.barrier(stages)
-    empty = tilus.barrier(stages, arrivals=warps)
+    empty = tilus.barrier(stages, arrivals=size * warps)
     budget = consumers > 1
+    if stream:
+        # The kernel that adds up the parts is launched while this one runs.
+        tilus.launch_next()
 
     with tilus.warps(warps, 4, registers=40 if budget else 0):
         with tilus.warps(warps, 1):
             stage, phase = 0, 1
             for unit in range(own + pieces):
-                tile, first, length = work_of(unit, own, whole, shared_tiles, steps, stream)
+                tile, first, length = work_of(unit, own, whole, team, teams, shared_tiles, steps, stream)
                 _, i, j = place(tile, rows, columns, group)
+                row = (i * cluster_m + rank_m) * block_m
+                column = (j * cluster_n + rank_n) * block_n
                 for step in range(first, first + length):
                     tilus.wait(empty, phase, index=stage)
                     tilus.arrive(full, index=stage, bytes=(block_m + block_n) * BLOCK + 4 * block_m)
-                    tilus.copy_bulk(sa[stage], a, (i * block_m, step * BLOCK), full, index=stage)
-                    tilus.copy_bulk(sb[stage], b, (j * block_n, step * BLOCK), full, index=stage)
-                    tilus.copy_bulk(ss[stage], a_scale, (step, i * block_m), full, index=stage)
+                    at = step * BLOCK
+                    fetch(sa[stage], a, 0, row, at, True, full, stage, rank_n, cluster_n, row_mask)
+                    fetch(sb[stage], b, 0, column, at, True, full, stage, rank_m, cluster_m, column_mask)
+                    tilus.copy_bulk(ss[stage], a_scale, (step, row), full, index=stage)
                     stage, phase = following(stage, phase, stages)
 
     with tilus.warps(0, warps, registers=232 if budget else 0):
@@ -74,9 +87,10 @@ def hopper_block_scaled_kernel(
         sc = tilus.shared(out_dtype, (2, block_m, width))
         stage, phase = 0, 0
         for unit in range(own + pieces):
-            tile, first, length = work_of(unit, own, whole, shared_tiles, steps, stream)
+            tile, first, length = work_of(unit, own, whole, team, teams, shared_tiles, steps, stream)
             _, i, j = place(tile, rows, columns, group)
-            row, column = i * block_m, j * block_n
+            row = (i * cluster_m + rank_m) * block_m
+            column = (j * cluster_n + rank_n) * block_n
             acc = tilus.zeros((block_m, block_n), float32)
             for step in range(first, first + length):
                 # On its way while the operands are.
@@ -85,12 +99,12 @@ def hopper_block_scaled_kernel(
                 sums = tilus.dot_async(sa[stage], sb[stage].transpose(), out_dtype=float32)
                 factors = tilus.load(ss[stage]) * factor
                 sums = tilus.dot_wait(sums)
-                tilus.arrive(empty, index=stage)
+                release(empty, stage, size)
                 acc += sums * factors[:, None]
                 stage, phase = following(stage, phase, stages)
             if stream and length < steps:
-                slot = 2 * block + (0 if unit == own else 1)
-                tilus.store(partial, acc, (slot, 0, 0))
+                slot = 2 * team + (0 if unit == own else 1)
+                tilus.store(partial, acc, (slot * size + rank, 0, 0))
             else:
                 for part in tilus.static_range(block_n // width):
                     out = tilus.cast(acc[:, part * width : (part + 1) * width], out_dtype)
@@ -116,7 +130,7 @@ def block_scaled_kernel(
     stages: constexpr = 3,
     warps: constexpr = 4,
 ):
-    """The same on every target: where tensor cores have no float8 (`native`), they get it as float16, which is exact."""
+    """The same on every target: tensor cores that have no float8 (`native`) get it as float16, which is exact."""
     m, k = a.shape
     n = b.shape[0]
     tilus.grid(tilus.cdiv(m, block_m), tilus.cdiv(n, block_n), warps=warps)

@@ -3,6 +3,8 @@
 Each function takes the tensors of one layer as they stand in a safetensors file. Sources of the formats: AutoGPTQ and
 GPTQModel (GPTQ), AutoAWQ (AWQ), compressed-tensors, the OCP microscaling specification (MXFP4), NVIDIA ModelOpt
 (NVFP4), bitsandbytes (NF4), and the BitNet b1.58 models of Hugging Face transformers.
+
+With `activations` of torch.int8 or torch.float8_e4m3fn codes are laid out for activations of 8 bits; see `quantize`.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import torch
 from tilus import dtypes
 from tilus.dtypes import DType, decode, table_type, unpack
 from tilus.errors import ShapeMismatch, TypeMismatch
-from tilus.ops.weights import QuantizedWeight, from_codes
+from tilus.ops.weights import QuantizedWeight, from_codes, split_scales
 
 Array = np.ndarray[Any, Any]
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -30,13 +32,6 @@ def _bits(words: torch.Tensor, dtype: DType, count: int, axis: int) -> Array:
     return np.moveaxis(found, -1, axis)
 
 
-def _scaled(values: Array, dtype: torch.dtype) -> tuple[torch.Tensor, float]:
-    """Split scales into a tensor and a power of two, so that the largest one is near 1 in a 16-bit float."""
-    top = float(np.abs(values).max()) if values.size else 1.0
-    alpha = 2.0 ** float(np.floor(np.log2(top))) if top > 0 and np.isfinite(top) else 1.0
-    return torch.from_numpy(values / alpha).to(dtype), alpha
-
-
 def from_gptq(
     qweight: torch.Tensor,
     qzeros: torch.Tensor,
@@ -45,6 +40,7 @@ def from_gptq(
     *,
     bits: int = 4,
     version: int = 1,
+    activations: torch.dtype | None = None,
 ) -> QuantizedWeight:
     """Import a GPTQ layer.
 
@@ -94,10 +90,18 @@ def from_gptq(
             sort = np.argsort(index, kind="stable")
             codes, order = codes[sort], torch.from_numpy(sort)
     zero = torch.from_numpy(zeros.astype(np.float64)).to(scales.dtype)
-    return from_codes(np.ascontiguousarray(codes), dtype, scales, zero, k // groups, order=order)
+    return from_codes(
+        np.ascontiguousarray(codes), dtype, scales, zero, k // groups, order=order, activations=activations
+    )
 
 
-def from_awq(qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor) -> QuantizedWeight:
+def from_awq(
+    qweight: torch.Tensor,
+    qzeros: torch.Tensor,
+    scales: torch.Tensor,
+    *,
+    activations: torch.dtype | None = None,
+) -> QuantizedWeight:
     """Import an AWQ layer of the "GEMM" version, 4 bits.
 
     Parameters
@@ -122,7 +126,7 @@ def from_awq(qweight: torch.Tensor, qzeros: torch.Tensor, scales: torch.Tensor) 
         return out.reshape(words.shape[0], n)
 
     zero = torch.from_numpy(columns(qzeros).astype(np.float64)).to(scales.dtype)
-    return from_codes(columns(qweight), dtypes.uint4, scales, zero, k // groups)
+    return from_codes(columns(qweight), dtypes.uint4, scales, zero, k // groups, activations=activations)
 
 
 def from_compressed_tensors(
@@ -132,6 +136,7 @@ def from_compressed_tensors(
     *,
     bits: int = 4,
     shape: tuple[int, int] | None = None,
+    activations: torch.dtype | None = None,
 ) -> QuantizedWeight:
     """Import a layer of the compressed-tensors format "pack-quantized".
 
@@ -163,12 +168,21 @@ def from_compressed_tensors(
         zeros = _bits(weight_zero_point, dtype, n, 0).T.astype(np.float64)
     scale = weight_scale.t().contiguous()
     return from_codes(
-        np.ascontiguousarray(codes.T), dtype, scale, torch.from_numpy(zeros).to(scale.dtype), k // groups
+        np.ascontiguousarray(codes.T),
+        dtype,
+        scale,
+        torch.from_numpy(zeros).to(scale.dtype),
+        k // groups,
+        activations=activations,
     )
 
 
 def from_fp8(
-    weight: torch.Tensor, scale: torch.Tensor, *, scale_dtype: torch.dtype = torch.bfloat16
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    *,
+    scale_dtype: torch.dtype = torch.bfloat16,
+    activations: torch.dtype | None = None,
 ) -> QuantizedWeight:
     """Import an FP8 layer with scales for the tensor, each output channel, or blocks.
 
@@ -187,23 +201,31 @@ def from_fp8(
     values = scale.detach().to(torch.float64).cpu().numpy()
     if values.size == 1:
         ones = torch.ones((1, n), dtype=scale_dtype)
-        return from_codes(codes, FP8[weight.dtype], ones, None, k, alpha=float(values.reshape(())))
+        return from_codes(
+            codes, FP8[weight.dtype], ones, None, k, alpha=float(values.reshape(())), activations=activations
+        )
     if values.size == n and values.ndim in (1, 2) and values.shape[0] == n:
-        tensor, alpha = _scaled(values.reshape(1, n), scale_dtype)
-        return from_codes(codes, FP8[weight.dtype], tensor, None, k, alpha=alpha)
+        tensor, alpha = split_scales(values.reshape(1, n), scale_dtype)
+        return from_codes(codes, FP8[weight.dtype], tensor, None, k, alpha=alpha, activations=activations)
     if values.ndim == 2:
         rows, columns = values.shape
         block_n, block_k = -(-n // rows), -(-k // columns)
         step_n = 1 << (block_n - 1).bit_length()
         step_k = 1 << (block_k - 1).bit_length()
         if -(-n // step_n) == rows and -(-k // step_k) == columns and k % step_k == 0:
-            tensor, alpha = _scaled(np.repeat(values.T, step_n, axis=1)[:, :n], scale_dtype)
-            return from_codes(codes, FP8[weight.dtype], tensor, None, step_k, alpha=alpha)
+            tensor, alpha = split_scales(np.repeat(values.T, step_n, axis=1)[:, :n], scale_dtype)
+            return from_codes(
+                codes, FP8[weight.dtype], tensor, None, step_k, alpha=alpha, activations=activations
+            )
     raise ShapeMismatch(f"scales of shape {tuple(scale.shape)} do not fit a weight of {n} x {k}")
 
 
 def from_mxfp4(
-    blocks: torch.Tensor, scales: torch.Tensor, *, scale_dtype: torch.dtype = torch.bfloat16
+    blocks: torch.Tensor,
+    scales: torch.Tensor,
+    *,
+    scale_dtype: torch.dtype = torch.bfloat16,
+    activations: torch.dtype | None = None,
 ) -> QuantizedWeight:
     """Import an MXFP4 layer.
 
@@ -222,6 +244,7 @@ def from_mxfp4(
         1.0,
         32,
         scale_dtype,
+        activations,
     )
 
 
@@ -231,6 +254,7 @@ def from_nvfp4(
     global_scale: float | torch.Tensor,
     *,
     scale_dtype: torch.dtype = torch.float16,
+    activations: torch.dtype | None = None,
 ) -> QuantizedWeight:
     """Import an NVFP4 layer.
 
@@ -245,11 +269,16 @@ def from_nvfp4(
         float16 or bfloat16; both hold the block scales exactly.
     """
     values = decode(weight_scale.detach().cpu().view(torch.uint8).numpy(), dtypes.float8_e4m3)
-    return _fp4(weight, values, float(global_scale), 16, scale_dtype)
+    return _fp4(weight, values, float(global_scale), 16, scale_dtype, activations)
 
 
 def _fp4(
-    blocks: torch.Tensor, scales: Array, factor: float, group: int, scale_dtype: torch.dtype
+    blocks: torch.Tensor,
+    scales: Array,
+    factor: float,
+    group: int,
+    scale_dtype: torch.dtype,
+    activations: torch.dtype | None,
 ) -> QuantizedWeight:
     stored = blocks.detach().cpu().numpy().reshape(blocks.shape[0], -1)
     n, k = stored.shape[0], stored.shape[1] * 2
@@ -259,12 +288,18 @@ def _fp4(
         )
     if not np.isfinite(scales).all():
         raise TypeMismatch("a block scale is NaN")
-    tensor, alpha = _scaled(scales.T.astype(np.float64), scale_dtype)
+    tensor, alpha = split_scales(scales.T.astype(np.float64), scale_dtype)
     if not torch.equal(tensor.to(torch.float64) * alpha, torch.from_numpy(scales.T.astype(np.float64))):
         raise TypeMismatch(f"the block scales do not fit {scale_dtype}", hint="scale_dtype=torch.bfloat16")
     codes = unpack(stored, dtypes.float4_e2m1, k).T
     return from_codes(
-        np.ascontiguousarray(codes), dtypes.float4_e2m1, tensor, None, group, alpha=alpha * factor
+        np.ascontiguousarray(codes),
+        dtypes.float4_e2m1,
+        tensor,
+        None,
+        group,
+        alpha=alpha * factor,
+        activations=activations,
     )
 
 
@@ -303,12 +338,18 @@ def from_nf4(
     dtype = dtypes.nf4 if table is None else table_type([float(v) for v in table])
     stored = weight.detach().cpu().reshape(-1).numpy()
     codes = np.stack([stored >> 4, stored & 15], axis=-1).reshape(n, k)
-    scale, alpha = _scaled(absmax.detach().cpu().double().numpy().reshape(n, k // block_size).T, scale_dtype)
+    scale, alpha = split_scales(
+        absmax.detach().cpu().double().numpy().reshape(n, k // block_size).T, scale_dtype
+    )
     return from_codes(np.ascontiguousarray(codes.T), dtype, scale, None, block_size, alpha=alpha)
 
 
 def from_bitnet(
-    weight: torch.Tensor, scale: float | torch.Tensor, *, scale_dtype: torch.dtype = torch.bfloat16
+    weight: torch.Tensor,
+    scale: float | torch.Tensor,
+    *,
+    scale_dtype: torch.dtype = torch.bfloat16,
+    activations: torch.dtype | None = None,
 ) -> QuantizedWeight:
     """Import a ternary BitNet layer as transformers stores it.
 
@@ -327,4 +368,12 @@ def from_bitnet(
         raise TypeMismatch("a ternary weight holds a code that stands for no value")
     n, k = codes.shape
     ones = torch.ones((1, n), dtype=scale_dtype)
-    return from_codes(np.ascontiguousarray(codes.T), dtypes.ternary, ones, None, k, alpha=float(scale))
+    return from_codes(
+        np.ascontiguousarray(codes.T),
+        dtypes.ternary,
+        ones,
+        None,
+        k,
+        alpha=float(scale),
+        activations=activations,
+    )

@@ -1,7 +1,8 @@
 """The kernel behind `matmul` on targets with wgmma: persistent blocks of a TMA producer and wgmma consumers.
 
 A block has one or two warpgroups that multiply and one whose first warp copies. Two consumers either work on one tile
-(cooperative), or each on a tile of its own (ping-pong), where one multiplies while the other stores.
+(cooperative), or each on a tile of its own (ping-pong), where one multiplies while the other stores. The blocks of a
+cluster work on neighbouring tiles: each copies its part of what they share to all of them.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def hopper_matmul_kernel(
     batched_b: constexpr = False,
     has_bias: constexpr = False,
     has_residual: constexpr = False,
-    has_scales: constexpr = False,
+    scales: constexpr = "",
     activation: constexpr = "",
     block_m: constexpr = 128,
     block_n: constexpr = 128,
@@ -48,47 +49,71 @@ def hopper_matmul_kernel(
     pingpong: constexpr = False,
     stream: constexpr = False,
     bulk_store: constexpr = True,
+    cluster_m: constexpr = 1,
+    cluster_n: constexpr = 1,
     group: constexpr = 8,
 ):
     """c = activation(alpha * a @ b + bias) + beta * residual; a turned operand is given as its transpose.
 
-    With `stream`, the last `shared_tiles` tiles are cut along k into one piece for each block. Sums of a part of k go
-    to `partial`, and `stream_k_kernel` adds them up.
+    A cluster has cluster_m x cluster_n tiles at a time. With `stream`, the last `shared_tiles` of these groups of
+    tiles are cut along k into one piece for each cluster. Sums of a part of k go to `partial`, and `stream_k_kernel`
+    adds them up.
     """
     m, n = c.shape[1], c.shape[2]
     k = a.shape[1] if a_turned else a.shape[2]
-    warps = 4 * consumers
-    tilus.grid(blocks, warps=warps + 4)
-    rows, columns, steps = tilus.cdiv(m, block_m), tilus.cdiv(n, block_n), tilus.cdiv(k, block_k)
-    tiles = c.shape[0] * rows * columns
-    block, count = tilus.block_id(0), tilus.grid_dim(0)
-    whole = tiles - shared_tiles if stream else tiles
-    own = tilus.cdiv(tilus.max(whole - block, 0), count)
-    pieces = pieces_of(block, count, shared_tiles, steps) if stream else 0
+    warps, size = 4 * consumers, cluster_m * cluster_n
+    tilus.grid(blocks, warps=warps + 4, cluster=size)
+    team, teams = tilus.block_id(0) // size, tilus.grid_dim(0) // size
+    rank = tilus.cluster_rank() if size > 1 else 0
+    rank_m, rank_n = rank // cluster_n, rank % cluster_n
+    row_mask, column_mask = masks(rank, cluster_m, cluster_n)
+    rows, columns = tilus.cdiv(m, block_m * cluster_m), tilus.cdiv(n, block_n * cluster_n)
+    steps = tilus.cdiv(k, block_k)
+    whole = c.shape[0] * rows * columns - shared_tiles if stream else c.shape[0] * rows * columns
+    own = tilus.cdiv(tilus.max(whole - team, 0), teams)
+    pieces = pieces_of(team, teams, shared_tiles, steps) if stream else 0
 
     sa = tilus.shared(dtype, (stages, block_k, block_m) if a_turned else (stages, block_m, block_k))
     sb = tilus.shared(b_dtype, (stages, block_n, block_k) if b_turned else (stages, block_k, block_n))
     full = tilus.barrier(stages)
-    empty = tilus.barrier(stages, arrivals=4 if pingpong else warps)
+    # A stage is free when all blocks that copy into it, and are copied to from it, have read theirs.
+    empty = tilus.barrier(stages, arrivals=size * (4 if pingpong else warps))
     # Each of two ping-pong consumers lets the other one multiply.
     turn = tilus.barrier(2, arrivals=4)
     budget = consumers > 1
+    if stream:
+        # The kernel that adds up the parts is launched while this one runs.
+        tilus.launch_next()
 
     with tilus.warps(warps, 4, registers=40 if budget else 0):
         with tilus.warps(warps, 1):
             stage, phase = 0, 1
             for unit in range(own + pieces):
-                tile, first, length = work_of(unit, own, whole, shared_tiles, steps, stream)
+                tile, first, length = work_of(unit, own, whole, team, teams, shared_tiles, steps, stream)
                 batch, i, j = place(tile, rows, columns, group)
-                row, column = i * block_m, j * block_n
+                row = (i * cluster_m + rank_m) * block_m
+                column = (j * cluster_n + rank_n) * block_n
+                b_batch = batch if batched_b else 0
                 for step in range(first, first + length):
                     tilus.wait(empty, phase, index=stage)
                     tilus.arrive(full, index=stage, bytes=(block_m + block_n) * block_k * dtype.bits // 8)
-                    at, b_batch = step * block_k, batch if batched_b else 0
-                    a_place = (batch, at, row) if a_turned else (batch, row, at)
-                    b_place = (b_batch, column, at) if b_turned else (b_batch, at, column)
-                    tilus.copy_bulk(sa[stage], a, a_place, full, index=stage)
-                    tilus.copy_bulk(sb[stage], b, b_place, full, index=stage)
+                    at = step * block_k
+                    fetch(
+                        sa[stage], a, batch, row, at, not a_turned, full, stage, rank_n, cluster_n, row_mask
+                    )
+                    fetch(
+                        sb[stage],
+                        b,
+                        b_batch,
+                        column,
+                        at,
+                        b_turned,
+                        full,
+                        stage,
+                        rank_m,
+                        cluster_m,
+                        column_mask,
+                    )
                     stage, phase = following(stage, phase, stages)
 
     for consumer in tilus.static_range(2 if pingpong else 1):
@@ -98,9 +123,10 @@ def hopper_matmul_kernel(
             sc = tilus.shared(out_dtype, (2, block_m, width))
             stage, phase = 0, 0
             for unit in range(consumer, own + pieces, 2 if pingpong else 1):
-                tile, first, length = work_of(unit, own, whole, shared_tiles, steps, stream)
+                tile, first, length = work_of(unit, own, whole, team, teams, shared_tiles, steps, stream)
                 batch, i, j = place(tile, rows, columns, group)
-                row, column = i * block_m, j * block_n
+                row = (i * cluster_m + rank_m) * block_m
+                column = (j * cluster_n + rank_n) * block_n
                 if pingpong:
                     stage, phase = unit * steps % stages, unit * steps // stages
                     tilus.wait(turn, unit // 2 + 1 - consumer, index=consumer)
@@ -115,28 +141,64 @@ def hopper_matmul_kernel(
                     tilus.wait(full, phase, index=stage)
                     acc = tilus.dot_async(operand(sa[stage], a_turned), operand(sb[stage], b_turned), acc)
                     tilus.dot_wait(pending=1)
-                    tilus.arrive(empty, index=read)
+                    release(empty, read, size)
                     read = stage
                     stage, phase = following(stage, phase, stages)
                 if pingpong:
                     tilus.arrive(turn, index=1 - consumer)
                 acc = tilus.dot_wait(acc)
-                tilus.arrive(empty, index=read)
+                release(empty, read, size)
                 if stream and length < steps:
-                    slot = 2 * block + (0 if unit == own else 1)
-                    tilus.store(partial, acc, (slot, 0, 0))
+                    slot = 2 * team + (0 if unit == own else 1)
+                    tilus.store(partial, acc, (slot * size + rank, 0, 0))
                 else:
                     parts = block_n // width
                     for part in tilus.static_range(parts):
                         at = column + part * width
                         out = finish(
                             acc[:, part * width : (part + 1) * width], bias, residual, a_scale, b_scale, alpha, beta,
-                            batch, row, at, out_dtype, has_bias, has_residual, has_scales, activation,
+                            batch, row, at, out_dtype, has_bias, has_residual, scales, activation,
                             sums_layout(block_m, width, 4 if pingpong else warps),
                         )  # fmt: skip
                         send(c, sc, out, batch, row, at, part, parts, bulk_store)
             if bulk_store:
                 tilus.bulk_wait(0, read=False)
+
+
+@tilus.inline
+def masks(rank, cluster_m, cluster_n):
+    """Return the blocks of one row of a cluster, which share a's tile, and those of one column, which share b's."""
+    row = ((1 << cluster_n) - 1) << rank // cluster_n * cluster_n
+    column = sum([1 << i * cluster_n for i in range(cluster_m)]) << rank % cluster_n
+    return row, column
+
+
+@tilus.inline
+def fetch(target, source, batch, first, at, k_last, full, stage, part, parts, mask):
+    """Copy a tile of an operand that begins at `first` and, along k, at `at`.
+
+    Where several blocks of a cluster share the tile, each copies one part of it to all in `mask`.
+    """
+    if parts == 1:
+        tilus.copy_bulk(
+            target, source, (batch, first, at) if k_last else (batch, at, first), full, index=stage
+        )
+    for number in tilus.static_range(parts if parts > 1 else 0):
+        size = target.shape[0 if k_last else 1] // parts
+        low, high = number * size, (number + 1) * size
+        if part == number:
+            here = target[low:high, :] if k_last else target[:, low:high]
+            offsets = (batch, first + low, at) if k_last else (batch, at, first + low)
+            tilus.copy_bulk(here, source, offsets, full, index=stage, multicast=mask)
+
+
+@tilus.inline
+def release(empty, stage, size):
+    """Tell all blocks that copy into a stage that it has been read."""
+    if size == 1:
+        tilus.arrive(empty, index=stage)
+    for rank in tilus.static_range(size if size > 1 else 0):
+        tilus.arrive(empty, index=stage, rank=rank, scope="block")
 
 
 @tilus.inline
@@ -166,22 +228,21 @@ def place(tile, rows, columns, group):
 
 
 @tilus.inline
-def pieces_of(block, count, shared_tiles, steps):
-    """Return how many tiles a block's share of the shared tiles' steps touches."""
+def pieces_of(team, teams, shared_tiles, steps):
+    """Return how many tiles a team's share of the shared tiles' steps touches."""
     total = shared_tiles * steps
-    start, stop = block * total // count, (block + 1) * total // count
+    start, stop = team * total // teams, (team + 1) * total // teams
     return tilus.cdiv(stop, steps) - start // steps if stop > start else 0
 
 
 @tilus.inline
-def work_of(unit, own, whole, shared_tiles, steps, stream):
-    """Return the tile, the first step and the number of steps of a block's unit of work: whole tiles come first."""
-    block, count = tilus.block_id(0), tilus.grid_dim(0)
-    tile = block + unit * count
+def work_of(unit, own, whole, team, teams, shared_tiles, steps, stream):
+    """Return the tile, the first step and the number of steps of a team's unit of work: whole tiles come first."""
+    tile = team + unit * teams
     if not stream:
         return tile, 0, steps
     total = shared_tiles * steps
-    start, stop = block * total // count, (block + 1) * total // count
+    start, stop = team * total // teams, (team + 1) * total // teams
     piece = start // steps + unit - own
     first = tilus.max(start - piece * steps, 0)
     last = tilus.min(stop - piece * steps, steps)

@@ -57,8 +57,9 @@ def matmul(
         Of the output's dtype.
     residual : Tensor, shape (..., m, n), optional
         Of the output's dtype.
-    a_scale, b_scale : Tensor of float32, shape (m,) and (n,), optional
-        Both or none; for a without batch dimensions.
+    a_scale, b_scale : Tensor of float32, optional
+        Factors of a's rows and b's columns, of shape (m,) and (n,), for a without batch dimensions; or of all of a and
+        of b, of shape ().
     activation : str
         "", "relu", "gelu" (with erf) or "silu".
     alpha, beta : float
@@ -125,11 +126,12 @@ def _check(
         raise TypeMismatch(
             "matmul takes a_scale and b_scale together", hint="ones for the one that is not needed"
         )
-    if a_scale is not None and b_scale is not None:
+    if a_scale is not None and b_scale is not None and (a_scale.ndim or b_scale.ndim):
         rows = a.shape[-2] if a.ndim > 1 else 1
         if a.ndim > 2 or tuple(a_scale.shape) != (rows,) or tuple(b_scale.shape) != (n,):
             raise ShapeMismatch(
-                f"scales of shapes {tuple(a_scale.shape)} and {tuple(b_scale.shape)}, expected {(rows,)} and {(n,)}"
+                f"scales of shapes {tuple(a_scale.shape)} and {tuple(b_scale.shape)}, expected {(rows,)} and {(n,)}, "
+                "or () and ()"
             )
 
 
@@ -195,15 +197,15 @@ def _run(
     epilogue = (
         bias if bias is not None else result[0, 0],
         residual.reshape(result.shape) if residual is not None else result,
-        a_scale if a_scale is not None else none,
-        b_scale if b_scale is not None else none,
+        a_scale.reshape(-1) if a_scale is not None else none,
+        b_scale.reshape(-1) if b_scale is not None else none,
     )
     finishing = {
         "out_dtype": OUTPUTS[out],
         "acc_dtype": _accumulator(dtype),
         "has_bias": bias is not None,
         "has_residual": residual is not None,
-        "has_scales": a_scale is not None,
+        "scales": "" if a_scale is None else "rows" if a_scale.ndim else "tensor",
         "activation": activation,
     }
     types = {
@@ -256,12 +258,14 @@ def run_hopper(
             result,
             *epilogue,
             *factors,
-            work.blocks,
+            work.blocks // chosen.cluster,
             work.shared_tiles,
             -(-k // chosen.block_k),
             **finishing,
             block_m=chosen.block_m,
             block_n=chosen.block_n,
+            cluster_m=chosen.cluster_m,
+            cluster_n=chosen.cluster_n,
             group=chosen.group,
         )
 

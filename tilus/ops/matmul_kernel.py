@@ -31,7 +31,7 @@ def matmul_kernel(
     batched_b: constexpr = False,
     has_bias: constexpr = False,
     has_residual: constexpr = False,
-    has_scales: constexpr = False,
+    scales: constexpr = "",
     activation: constexpr = "",
     block_m: constexpr = 128,
     block_n: constexpr = 128,
@@ -40,7 +40,10 @@ def matmul_kernel(
     warps: constexpr = 4,
     group: constexpr = 8,
 ):
-    """c = activation(alpha * a @ b + bias) + beta * residual; a turned operand is given as its transpose."""
+    """c = activation(alpha * a @ b + bias) + beta * residual; a turned operand is given as its transpose.
+
+    The product has `scales` of its own for "rows" of a and columns of b, or for each "tensor", or none.
+    """
     m, n = c.shape[1], c.shape[2]
     k = a.shape[1] if a_turned else a.shape[2]
     tilus.grid(tilus.cdiv(m, block_m) * tilus.cdiv(n, block_n), c.shape[0], warps=warps)
@@ -74,7 +77,7 @@ def matmul_kernel(
         acc = tilus.dot(left, right, acc)
     out = finish(
         acc, bias, residual, a_scale, b_scale, alpha, beta, batch, row, column,
-        out_dtype, has_bias, has_residual, has_scales, activation,
+        out_dtype, has_bias, has_residual, scales, activation,
     )  # fmt: skip
     tilus.store(c, out, (batch, row, column))
 
@@ -82,14 +85,16 @@ def matmul_kernel(
 @tilus.inline
 def finish(
     acc, bias, residual, a_scale, b_scale, alpha, beta, batch, row, column,
-    out_dtype, has_bias, has_residual, has_scales, activation, layout=None,
+    out_dtype, has_bias, has_residual, scales, activation, layout=None,
 ):  # fmt: skip
     """Return the results for a tile of sums of products, in a layout, that lies at a row and a column."""
     if out_dtype == int32:
         return acc
     height, width = acc.shape
     out = tilus.cast(acc, float32) * alpha
-    if has_scales:
+    if scales == "tensor":
+        out = out * (tilus.load(a_scale, 0) * tilus.load(b_scale, 0))
+    elif scales == "rows":
         out = out * tilus.load(a_scale, row, height)[:, None] * tilus.load(b_scale, column, width)[None, :]
     if has_bias:
         out = out + tilus.cast(tilus.load(bias, column, width), float32)[None, :]

@@ -107,6 +107,14 @@ def sum_layout(rows: int, warps: int, turned: bool) -> RegisterLayout:
     return RegisterLayout((rows, 1), threads, (Digit(rows // 16, 0, 16), Digit(2, 0, 8)))
 
 
+def store_layout(rows: int, columns: int, bits: int, warps: int) -> RegisterLayout:
+    """Return a layout in which threads store 16 bytes each of a tile that may be smaller than the threads are many."""
+    run = 128 // bits
+    below = max(1, rows * columns // run // (THREADS * warps))
+    tile = local(below, 1) * spatial(rows // below, columns // run) * local(1, run)
+    return tile.with_replication(THREADS * warps // tile.threads)
+
+
 def unit_bytes(bits: int) -> int:
     """Return the bytes of a unit."""
     return UNIT_K * UNIT_N * bits // 8

@@ -17,6 +17,7 @@ from tilus.ops.quantized_parts import (
     product,
     row_sums,
     scaled,
+    stored,
 )
 
 
@@ -82,7 +83,7 @@ def quantized_matmul_kernel(
         acc = product(own_rows(sa, block_m, warps, deep, swap), weight, acc, swap)
     total = collected(acc, deep, swap) * alpha
     out = finished(total, bias, column, has_bias, activation, gated)
-    tilus.store(c, tilus.cast(out, c_dtype), (part, row, column // 2 if gated else column))
+    stored(c, out, part, row, column // 2 if gated else column, warps, deep)
 
 
 @tilus.kernel
@@ -208,4 +209,4 @@ def quantized_sums_kernel(
     if has_row_scale and not by_block:
         total = total * tilus.transpose(tilus.load(row_scale, (0, row), (1, block_m)))
     out = finished(total, bias, column, has_bias, activation, gated)
-    tilus.store(c, tilus.cast(out, c_dtype), (part, row, column // 2 if gated else column))
+    stored(c, out, part, row, column // 2 if gated else column, warps, deep)

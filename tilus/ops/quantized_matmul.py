@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 
 from tilus import dtypes
+from tilus.codegen import Target
 from tilus.codegen.casts import stored_exponent
 from tilus.errors import ShapeMismatch, TypeMismatch
 from tilus.ops.device import processors, target_of
@@ -12,8 +16,11 @@ from tilus.ops.library import LIBRARY
 from tilus.ops.prepack import UNIT_K
 from tilus.ops.quantized_kernel import quantized_matmul_kernel, quantized_sums_kernel, sum_parts_kernel
 from tilus.ops.quantized_schedule import Schedule, WeightForm, choose
+from tilus.ops.quantized_wgmma import WgmmaSchedule, bulk_readable, wgmma_call, wgmma_schedule
+from tilus.ops.quantized_wgmma_kernel import quantized_wgmma_kernel
 from tilus.ops.tokens import QuantizedTokens, quantize_tokens
 from tilus.ops.weights import BYTES, QuantizedWeight, interleave, operand_type
+from tilus.runtime.kernel import Kernel
 
 ACTIVATIONS = {torch.float16: dtypes.float16, torch.bfloat16: dtypes.bfloat16}
 OPERANDS = {**ACTIVATIONS, **BYTES}
@@ -43,8 +50,8 @@ def quantized_matmul(
     Returns
     -------
     Tensor of the dtype of the weight's scales, shape (..., n)
-        ``activation(a @ weight.dequantize() + bias)``, accumulated in float32 (int32 for int8), with n / 2 columns for a
-        gated pair.
+        ``activation(a @ weight.dequantize() + bias)``, accumulated in float32 (int32 for int8); of a gated pair with
+        n / 2 columns.
 
     Raises
     ------
@@ -106,83 +113,138 @@ def quantized_matmul(
     return made
 
 
-def span_of(group: int, k: int) -> int:
-    """Return over how many elements products of 8 bits are summed up before a scale multiplies them; 0 for all."""
-    return 0 if group >= k else min(group, UNIT_K)
-
-
 LIBRARY.define(
     "quantized_matmul(Tensor a, Tensor packed, Tensor scale, Tensor? zero, str dtype, SymInt k, SymInt n, int group, "
     "float alpha=1.0, Tensor? order=None, Tensor? bias=None, str activation='', bool gated=False) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 LIBRARY.define(
-    "quantized_matmul_bytes(Tensor a, Tensor row_scale, Tensor packed, Tensor scale, Tensor? zero, str dtype, SymInt k, SymInt n, int group, float alpha=1.0, Tensor? bias=None, str activation='', "
-    "bool gated=False) -> Tensor",
+    "quantized_matmul_bytes(Tensor a, Tensor row_scale, Tensor packed, Tensor scale, Tensor? zero, str dtype, "
+    "SymInt k, SymInt n, int group, float alpha=1.0, Tensor? bias=None, str activation='', bool gated=False) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
 
-def _tiles(schedule: Schedule) -> dict[str, object]:
-    return {
-        "block_m": schedule.block_m, "block_n": schedule.block_n, "stages": schedule.stages, "warps": schedule.warps,
-        "deep": schedule.deep, "swap": schedule.swap,
+@dataclass(frozen=True)
+class Call:
+    """A kernel and what it is called with."""
+
+    kernel: Kernel
+    arguments: tuple[Any, ...]
+    options: dict[str, Any]
+
+    def __call__(self) -> None:
+        self.kernel(*self.arguments, **self.options)
+
+
+def call_of(
+    rows: torch.Tensor,
+    weight: QuantizedWeight,
+    schedule: Schedule | WgmmaSchedule,
+    target: Target,
+    *,
+    out: torch.Tensor | None = None,
+    row_scale: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    activation: str = "",
+) -> Call:
+    """Return the call of the kernel that `quantized_matmul` would make with a schedule, to compile or to measure it.
+
+    Parameters
+    ----------
+    rows : Tensor, shape (m, k)
+        Activations as the kernel reads them, of 16 or 8 bits.
+    weight : QuantizedWeight
+    schedule : Schedule or WgmmaSchedule
+    target : Target
+    out : Tensor, shape (splits, m, n), optional
+        Of float32 with several parts of k, else of the dtype of the weight's scales; a new one unless given.
+    row_scale : Tensor of float32, optional
+        As in `QuantizedTokens`.
+    bias : Tensor, shape (n,), optional
+        In the order of packed columns.
+    activation : str
+        relu, gelu, silu or none.
+    """
+    k, n = weight.shape
+    scale, zero = weight.scale, weight.zero
+    own, made = OPERANDS[rows.dtype], OPERANDS[scale.dtype]
+    operand = operand_type(weight.dtype, rows.dtype)
+    form = WeightForm(weight.dtype, own, weight.group_size, zero is not None)
+    whole = schedule.splits == 1
+    if out is None:
+        columns = n // 2 if weight.gated and whole else n
+        dtype = scale.dtype if whole else torch.float32
+        out = torch.empty((schedule.splits, rows.shape[0], columns), dtype=dtype, device=rows.device)
+    if isinstance(schedule, WgmmaSchedule):
+        return Call(
+            quantized_wgmma_kernel,
+            *wgmma_call(
+                rows, weight, schedule, target, processors(rows), out=out, bias=bias, activation=activation
+            ),
+        )
+    operands = (scale, zero if zero is not None else scale)
+    given = bias if bias is not None else scale[0]
+    options: dict[str, Any] = {
+        "a_dtype": own, "b_dtype": weight.dtype, "c_dtype": made if whole else dtypes.float32,
+        "group": form.rows_of_scale(k), "has_zero": zero is not None,
+        "exponent": stored_exponent(weight.dtype, operand, target), "block_m": schedule.block_m,
+        "block_n": schedule.block_n, "stages": schedule.stages, "warps": schedule.warps, "deep": schedule.deep,
+        "swap": schedule.swap,
     }  # fmt: skip
+    if whole:
+        options |= {"has_bias": bias is not None, "activation": activation, "gated": weight.gated}
+    if not schedule.late:
+        arguments = (rows, weight.packed, *operands, given, out, weight.alpha, n)
+        return Call(quantized_matmul_kernel, arguments, options)
+    by_block = row_scale is not None and row_scale.shape[0] > 1
+    span = 0 if form.group >= k and not by_block else min(form.group, UNIT_K)
+    options |= {
+        "w_dtype": operand, "s_dtype": made, "span": span, "has_row_scale": row_scale is not None, "by_block": by_block,
+        "halves": own == dtypes.float8_e4m3 and not target.has("mma_fp8"),
+    }  # fmt: skip
+    factors = row_scale if row_scale is not None else scale.view(torch.float32)
+    return Call(
+        quantized_sums_kernel,
+        (rows, weight.packed, *operands, factors, given, out, weight.alpha, n),
+        options,
+    )
 
 
 def _multiply(
     rows: torch.Tensor,
     row_scale: torch.Tensor | None,
-    packed: torch.Tensor,
-    scale: torch.Tensor,
-    zero: torch.Tensor | None,
-    dtype: str,
-    k: int,
-    n: int,
-    group: int,
-    alpha: float,
+    weight: QuantizedWeight,
     bias: torch.Tensor | None,
     activation: str,
-    gated: bool,
 ) -> torch.Tensor:
     """Multiply rows of activations by the kernel and schedule chosen for the shape."""
-    m = rows.shape[0]
-    out = torch.empty((m, n // 2 if gated else n), dtype=scale.dtype, device=rows.device)
+    m, (k, n) = rows.shape[0], weight.shape
+    out = torch.empty((m, n // 2 if weight.gated else n), dtype=weight.scale.dtype, device=rows.device)
     if not m or not n:
         return out
-    code_type, own, made = dtypes.dtype(dtype), OPERANDS[rows.dtype], OPERANDS[scale.dtype]
-    operand, target = operand_type(code_type, rows.dtype), target_of(rows)
-    form = WeightForm(code_type, own, group, zero is not None)
-    schedule = choose(m, n, k, form, target, processors(rows)).schedule
+    target = target_of(rows)
+    form = WeightForm(weight.dtype, OPERANDS[rows.dtype], weight.group_size, weight.zero is not None)
+    schedule: Schedule | WgmmaSchedule | None = None
+    if bulk_readable(rows):
+        schedule = wgmma_schedule(m, n, k, form, target, processors(rows), weight.gated)
+    schedule = schedule or choose(m, n, k, form, target, processors(rows)).schedule
     whole = schedule.splits == 1
     # With one part the kernel writes the result; else parts are summed in float32, in a fixed order.
-    parts = out.unsqueeze(0)
-    if not whole:
-        parts = torch.empty((schedule.splits, m, n), dtype=torch.float32, device=rows.device)
-    given = bias if bias is not None else scale[0]
-    epilogue = {"has_bias": bias is not None, "activation": activation, "gated": gated}
-    common: dict[str, object] = {
-        "a_dtype": own, "b_dtype": code_type, "c_dtype": made if whole else dtypes.float32,
-        "group": form.rows_of_scale(k), "has_zero": zero is not None, **_tiles(schedule), **(epilogue if whole else {}),
-    }  # fmt: skip
-    zeros = zero if zero is not None else scale
-    exponent = stored_exponent(code_type, operand, target)
-    if schedule.late:
-        by_block = row_scale is not None and row_scale.shape[0] > 1
-        span = span_of(group, k)
-        quantized_sums_kernel(
-            rows, packed, scale, zeros, row_scale if row_scale is not None else scale.view(torch.float32), given, parts, alpha, n,
-            w_dtype=operand, s_dtype=made, span=UNIT_K if by_block and not span else span,
-            has_row_scale=row_scale is not None, by_block=by_block, exponent=exponent,
-            halves=own == dtypes.float8_e4m3 and not target.has("mma_fp8"), **common,
-        )  # fmt: skip
-    else:
-        quantized_matmul_kernel(
-            rows, packed, scale, zeros, given, parts, alpha, n, exponent=exponent, **common
-        )
+    call = call_of(
+        rows, weight, schedule, target, out=out.unsqueeze(0) if whole else None, row_scale=row_scale, bias=bias,
+        activation=activation,
+    )  # fmt: skip
+    call()
     if not whole:
         sum_parts_kernel(
-            parts, bias if bias is not None else out[0], out, dtype=made, **epilogue
+            call.arguments[-3],
+            bias if bias is not None else out[0],
+            out,
+            dtype=OPERANDS[out.dtype],
+            has_bias=bias is not None,
+            activation=activation,
+            gated=weight.gated,
         )
     return out
 
@@ -207,7 +269,10 @@ def _run(
         rows = rows.index_select(1, order)
     if rows.stride(-1) != 1:
         rows = rows.contiguous()
-    out = _multiply(rows, None, packed, scale, zero, dtype, k, n, group, alpha, bias, activation, gated)
+    weight = QuantizedWeight(
+        dtypes.dtype(dtype), (k, n), group, packed, scale, zero, alpha, None, None, gated
+    )
+    out = _multiply(rows, None, weight, bias, activation)
     return out.reshape(*a.shape[:-1], out.shape[1])
 
 
@@ -244,7 +309,10 @@ def _run_bytes(
     activation: str = "",
     gated: bool = False,
 ) -> torch.Tensor:
-    return _multiply(a, row_scale, packed, scale, zero, dtype, k, n, group, alpha, bias, activation, gated)
+    weight = QuantizedWeight(
+        dtypes.dtype(dtype), (k, n), group, packed, scale, zero, alpha, None, a.dtype, gated
+    )
+    return _multiply(a, row_scale, weight, bias, activation)
 
 
 def _fake_bytes(

@@ -10,7 +10,16 @@ from __future__ import annotations
 import tilus
 from tilus import float16, float32
 from tilus.ops.matmul_kernel import activate
-from tilus.ops.prepack import UNIT_K, byte_layout, code_layout, halved_codes, halved_rows, row_layout, sum_layout
+from tilus.ops.prepack import (
+    UNIT_K,
+    byte_layout,
+    code_layout,
+    halved_codes,
+    halved_rows,
+    row_layout,
+    store_layout,
+    sum_layout,
+)
 
 
 @tilus.inline
@@ -153,3 +162,13 @@ def finished(total, bias, column, has_bias, activation, gated):
         gate = tilus.reshape(pairs[:, :, 0, :], (block_m, block_n // 2))
         return activate(gate, activation) * tilus.reshape(pairs[:, :, 1, :], (block_m, block_n // 2))
     return activate(total, activation)
+
+
+@tilus.inline
+def stored(c, out, part, row, column, warps, deep):
+    """Write a tile of the result; where warps shared columns it is small, and not all threads have a part of it."""
+    made = tilus.cast(out, c.dtype)
+    if deep > 1:
+        layout = store_layout(made.shape[0], made.shape[1], c.dtype.bits, warps)
+        made = tilus.annotate_layout(made, layout)
+    tilus.store(c, made, (part, row, column))

@@ -1,4 +1,4 @@
-"""Which kernel multiplies with a quantised weight, and with what tiles: plain data from shapes, types and the target."""
+"""Which kernel multiplies with a quantised weight, and with what tiles, from shapes, types and the target."""
 
 from __future__ import annotations
 
@@ -92,7 +92,8 @@ def choose(m: int, n: int, k: int, form: WeightForm, target: Target, processors:
     processors : int
         Multiprocessors of the device.
     """
-    schedule = fitting(deepened(by_rows(m), n, k, form, processors), form, target)
+    schedule = deepened(widened(by_rows(m), n, form, processors), n, k, form, processors)
+    schedule = fitting(schedule, form, target)
     schedule = replace(schedule, late=scales_late(schedule, k, form))
     return Choice("mma", replace(schedule, splits=split_count(m, n, k, schedule, processors)))
 
@@ -106,6 +107,14 @@ def by_rows(m: int) -> Schedule:
     if m <= 32:
         return Schedule(block_m=32, stages=3)
     return Schedule(block_m=64, stages=3)
+
+
+def widened(schedule: Schedule, n: int, form: WeightForm, processors: int) -> Schedule:
+    """Give each warp more columns where there are enough: with narrow weights a loop's own instructions count."""
+    wide = replace(schedule, block_n=2 * schedule.block_n)
+    if schedule.block_m > 16 or form.dtype.bits > 4 or -(-n // wide.block_n) < processors:
+        return schedule
+    return wide
 
 
 def deepened(schedule: Schedule, n: int, k: int, form: WeightForm, processors: int) -> Schedule:
@@ -126,8 +135,8 @@ def deepened(schedule: Schedule, n: int, k: int, form: WeightForm, processors: i
 def scales_late(schedule: Schedule, k: int, form: WeightForm) -> bool:
     """Tell whether scaling sums is cheaper than scaling weights, or the only way.
 
-    Small floats are scaled as weights, for a scale makes up for the exponent that their cast leaves out, and before that
-    they may be subnormal, of which a tensor core makes what it likes (PTX ISA, mma).
+    Small floats are scaled as weights: a scale makes up for the exponent that their cast leaves out, without which they
+    may be subnormal, and of those a tensor core may make what it likes (PTX ISA, mma).
     """
     if form.activations.bits == 8:
         return True
@@ -159,10 +168,13 @@ def stage_bytes(schedule: Schedule, form: WeightForm) -> int:
 
 
 def fitting(schedule: Schedule, form: WeightForm, target: Target) -> Schedule:
-    """Return the schedule with as few stages, and rows, as the target's shared memory asks for."""
+    """Return the schedule with as few stages, and as small a tile, as the target's shared memory asks for."""
     stages = min(schedule.stages, target.shared_bytes // stage_bytes(schedule, form))
     if stages < FEWEST_STAGES and schedule.block_m > 16:
         return fitting(replace(schedule, block_m=schedule.block_m // 2), form, target)
+    if stages < FEWEST_STAGES and schedule.deep > 1:
+        shallower = replace(schedule, deep=schedule.deep // 2, block_n=2 * schedule.block_n)
+        return fitting(shallower, form, target)
     return replace(schedule, stages=max(stages, FEWEST_STAGES))
 
 
@@ -170,8 +182,8 @@ def split_count(m: int, n: int, k: int, schedule: Schedule, processors: int) -> 
     """Return into how many parts k is cut, so that a small problem keeps all multiprocessors busy."""
     tiles = -(-m // schedule.block_m) * -(-n // schedule.block_n)
     steps = -(-k // (schedule.deep * UNIT_K))
-    # Each part is long enough for its pipeline to fill.
-    most = max(1, min(MOST_SPLITS, steps // schedule.stages))
+    # Each part is long enough for copies to run ahead.
+    most = max(1, min(MOST_SPLITS, steps // FEWEST_STAGES))
     wanted = max(1, processors // tiles) if tiles < processors else 1
     splits = min(wanted, most)
     # Parts of equal length leave none empty.

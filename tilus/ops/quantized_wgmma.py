@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import Any
 
 import torch
 
 from tilus.codegen import Target
 from tilus.codegen.casts import cast_cost, stored_arrangement, stored_exponent
 from tilus.codegen.figures import figures
+from tilus.dtypes import dtype as dtype_of
 from tilus.ops.prepack import UNIT_K, UNIT_N, unit_bytes
 from tilus.ops.quantized_schedule import PERIOD, WeightForm
 from tilus.ops.quantized_wgmma_kernel import ROW
+from tilus.ops.weights import QuantizedWeight
 
 BULK_ALIGN = 16
 FEWEST_STAGES, ENOUGH_STAGES, MOST_STAGES = 2, 3, 8
@@ -28,8 +32,18 @@ CARD = figures("H200")
 FEWEST_COLUMNS = 32
 # Instructions of a warp in a step of k besides the decoding: barriers, descriptors, loads and copies.
 STEP_INSTRUCTIONS = 120
+# Part of the L2 cache's rate that is counted on.
+CACHE_SHARE = 0.7
 # Cycles until a tile's first bytes are there, and elements of the result that leave in one.
 TILE_CYCLES, OUT_PER_CYCLE = 1500, 64
+
+
+# Up to as many rows mma.sync keeps up with memory.
+MOST_ROWS_OF_MMA = 16
+# Rows of a tile; and its columns, blocks of a multiprocessor, and blocks that share rows.
+HEIGHTS = (16, 32, 64, 128)
+ARRANGEMENTS = ((256, 1, 1), (128, 1, 1), (128, 2, 1), (256, 1, 2))
+FEWEST_ROWS_TO_SHARE = 64
 
 
 @dataclass(frozen=True)
@@ -48,6 +62,8 @@ class WgmmaSchedule:
         Parts of k that are tiles of their own.
     resident : int
         Blocks of a multiprocessor.
+    cluster : int
+        Blocks with columns side by side that read the rows of activations together: 1 or 2.
     """
 
     block_m: int = 128
@@ -56,28 +72,32 @@ class WgmmaSchedule:
     pieces: int = 1
     splits: int = 1
     resident: int = 1
+    cluster: int = 1
 
     @property
     def warps(self) -> int:
         """Warps of a block."""
         return self.block_n // UNIT_N
 
-    def options(self, processors: int, n_out: int, itemsize: int) -> dict[str, object]:
-        """Return what the kernel takes, for a device and the extent and the element's bytes of its result."""
-        chosen = asdict(self)
-        del chosen["splits"], chosen["resident"]
-        whole_rows = n_out * itemsize % BULK_ALIGN == 0
-        return {**chosen, "blocks": processors * self.resident, "bulk_store": whole_rows}
+    def tiles(self, m: int, n: int) -> int:
+        """Return how many tiles of a cluster cover a result."""
+        return -(-m // self.block_m) * -(-n // (self.cluster * self.block_n))
+
+    def workers(self, processors: int) -> int:
+        """Return how many clusters run at once."""
+        return max(1, processors * self.resident // self.cluster)
 
 
+@lru_cache(maxsize=4096)
 def wgmma_schedule(
     m: int, n: int, k: int, form: WeightForm, target: Target, processors: int, gated: bool = False
 ) -> WgmmaSchedule | None:
     """Return the tiles for a product of m x k by k x n that is estimated to take the fewest cycles.
 
-    None where the target has no wgmma, or where a form's stages do not fit.
+    None where the target has no wgmma, where a form's stages do not fit, or where there are so few rows that mma.sync
+    is as good.
     """
-    if not target.has("wgmma") or form.activations.bits != 16:
+    if not target.has("wgmma") or form.activations.bits != 16 or m <= MOST_ROWS_OF_MMA:
         return None
     found = list(candidates(m, n, k, form, target, processors, gated))
     return min(found, key=lambda s: estimate(s, m, n, k, form, target, processors), default=None)
@@ -88,21 +108,22 @@ def candidates(
 ) -> Iterator[WgmmaSchedule]:
     """Return the schedules to choose from."""
     units = -(-k // UNIT_K)
-    heights = [h for h in (16, 32, 64, 128) if h < 2 * m or h == 16]
-    for block_m in heights:
-        for block_n in (256, 128):
-            tiles = -(-m // block_m) * -(-n // block_n)
-            for resident in (1, 2) if block_n == 128 else (1,):
-                splits = 1
-                while splits == 1 or (splits <= MOST_SPLITS and tiles * splits <= processors * resident):
-                    # Parts of equal length leave none empty.
-                    parts = -(-units // -(-units // splits))
-                    made = fitting(
-                        WgmmaSchedule(block_m, block_n, splits=parts, resident=resident), form, target, gated
-                    )
-                    if made is not None and (splits == 1 or units >= 2 * splits):
-                        yield made
-                    splits *= 2
+    for block_m in (h for h in HEIGHTS if h < 2 * m or h == HEIGHTS[0]):
+        for block_n, resident, cluster in ARRANGEMENTS:
+            if cluster > 1 and (n <= block_n or block_m < FEWEST_ROWS_TO_SHARE):
+                continue
+            tile = WgmmaSchedule(block_m, block_n, resident=resident, cluster=cluster)
+            tiles, workers = tile.tiles(m, n), tile.workers(processors)
+            splits = 1
+            while splits == 1 or (
+                splits <= MOST_SPLITS and tiles * splits <= workers and units >= 2 * splits
+            ):
+                # Parts of equal length leave none empty.
+                parts = -(-units // -(-units // splits))
+                made = fitting(replace(tile, splits=parts), form, target, gated)
+                if made is not None:
+                    yield made
+                splits *= 2
 
 
 def fitting(
@@ -149,23 +170,28 @@ def estimate(
     schedule: WgmmaSchedule, m: int, n: int, k: int, form: WeightForm, target: Target, processors: int
 ) -> float:
     """Return the cycles that a product takes by the limits of tensor cores, issue, memory and cache."""
-    block_m, block_n = schedule.block_m, schedule.block_n
-    tiles_m, tiles_n = -(-m // block_m), -(-n // block_n)
+    block_m, columns = schedule.block_m, schedule.cluster * schedule.block_n
+    tiles_m, tiles_n = -(-m // block_m), -(-n // columns)
     tiles = tiles_m * tiles_n * schedule.splits
-    steps = -(-(-(-k // UNIT_K)) // schedule.splits)
-    busy = min(tiles, processors * schedule.resident)
-    here = -(-busy // processors)
-    tensor = here * 2 * UNIT_K * block_n * max(FEWEST_COLUMNS, block_m) / CARD.tensor_ops("f16", asynchronous=True)
-    issue = here * (schedule.warps // CARD.issue_per_clock) * (UNIT_K * decode_instructions(form, target) + STEP_INSTRUCTIONS)
+    units = -(-k // UNIT_K)
+    steps = -(-units // schedule.splits)
+    workers = schedule.workers(processors)
+    busy = min(tiles, workers)
+    here = -(-busy * schedule.cluster // processors)
+    products = 2 * UNIT_K * schedule.block_n * max(FEWEST_COLUMNS, block_m)
+    tensor = here * products / CARD.tensor_ops("f16", asynchronous=True)
+    decoding = UNIT_K * decode_instructions(form, target) + STEP_INSTRUCTIONS
+    issue = here * schedule.warps / CARD.issue_per_clock * decoding
     weights, rows = schedule.warps * unit_bytes(form.dtype.bits), block_m * UNIT_K * 2
     # Blocks that run at once read each unit of the weight, and each row, from memory once.
     bandwidth = CARD.clock_bytes * processors / CARD.processors
-    memory = (busy * weights / min(tiles_m, busy) + busy * rows / min(tiles_n, busy)) / bandwidth
-    cache = here * (weights + rows) * CARD.processors / CARD.l2_bytes_per_clock
+    memory = busy * (schedule.cluster * weights / min(tiles_m, busy) + rows / min(tiles_n, busy)) / bandwidth
+    cached = CACHE_SHARE * CARD.l2_bytes_per_clock / CARD.processors
+    cache = here * (weights + rows / schedule.cluster) / cached
     step = max(tensor, issue, memory, cache)
-    waves = -(-tiles // (processors * schedule.resident))
+    waves = -(-tiles // workers)
     out = 2 * schedule.splits * m * n * 4 / bandwidth if schedule.splits > 1 else 0.0
-    return waves * (steps * step + TILE_CYCLES + here * block_m * block_n / OUT_PER_CYCLE) + out
+    return waves * (steps * step + TILE_CYCLES + here * block_m * schedule.block_n / OUT_PER_CYCLE) + out
 
 
 def bulk_readable(rows: torch.Tensor) -> bool:
@@ -174,6 +200,52 @@ def bulk_readable(rows: torch.Tensor) -> bool:
     return rows.stride(1) == 1 and pitch % BULK_ALIGN == 0 and rows.data_ptr() % BULK_ALIGN == 0
 
 
-def as_rows(packed: torch.Tensor) -> torch.Tensor:
-    """Return packed units, those of each 128 elements of k, as rows of bytes that a bulk copy takes in one box."""
-    return packed.view(packed.shape[0], -1, ROW)
+def wgmma_call(
+    rows: torch.Tensor,
+    weight: QuantizedWeight,
+    schedule: WgmmaSchedule,
+    target: Target,
+    processors: int,
+    *,
+    out: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    activation: str = "",
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments and the options of `quantized_wgmma_kernel` for a product.
+
+    Parameters
+    ----------
+    rows : Tensor of float16 or bfloat16, shape (m, k)
+        Readable by bulk copies.
+    weight : QuantizedWeight
+    schedule : WgmmaSchedule
+    target : Target
+    processors : int
+        Multiprocessors of the device.
+    out : Tensor, shape (splits, m, columns)
+        Of float32 with several parts of k, which are left as they are, else of the dtype of the weight's scales.
+    bias : Tensor, shape (n,), optional
+        In the order of packed columns.
+    activation : str
+        relu, gelu, silu or none.
+    """
+    k, n = weight.shape
+    scale, zero = weight.scale, weight.zero
+    own = dtype_of(rows.dtype)
+    form = WeightForm(weight.dtype, own, weight.group_size, zero is not None)
+    # A part's rows of bytes are those of its units along n: a bulk copy takes a tile's in one box.
+    units = weight.packed.view(weight.packed.shape[0], -1, ROW)
+    arguments = (
+        rows, units, scale, scale if zero is None else zero, scale[0] if bias is None else bias, out, weight.alpha, n,
+    )  # fmt: skip
+    chosen = asdict(schedule)
+    del chosen["splits"], chosen["resident"]
+    options: dict[str, Any] = {
+        "a_dtype": own, "b_dtype": weight.dtype, "c_dtype": dtype_of(out.dtype), "group": form.rows_of_scale(k),
+        "has_zero": zero is not None, "exponent": stored_exponent(weight.dtype, own, target), **chosen,
+        "clusters": schedule.workers(processors),
+        "bulk_store": out.shape[2] * out.element_size() % BULK_ALIGN == 0,
+    }  # fmt: skip
+    if schedule.splits == 1:
+        options |= {"has_bias": bias is not None, "activation": activation, "gated": weight.gated}
+    return arguments, options

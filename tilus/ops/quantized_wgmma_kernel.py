@@ -44,24 +44,28 @@ def quantized_wgmma_kernel(
     stages: constexpr = 3,
     pieces: constexpr = 1,
     group_m: constexpr = 16,
-    blocks: constexpr = 132,
+    cluster: constexpr = 1,
+    clusters: constexpr = 132,
     bulk_store: constexpr = True,
 ):
     """c = activation(alpha * a @ ((b - zero) * scale) + bias) as `quantized_matmul_kernel` has it.
 
-    Each index of c's first dimension is the sum over a part of k of its own. As many as `blocks` blocks take one tile
-    after another.
+    Each index of c's first dimension is the sum over a part of k of its own. As many as `clusters` clusters take one
+    tile after another: `cluster` blocks, 1 or 2, with columns side by side, each of which reads a part of the rows of a
+    for both.
     """
     m, k = a.shape
     splits = c.shape[0]
     bits = b_dtype.bits
     warps = block_n // UNIT_N
-    tiles_m, tiles_n = tilus.cdiv(m, block_m), tilus.cdiv(n, block_n)
+    columns = cluster * block_n
+    tiles_m, tiles_n = tilus.cdiv(m, block_m), tilus.cdiv(n, columns)
     tiles = tiles_m * tiles_n * splits
-    tilus.grid(tilus.min(tiles, blocks), warps=warps)
+    tilus.grid(tilus.min(tiles, clusters) * cluster, warps=warps, cluster=cluster)
     # Parts are whole units of k; what the last one lacks is read as zeros.
     steps = tilus.cdiv(tilus.cdiv(k, UNIT_K), splits)
-    first, count = tilus.block_id(0), tilus.grid_dim(0)
+    first, count = tilus.cluster_id(0), tilus.max(tilus.grid_dim(0) // cluster, 1)
+    rank = tilus.cluster_rank()
     turns = tilus.cdiv(tiles - first, count) * steps
     groups = tilus.max(UNIT_K // group, 1)
     parts = UNIT_K // part_k
@@ -72,25 +76,31 @@ def quantized_wgmma_kernel(
     sz = tilus.shared(a_dtype, (stages, groups, block_n)) if has_zero else ss
     height, width = block_m // pieces, block_n // 2 if gated else block_n
     sc = tilus.shared(c_dtype, (height, width))
-    full, empty = tilus.barrier(stages), tilus.barrier(stages, arrivals=warps)
+    full, empty = tilus.barrier(stages), tilus.barrier(stages, arrivals=cluster * warps)
     size = block_m * UNIT_K * a_dtype.nbytes + rows * ROW
     size += groups * block_n * a_dtype.nbytes * (2 if has_zero else 1)
     with tilus.warps(0, warps):
         # What is fetched next: the copies run ahead, into the next tile too.
         next_tile, next_step = first, 0
-        next_row, next_column, next_part = place(first, tiles_m, tiles_n, block_m, block_n, group_m)
+        next_row, next_column, next_part = place(first, tiles_m, tiles_n, block_m, columns, group_m)
         for turn in range(tilus.min(stages, turns)):
             unit = next_part * steps + next_step
             with tilus.warps(0, 1):
-                fetch(a, b, scale, zero, sa[turn], sb[turn], ss[turn], sz[turn], full, turn, next_row,
-                    next_column, unit, bits=bits, group=group, has_zero=has_zero, size=size)  # fmt: skip
+                fetch(
+                    a, b, scale, zero, sa[turn], sb[turn], ss[turn], sz[turn], full, turn, next_row,
+                    next_column + rank * block_n, unit, rank, cluster=cluster, bits=bits, group=group,
+                    has_zero=has_zero, size=size,
+                )  # fmt: skip
             next_step += 1
             if next_step == steps:
                 next_step, next_tile = 0, next_tile + count
-                next_row, next_column, next_part = place(next_tile, tiles_m, tiles_n, block_m, block_n, group_m)
+                next_row, next_column, next_part = place(
+                    next_tile, tiles_m, tiles_n, block_m, columns, group_m
+                )
         turn, stage, phase = 0, 0, 0
         for tile in range(first, tiles, count):
-            row, column, part = place(tile, tiles_m, tiles_n, block_m, block_n, group_m)
+            row, column, part = place(tile, tiles_m, tiles_n, block_m, columns, group_m)
+            column += rank * block_n
             acc = tilus.zeros((block_n, block_m), float32)
             for _ in range(steps):
                 tilus.wait(full, phase, index=stage)
@@ -107,20 +117,24 @@ def quantized_wgmma_kernel(
                     # The product before this one is done: the registers of its weights are free.
                     tilus.dot_wait(pending=1)
                     if number == 0 and turn > 0:
-                        tilus.arrive(empty, index=before)
+                        for other in tilus.static_range(cluster):
+                            tilus.arrive(empty, index=before, rank=other)
                 # By now the other warps, too, are done with the stage before.
                 if turn > 0 and turn + stages - 1 < turns:
                     unit = next_part * steps + next_step
                     with tilus.warps(0, 1):
                         # That stage's last phase is the one of this stage, or the one before it.
                         tilus.wait(empty, 1 - phase if stage == 0 else phase, index=before)
-                        fetch(a, b, scale, zero, sa[before], sb[before], ss[before], sz[before], full, before,
-                            next_row, next_column, unit, bits=bits, group=group, has_zero=has_zero, size=size)  # fmt: skip
+                        fetch(
+                            a, b, scale, zero, sa[before], sb[before], ss[before], sz[before], full, before, next_row,
+                            next_column + rank * block_n, unit, rank, cluster=cluster, bits=bits, group=group,
+                            has_zero=has_zero, size=size,
+                        )  # fmt: skip
                     next_step += 1
                     if next_step == steps:
                         next_step, next_tile = 0, next_tile + count
                         next_row, next_column, next_part = place(
-                            next_tile, tiles_m, tiles_n, block_m, block_n, group_m
+                            next_tile, tiles_m, tiles_n, block_m, columns, group_m
                         )
                 turn += 1
                 phase = 1 - phase if stage == stages - 1 else phase
@@ -148,14 +162,18 @@ def quantized_wgmma_kernel(
 
 @tilus.inline
 def fetch(
-    a, b, scale, zero, sa, sb, ss, sz, full, stage, row, column, unit, *,
-    bits: constexpr, group: constexpr, has_zero: constexpr, size: constexpr,
+    a, b, scale, zero, sa, sb, ss, sz, full, stage, row, column, unit, rank, *,
+    cluster: constexpr, bits: constexpr, group: constexpr, has_zero: constexpr, size: constexpr,
 ):  # fmt: skip
-    """Start to copy what a tile needs of one unit along k."""
+    """Start to copy what a tile needs of one unit along k: of two blocks each brings its half of a to both."""
     parts, _, part_k = sa.shape
     tilus.arrive(full, index=stage, bytes=size)
-    for number in tilus.static_range(parts):
-        tilus.copy_bulk(sa[number], a, (row, unit * UNIT_K + number * part_k), full, index=stage)
+    if cluster == 1:
+        for number in tilus.static_range(parts):
+            tilus.copy_bulk(sa[number], a, (row, unit * UNIT_K + number * part_k), full, index=stage)
+    else:
+        at = (row, unit * UNIT_K + rank * part_k)
+        tilus.copy_bulk(sa[rank], a, at, full, index=stage, multicast=(1 << cluster) - 1)
     tilus.copy_bulk(sb, b, (unit, column * 2 * bits // UNIT_N, 0), full, index=stage)
     at = (unit * UNIT_K // group, column)
     tilus.copy_bulk(ss, scale, at, full, index=stage)
@@ -181,8 +199,15 @@ def place(tile, tiles_m, tiles_n, block_m: constexpr, block_n: constexpr, group_
 def part_of(codes, b_dtype: constexpr, number: constexpr, part_k: constexpr, warps: constexpr):
     """Return one of the parts along k of a unit's codes."""
     parts = UNIT_K // part_k
-    held = tilus.view(codes, uint8, (32 * warps, parts, 16 * b_dtype.bits // parts), layout=held_layout(b_dtype.bits, parts, warps))
-    return tilus.view(held[:, number : number + 1, :], b_dtype, (part_k, UNIT_N * warps), layout=part_layout(part_k, warps))
+    held = tilus.view(
+        codes,
+        uint8,
+        (32 * warps, parts, 16 * b_dtype.bits // parts),
+        layout=held_layout(b_dtype.bits, parts, warps),
+    )
+    return tilus.view(
+        held[:, number : number + 1, :], b_dtype, (part_k, UNIT_N * warps), layout=part_layout(part_k, warps)
+    )
 
 
 @tilus.inline

@@ -8,7 +8,9 @@ cores or the bytes that come from the L2 cache), and adds what a tile costs besi
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import product
 from math import gcd
 
 import torch
@@ -34,6 +36,8 @@ STORED_PER_CYCLE = 24
 """Elements of a result that a multiprocessor casts, moves to shared memory and stores in a cycle."""
 RESERVED_BYTES = 1024
 """Shared memory for barriers, each array at a multiple of 128 bytes."""
+LARGEST_NUMBER = (1 << 31) - 1
+"""The kernels count steps in 32 bits."""
 MOST_STAGES = 8
 MOST_ACCUMULATORS = 128
 """32-bit sums of a thread: with more, the 168 registers that each of 384 threads has do not hold the rest."""
@@ -55,8 +59,10 @@ class HopperSchedule:
         Whether each of two consumers has a tile of its own; else both share one.
     stream : bool
         Whether tiles that do not fill all multiprocessors are cut along k.
+    cluster_m, cluster_n : int
+        Blocks of a cluster that lie below one another and share tiles of b, and beside one another, sharing a's.
     group : int
-        Rows of tiles that are worked on together, so that operands are found in the L2 cache.
+        Rows of clusters' tiles that are worked on together, so that operands are found in the L2 cache.
     """
 
     block_m: int
@@ -66,7 +72,14 @@ class HopperSchedule:
     consumers: int = 2
     pingpong: bool = False
     stream: bool = False
+    cluster_m: int = 1
+    cluster_n: int = 1
     group: int = 8
+
+    @property
+    def cluster(self) -> int:
+        """Blocks of a cluster."""
+        return self.cluster_m * self.cluster_n
 
 
 @dataclass(frozen=True)
@@ -94,15 +107,13 @@ def accumulators(chosen: HopperSchedule) -> int:
 def deepest(chosen: HopperSchedule, out_bits: int, target: Target) -> int:
     """Return the most stages that fit, 0 if not even two do."""
     for stages in range(MOST_STAGES, 1, -1):
-        if shared_bytes(_with_stages(chosen, stages), out_bits) <= target.shared_bytes:
+        if shared_bytes(replace(chosen, stages=stages), out_bits) <= target.shared_bytes:
             return stages
     return 0
 
 
-def _with_stages(chosen: HopperSchedule, stages: int) -> HopperSchedule:
-    return HopperSchedule(**{**vars(chosen), "stages": stages})
-
-
+CLUSTERS = ((1, 1), (2, 1), (1, 2))
+"""Blocks of a cluster below and beside one another."""
 TILES = (
     # Rows, columns, consumers, ping-pong.
     (128, 256, 2, False),
@@ -119,39 +130,48 @@ TILES = (
 
 def hopper_candidates(bits: int, out_bits: int, target: Target) -> Iterator[HopperSchedule]:
     """Yield every schedule that a target has room for, with as many stages as fit."""
-    for block_m, block_n, consumers, pingpong in TILES:
-        for stream in (False, True):
-            if stream and pingpong:
-                # Each consumer must know how many steps the other one takes.
-                continue
-            plain = HopperSchedule(block_m, block_n, 8 * STEP_BYTES // bits, 2, consumers, pingpong, stream)
-            stages = deepest(plain, out_bits, target)
-            if stages and accumulators(plain) <= MOST_ACCUMULATORS:
-                yield _with_stages(plain, stages)
+    depth = 8 * STEP_BYTES // bits
+    for (block_m, block_n, consumers, pingpong), stream, cluster in product(TILES, (False, True), CLUSTERS):
+        plain = HopperSchedule(block_m, block_n, depth, 2, consumers, pingpong, stream, *cluster)
+        # Of two ping-pong consumers each would have to know how many steps the other one takes.
+        if (stream and pingpong) or not shares_whole_spans(plain):
+            continue
+        stages = deepest(plain, out_bits, target)
+        if stages and accumulators(plain) <= MOST_ACCUMULATORS:
+            yield replace(plain, stages=stages)
+
+
+def shares_whole_spans(chosen: HopperSchedule) -> bool:
+    """Tell whether the part of a shared tile that each block of a cluster copies is made of whole swizzle spans."""
+    span = 8 * STEP_BYTES // 16
+    return chosen.block_m // chosen.cluster_n % span == chosen.block_n // chosen.cluster_m % span == 0
 
 
 def tile_count(chosen: HopperSchedule, m: int, n: int, batches: int) -> int:
-    """Return how many tiles a result has."""
-    return -(-m // chosen.block_m) * -(-n // chosen.block_n) * batches
+    """Return how many tiles, or with clusters groups of tiles, a result has."""
+    return (
+        -(-m // (chosen.block_m * chosen.cluster_m)) * -(-n // (chosen.block_n * chosen.cluster_n)) * batches
+    )
 
 
 def work_of(chosen: HopperSchedule, m: int, n: int, k: int, batches: int, processors: int) -> Work:
-    """Return the blocks of a launch, and how many tiles they share.
+    """Return the blocks of a launch, and how many tiles (with clusters: groups of tiles) they share.
 
-    Whole waves of tiles stay whole; of what is left, and of one wave more so that no piece is short, each block gets
-    an equal share.
+    Whole waves of tiles stay whole; of what is left, and of one wave more so that no piece is short, each cluster
+    gets an equal share.
     """
     tiles = tile_count(chosen, m, n, batches)
-    if not chosen.stream:
-        return Work(min(tiles, processors), 0)
-    left = tiles % processors
-    if not left:
-        return Work(min(tiles, processors), 0)
-    shared = left if tiles < processors else left + processors
+    teams = max(1, processors // chosen.cluster)
+    left = tiles % teams
+    if not chosen.stream or not left:
+        return Work(min(tiles, teams) * chosen.cluster, 0)
+    shared = left if tiles < teams else left + teams
     steps = -(-k // chosen.block_k)
-    # No block is without work, and pieces are as long as the pipeline where they can be.
-    blocks = max(1, min(processors, shared * steps // min(steps, chosen.stages)))
-    return Work(blocks, shared if blocks > 1 else 0)
+    # No cluster is without work, and pieces are as long as the pipeline where they can be.
+    sharing = max(1, min(teams, shared * steps // min(steps, chosen.stages)))
+    if sharing == 1 or sharing * shared * steps > LARGEST_NUMBER:
+        return Work(min(tiles, teams) * chosen.cluster, 0)
+    return Work(sharing * chosen.cluster, shared)
 
 
 def estimated_cycles(
@@ -160,36 +180,33 @@ def estimated_cycles(
     """Return about how many cycles a product takes."""
     steps = -(-k // chosen.block_k)
     work = work_of(chosen, m, n, k, batches, processors)
+    teams = work.blocks // chosen.cluster
     whole = tile_count(chosen, m, n, batches) - work.shared_tiles
     tensor = chosen.block_m * chosen.block_n * STEP_BYTES / PRODUCTS_PER_CYCLE
-    fetched = (min(chosen.block_m, m) + min(chosen.block_n, n)) * STEP_BYTES / L2_BYTES_PER_CYCLE
+    # What the blocks of a cluster share is read once for all of them.
+    lines = min(chosen.block_m, m) / chosen.cluster_n + min(chosen.block_n, n) / chosen.cluster_m
+    fetched = lines * STEP_BYTES / L2_BYTES_PER_CYCLE
     step = max(tensor, fetched)
     store = chosen.block_m * chosen.block_n / STORED_PER_CYCLE
-    waves = -(-whole // work.blocks)
+    waves = -(-whole // teams)
     # Of two ping-pong consumers one stores while the other multiplies: only the last store is seen.
     seen = 1 if chosen.pingpong else waves
     cycles = FILL_CYCLES + waves * steps * step + seen * store
     if work.shared_tiles:
         # Each block leaves up to two sums of parts in float32, which a second kernel reads again.
         parts = 2 * min(chosen.block_m, m) * chosen.block_n * 4 / DEVICE_BYTES_PER_CYCLE
-        cycles += work.shared_tiles * steps / work.blocks * step + 2 * parts + LAUNCH_CYCLES
+        cycles += work.shared_tiles * steps / teams * step + 2 * parts + LAUNCH_CYCLES
     moved = batches * (m * k + n * k) * bits / 8 + batches * m * n * 2
     return max(cycles, moved / (DEVICE_BYTES_PER_CYCLE * processors))
 
 
+@lru_cache(maxsize=4096)
 def hopper_schedule(
     m: int, n: int, k: int, batches: int, bits: int, out_bits: int, target: Target, processors: int
 ) -> HopperSchedule:
     """Return the schedule with the least estimated time; of equals the first, which has the larger tile."""
-    # A tile of which half or more lies outside of the result only reads more for each of its products.
-    fitting = [
-        chosen
-        for chosen in hopper_candidates(bits, out_bits, target)
-        if (chosen.block_m <= 64 or chosen.block_m < 2 * m)
-        and (chosen.block_n <= 64 or chosen.block_n < 2 * n)
-    ]
     return min(
-        fitting,
+        (chosen for chosen in hopper_candidates(bits, out_bits, target) if suits(chosen, m, n)),
         key=lambda chosen: estimated_cycles(chosen, m, n, k, batches, bits, processors),
     )
 
@@ -198,19 +215,33 @@ BLOCK_SCALED_TILES = ((128, 128, 2), (64, 128, 1), (64, 64, 1))
 """Rows, columns and consumers: half of the sums that `TILES` have, for each thread holds them twice."""
 
 
+def block_scaled_candidates(out_bits: int, target: Target) -> Iterator[HopperSchedule]:
+    """Yield every schedule for a product of float8 matrices scaled by blocks."""
+    for (block_m, block_n, consumers), stream, cluster in product(
+        BLOCK_SCALED_TILES, (False, True), CLUSTERS
+    ):
+        plain = HopperSchedule(block_m, block_n, STEP_BYTES, 2, consumers, False, stream, *cluster)
+        if shares_whole_spans(plain):
+            # The scales of all stages take less than one stage of operands.
+            yield replace(plain, stages=deepest(plain, out_bits, target) - 1)
+
+
+@lru_cache(maxsize=4096)
 def block_scaled_schedule(
     m: int, n: int, k: int, out_bits: int, target: Target, processors: int
 ) -> HopperSchedule:
     """Return the schedule with the least estimated time for a product of float8 matrices scaled by blocks."""
-    fitting = []
-    for block_m, block_n, consumers in BLOCK_SCALED_TILES:
-        if block_m > 64 and m <= 64 or block_n > 64 and n <= 64:
-            continue
-        for stream in (False, True):
-            plain = HopperSchedule(block_m, block_n, STEP_BYTES, 2, consumers, False, stream)
-            # A row of scales of a stage takes less than what two operands are rounded up to.
-            fitting.append(_with_stages(plain, deepest(plain, out_bits, target) - 1))
-    return min(fitting, key=lambda chosen: estimated_cycles(chosen, m, n, k, 1, 8, processors))
+    return min(
+        (chosen for chosen in block_scaled_candidates(out_bits, target) if suits(chosen, m, n)),
+        key=lambda chosen: estimated_cycles(chosen, m, n, k, 1, 8, processors),
+    )
+
+
+def suits(chosen: HopperSchedule, m: int, n: int) -> bool:
+    """Tell whether tiles lie in the result by more than half; others only read more for each of their products."""
+    return (chosen.block_m <= 64 or chosen.block_m < 2 * m) and (
+        chosen.block_n <= 64 or chosen.block_n < 2 * n
+    )
 
 
 def fits_bulk_copies(x: torch.Tensor) -> bool:

@@ -18,7 +18,7 @@ def stream_k_kernel(
     b_scale: Tensor[float32, "scale_n"],
     alpha: float32,
     beta: float32,
-    blocks: int32,
+    teams: int32,
     shared_tiles: int32,
     steps: int32,
     *,
@@ -26,36 +26,42 @@ def stream_k_kernel(
     acc_dtype: constexpr = float32,
     has_bias: constexpr = False,
     has_residual: constexpr = False,
-    has_scales: constexpr = False,
+    scales: constexpr = "",
     activation: constexpr = "",
     block_m: constexpr = 128,
     block_n: constexpr = 128,
+    cluster_m: constexpr = 1,
+    cluster_n: constexpr = 1,
     group: constexpr = 8,
     height: constexpr = 16,
 ):
-    """Finish the shared tiles of a launch of `hopper_matmul_kernel` with so many blocks, and steps for each tile.
+    """Finish the shared tiles of a launch of `hopper_matmul_kernel` with so many clusters, and steps for each tile.
 
     The sum of a tile's parts is taken in the order of k, so that it is the same each time.
     """
     m, n = c.shape[1], c.shape[2]
-    tilus.grid(shared_tiles, block_m // height, warps=4)
-    number, band = tilus.block_id()
+    tilus.grid(shared_tiles, block_m // height, cluster_m * cluster_n, warps=4)
+    number, band, rank = tilus.block_id()
+    tilus.wait_for_previous()
     total = shared_tiles * steps
-    # The blocks with the tile's first and last step.
-    first = ((number * steps + 1) * blocks - 1) // total
-    last = ((number + 1) * steps * blocks - 1) // total
+    # The clusters with the tile's first and last step.
+    first = ((number * steps + 1) * teams - 1) // total
+    last = ((number + 1) * steps * teams - 1) // total
     if first < last:
-        rows, columns = tilus.cdiv(m, block_m), tilus.cdiv(n, block_n)
+        rows, columns = tilus.cdiv(m, block_m * cluster_m), tilus.cdiv(n, block_n * cluster_n)
         tile = c.shape[0] * rows * columns - shared_tiles + number
         batch, i, j = place(tile, rows, columns, group)
         acc = tilus.zeros((height, block_n), acc_dtype)
-        for block in range(first, last + 1):
-            # A block's first piece is in its first slot.
-            slot = 2 * block + (0 if block * total // blocks // steps == number else 1)
-            acc += tilus.load(partial, (slot, band * height, 0), (height, block_n))
-        row, column = i * block_m + band * height, j * block_n
+        for team in range(first, last + 1):
+            # A cluster's first piece is in its first slots.
+            slot = 2 * team + (0 if team * total // teams // steps == number else 1)
+            acc += tilus.load(
+                partial, (slot * cluster_m * cluster_n + rank, band * height, 0), (height, block_n)
+            )
+        row = (i * cluster_m + rank // cluster_n) * block_m + band * height
+        column = (j * cluster_n + rank % cluster_n) * block_n
         out = finish(
             acc, bias, residual, a_scale, b_scale, alpha, beta, batch, row, column,
-            out_dtype, has_bias, has_residual, has_scales, activation,
+            out_dtype, has_bias, has_residual, scales, activation,
         )  # fmt: skip
         tilus.store(c, out, (batch, row, column))

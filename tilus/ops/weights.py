@@ -45,7 +45,7 @@ def operand_type(code_type: DType, activations: torch.dtype) -> DType:
     if not np.array_equal(held, values):
         raise TypeMismatch(
             f"{operand} does not hold all values of {code_type}, as activations of {activations} ask for",
-            hint="integers with int8; integers of up to 4 bits, and floats of up to 4 exponent and 3 mantissa bits, with "
+            hint="integers with int8; integers of up to 4 bits and floats of up to 4 exponent and 3 mantissa bits with "
             "float8_e4m3fn",
         )
     return operand
@@ -370,7 +370,9 @@ def gated_pair(gate: QuantizedWeight, up: QuantizedWeight) -> QuantizedWeight:
     """
     same = (gate.dtype, gate.shape, gate.group_size, gate.scale.dtype, gate.activations, gate.zero is None)
     if same != (up.dtype, up.shape, up.group_size, up.scale.dtype, up.activations, up.zero is None):
-        raise TypeMismatch("a gate and what it multiplies have the same shape, types, group size and zero points")
+        raise TypeMismatch(
+            "a gate and what it multiplies have the same shape, types, group size and zero points"
+        )
     if (gate.order is None) != (up.order is None) or (
         gate.order is not None and up.order is not None and not torch.equal(gate.order, up.order)
     ):
@@ -386,7 +388,8 @@ def gated_pair(gate: QuantizedWeight, up: QuantizedWeight) -> QuantizedWeight:
         return interleave(first[..., :n], second[..., :n])
 
     codes = [
-        torch.from_numpy(unpack_weight(w.packed.cpu().numpy(), w.dtype, *w.shape, w.operand)) for w in (gate, up)
+        torch.from_numpy(unpack_weight(w.packed.cpu().numpy(), w.dtype, *w.shape, w.operand))
+        for w in (gate, up)
     ]
     scales = [w.scale[:groups].cpu().to(torch.float64) * w.alpha for w in (gate, up)]
     values = joined(*scales)

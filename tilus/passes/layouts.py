@@ -25,8 +25,8 @@ from tilus.passes.select import DotChoice, Selector
 
 # Operations whose register operands and results all share one layout.
 UNIFORM = (
-    ops.Unary, ops.Binary, ops.Compare, ops.Select, ops.Cast, ops.InlinePtx, ops.Gather, ops.Scatter, ops.Atomic,
-    ops.Random, ops.Table,
+    ops.Unary, ops.Binary, ops.Compare, ops.Select, ops.Cast, ops.CastRandom, ops.InlinePtx, ops.Gather, ops.Scatter,
+    ops.Atomic, ops.Random, ops.Table,
 )  # fmt: skip
 
 WARP = 32

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tilus.dtypes import int32
-from tilus.errors import Location, TilusError
+from tilus.dtypes import float16, float32, int32
+from tilus.errors import Location, TargetNotSupported, TilusError
 from tilus.ir import ops
 from tilus.ir.core import Operation, Region, Value, walk
 from tilus.ir.kernel import Kernel
@@ -42,24 +42,62 @@ class Loop:
     dots: tuple[ops.Dot, ...]
 
 
+class NotFit(Exception):
+    """Why a kernel is left to software pipelining, as a clause."""
+
+    def __init__(self, reason: str, loc: Location | None) -> None:
+        super().__init__(reason.rstrip("."))
+        self.loc = loc
+
+
 def specialise_warps(kernel: Kernel, selector: Selector) -> Kernel:
-    """Split the kernel into a producer and consumers if all its pipelined loops qualify."""
+    """Split the kernel into a producer and consumers if all its pipelined loops qualify; if not, note why."""
     pipelined = [op for op in walk(kernel.body) if isinstance(op, ops.For) and op.stages]
-    if not pipelined or kernel.warps % WARPGROUP or any(isinstance(op, UNFIT) for op in walk(kernel.body)):
+    products = any(isinstance(x, ops.Dot) for op in pipelined for x in op.body.ops)
+    if not products or not _multiplies_from_shared(selector):
         return kernel
-    if any(isinstance(op, ops.BarrierAlloc) and op not in kernel.body.ops for op in walk(kernel.body)):
-        return kernel
+    try:
+        return _specialised(kernel, pipelined, selector)
+    except NotFit as unfit:
+        where = f" at line {unfit.loc.line}" if unfit.loc is not None else ""
+        note = f"copies and products{where} stay with the same warps: {unfit}"
+        return replace(kernel, notes=(*kernel.notes, note))
+
+
+def _multiplies_from_shared(selector: Selector) -> bool:
+    """Tell whether the target has wgmma."""
+    try:
+        selector.choose_dot_async((64, 8, 16), (float16, float16, float32), WARPGROUP)
+    except TargetNotSupported:
+        return False
+    return True
+
+
+def _specialised(kernel: Kernel, pipelined: list[ops.For], selector: Selector) -> Kernel:
+    if kernel.warps % WARPGROUP:
+        raise NotFit(f"{kernel.warps} warps are not whole warpgroups of {WARPGROUP}", kernel.loc)
+    for op in walk(kernel.body):
+        if isinstance(op, UNFIT):
+            raise NotFit(f"the kernel has {op.opcode}, and so divides the work itself", op.loc)
+        if isinstance(op, ops.BarrierAlloc) and op not in kernel.body.ops:
+            raise NotFit("a barrier is made in a loop or a branch", op.loc)
     written = _written(kernel.body)
     found: dict[int, Loop] = {}
     for op in pipelined:
         loop = qualify(op, kernel, selector)
-        if loop is None or any(copy.tensor in written for copy in loop.copies):
-            return kernel
+        for copy in loop.copies:
+            if copy.tensor in written:
+                raise NotFit(
+                    f"the kernel also writes to {copy.tensor.name or 'a tensor'} that it copies", copy.loc
+                )
         found[id(op)] = loop
     made = Builder(kernel, found)
     producer = made.producer()
-    if not all(_may_run_twice(op, kernel, written) for op in walk(producer) if id(op) not in made.started):
-        return kernel
+    for op in walk(producer):
+        if id(op) not in made.started and not _may_run_twice(op, kernel, written):
+            raise NotFit(
+                f"where copies read from depends on {op.opcode}, which only one program may run", op.loc
+            )
     return made.build(producer)
 
 
@@ -86,29 +124,32 @@ def _may_run_twice(op: Operation, kernel: Kernel, written: set[Value]) -> bool:
     return True
 
 
-def qualify(op: ops.For, kernel: Kernel, selector: Selector) -> Loop | None:
-    """Return what a loop is made of, if TMA can feed it and wgmma can run its dots."""
+def qualify(op: ops.For, kernel: Kernel, selector: Selector) -> Loop:
+    """Return what a loop is made of; raise NotFit if TMA cannot feed it or wgmma cannot run its dots."""
     buffers = tuple(x for x in op.body.ops if isinstance(x, ops.AllocShared))
     copies = tuple(x for x in op.body.ops if isinstance(x, ops.CopyAsync))
     dots = tuple(x for x in op.body.ops if isinstance(x, ops.Dot))
     inside = list(walk(op.body))
     if not dots or not copies or op.stages < 2:
-        return None
+        raise NotFit("the loop has no dot of tiles that it copies, or a single stage", op.loc)
     # Each turn that copies must be one that reads, so none is cut short.
     if len(handed_on(op.body)) != 1 or any(isinstance(x, ops.Return) for x in inside):
-        return None
+        raise NotFit("a turn of the loop may be cut short by break, continue or return", op.loc)
     own = {b.result for b in buffers}
     made = {value: x for x in inside for value in x.results}
     targets = [c.shared for c in copies]
     if set(targets) != own or len(targets) != len(own) or any(b.layout is not None for b in buffers):
-        return None
+        raise NotFit(
+            "not each of the loop's shared tiles is filled by one copy, in a layout of our choice", op.loc
+        )
     if any(isinstance(x, ops.CopyAsync) and x not in copies for x in inside):
-        return None
-    if not all(_bulk_copyable(c, kernel) for c in copies):
-        return None
-    reads = [x for x in inside if not isinstance(x, ops.CopyAsync) and own.intersection(x.inputs())]
-    if not all(isinstance(x, (ops.LoadShared, ops.SharedPermute)) for x in reads):
-        return None
+        raise NotFit("a copy stands under an if or a loop", op.loc)
+    for copy in copies:
+        _check_bulk_copy(copy, kernel)
+    for x in inside:
+        reads = own.intersection(x.inputs())
+        if reads and not isinstance(x, (ops.CopyAsync, ops.LoadShared, ops.SharedPermute)):
+            raise NotFit(f"{x.opcode} takes a shared tile of the loop", x.loc)
     for dot in dots:
         a, b, c = dot.a.type, dot.b.type, dot.c.type
         assert isinstance(a, RegisterType)
@@ -116,13 +157,15 @@ def qualify(op: ops.For, kernel: Kernel, selector: Selector) -> Loop | None:
         assert isinstance(c, RegisterType)
         for operand, fast in ((dot.a, 1), (dot.b, 0)):
             major = _contiguous(operand, made, own)
-            if major is None or (major != fast and a.dtype.bits != 16):
-                return None
+            if major is None:
+                raise NotFit("an operand of dot is not what a load of a shared tile gives", dot.loc)
+            if major != fast and a.dtype.bits != 16:
+                raise NotFit(f"wgmma reads {a.dtype} along k only", dot.loc)
         try:
             shape = (a.shape[0], b.shape[1], a.shape[1])
             selector.choose_dot_async(shape, (a.dtype, b.dtype, c.dtype), kernel.warps)
-        except TilusError:
-            return None
+        except TilusError as error:
+            raise NotFit(error.message, dot.loc) from None
     return Loop(op, buffers, copies, dots)
 
 
@@ -140,24 +183,21 @@ def _contiguous(operand: Value, made: dict[Value, Operation], own: set[Value]) -
     return None
 
 
-def _bulk_copyable(copy: ops.CopyAsync, kernel: Kernel) -> bool:
-    """Tell whether TMA can make a copy."""
+def _check_bulk_copy(copy: ops.CopyAsync, kernel: Kernel) -> None:
+    """Raise NotFit if TMA cannot make a copy."""
     type, shared = copy.tensor.type, copy.shared.type
     assert isinstance(type, GlobalType)
     assert isinstance(shared, SharedType)
     bits = type.dtype.bits
-    if (
-        copy.tensor not in kernel.params
-        or bits % 8
-        or type.align % TMA_ALIGN
-        or type.rank > 5
-        or not all(copy.checked)
-    ):
-        return False
+    if copy.tensor not in kernel.params or type.rank > 5:
+        raise NotFit("TMA copies from parameters of the kernel, of rank 5 at most", copy.loc)
+    if bits % 8 or type.align % TMA_ALIGN:
+        raise NotFit(f"TMA takes whole bytes, from tensors aligned to {TMA_ALIGN} bytes", copy.loc)
     if len(shared.shape) != 2 or type.strides[-1] != 1 or shared.shape[1] * bits // 8 % TMA_ALIGN:
-        return False
+        raise NotFit(f"the copy is not one of rows of whole {TMA_ALIGN} bytes", copy.loc)
     steps = [s.divisor if isinstance(s, Symbol) else s for s in type.strides[:-1]]
-    return all(step * bits // 8 % TMA_ALIGN == 0 for step in steps)
+    if any(step * bits // 8 % TMA_ALIGN for step in steps):
+        raise NotFit(f"rows of the tensor are not known to begin at multiples of {TMA_ALIGN} bytes", copy.loc)
 
 
 class Builder:

@@ -169,20 +169,28 @@ def overlapping_launch() -> Callable[..., tuple[Any, ...]]:
     attribute = driver.CUlaunchAttribute()
     attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
     attribute.value.programmaticStreamSerializationAllowed = 1
-    attributes = [attribute]
-    new_config, launch = driver.CUlaunchConfig, driver.cuLaunchKernelEx
+    launch = driver.cuLaunchKernelEx
+    # A configuration is taken out while a launch uses it, so that threads never share one.
+    pool: list[Any] = []
+
+    def make() -> Any:
+        config = driver.CUlaunchConfig()
+        config.blockDimY = config.blockDimZ = 1
+        config.attrs, config.numAttrs = [attribute], 1
+        return config
 
     def overlapping(
-        handle: Any, x: int, y: int, z: int, threads: int, block_y: int, block_z: int, shared: int, stream: int,
-        address: int, extra: int,
+        handle: Any, x: int, y: int, z: int, threads: int, _y: int, _z: int, shared: int, stream: int, address: int,
+        extra: int,
     ) -> tuple[Any, ...]:  # fmt: skip
-        # Made anew for each launch, so that threads share none.
-        config = new_config()
-        config.gridDimX, config.gridDimY, config.gridDimZ = x, y, z
-        config.blockDimX, config.blockDimY, config.blockDimZ = threads, block_y, block_z
+        try:
+            config = pool.pop()
+        except IndexError:
+            config = make()
+        config.gridDimX, config.gridDimY, config.gridDimZ, config.blockDimX = x, y, z, threads
         config.sharedMemBytes, config.hStream = shared, stream
-        config.attrs, config.numAttrs = attributes, 1
         status: tuple[Any, ...] = launch(config, handle, address, extra)
+        pool.append(config)
         return status
 
     return overlapping

@@ -14,6 +14,7 @@ from .atomics import apply_atomically, combine
 from .decoder import AddressSource, Decoder
 from .mbarrier import shared_operand
 from .memory import take_hints
+from .memory_unit import gather, scatter
 from .operations import Lane, Nothing, Operation
 from .selection import Selection
 from .spaces import CLUSTER_SHIFT, PARAM_WINDOW
@@ -109,7 +110,7 @@ def read_chunks(operation: Any, state: Any, lanes: Any, chunks: Chunks) -> Any:
             state, _View(operation.instruction, width), _Lanes(lanes[copies]), allocation, offset
         )
     if chunks.whole:
-        out[:] = allocation.view(np.dtype(np.uint8), CHUNK)[offset >> 4].reshape(out.shape)
+        out[:] = gather(allocation.view(np.dtype(np.uint8), CHUNK), offset >> 4).reshape(out.shape)
     else:
         out[chunks.mask()] = allocation.data[offset]
     engine.counters.bulk_global(operation.instruction, copies, len(addresses) * width, addresses, False)
@@ -149,7 +150,7 @@ def write_chunks(operation: Any, state: Any, lanes: Any, chunks: Chunks, values:
                 state, _View(operation.instruction, width), _Lanes(lanes[copies]), allocation, offset, flat
             )
         if chunks.whole:
-            allocation.view(np.dtype(np.uint8), CHUNK)[offset >> 4] = flat
+            scatter(allocation.view(np.dtype(np.uint8), CHUNK), offset >> 4, flat)
         else:
             allocation.data[offset] = flat
         return
@@ -300,7 +301,7 @@ class BulkLoad(_Bulk):
         """Put arrived bytes into shared memory."""
         rows, values = index.reshape(-1) >> 4, values.reshape(-1, CHUNK)
         if self.reduction is None:
-            state.memory.shared_view(np.dtype(np.uint8), CHUNK)[rows] = values
+            scatter(state.memory.shared_view(np.dtype(np.uint8), CHUNK), rows, values)
             return
         function, dtype = self.reduction
         size = np.dtype(dtype).itemsize
@@ -336,7 +337,7 @@ class LinearSource:
             index = shared_operand(operation, state, sel, address, False, 1)[:, None] + steps
             if state.races is not None:
                 state.races.async_read(operation, sel.index, index, None)
-            values = state.memory.shared_view(np.dtype(np.uint8), CHUNK)[index >> 4]
+            values = gather(state.memory.shared_view(np.dtype(np.uint8), CHUNK), index >> 4)
         else:
             values = read_chunks(operation, state, sel.index, Chunks(address[:, None] + steps, None, None))
         return values, target[:, None] + steps, sizes, None
@@ -599,7 +600,7 @@ class BulkStore(_Bulk):
         if state.races is not None:
             state.races.async_read(self, lanes, index, True)
             token = index
-        values = state.memory.shared_view(np.dtype(np.uint8), CHUNK)[index >> 4]
+        values = gather(state.memory.shared_view(np.dtype(np.uint8), CHUNK), index >> 4)
         state.engine.counters.bulk_shared(self.instruction, index.size * CHUNK)
         group = state.bulk_groups.committed[lanes].copy()
         state.bulk_groups.pending.append(PendingStore(self, lanes, chunks, values, group, token, reduction))

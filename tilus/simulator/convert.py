@@ -65,7 +65,9 @@ def _plain(
         function = _integer_to_float(target, source, mode or "rn", sat)
     else:
         function = _integer_to_integer(target, source, sat)
-    return Map(function, [d.target(d.operands[0], target, relaxed=True)], [a])
+    operation = Map(function, [d.target(d.operands[0], target, relaxed=True)], [a])
+    operation.moves = int(not (from_float or to_float or sat))
+    return operation
 
 
 def _is_float(type: ScalarType) -> bool:

@@ -25,9 +25,11 @@ from . import (
     wmma,
 )
 from .decoder import Decoder
-from .operations import Operation
+from .operations import Map, Operation
 
 _FLOATING = frozenset(floating.FLOAT_TYPES)
+# With packed types these compute each element from the same elements of their operands.
+_ELEMENTWISE = frozenset("abs add ex2 fma max min mul neg sub tanh".split())
 
 TABLE: dict[str, Callable[[Decoder], Operation]] = {
     **integer.INSTRUCTIONS,
@@ -62,4 +64,7 @@ def decode_statement(d: Decoder) -> Operation:
         raise d.fail(f"unsupported instruction {d.name!r}")
     operation = decode(d)
     d.finish()
+    kind = d.statement.opcode.rsplit(".", 1)[-1]
+    if isinstance(operation, Map) and d.name in _ELEMENTWISE and kind.endswith("x2"):
+        operation.packed = 32 if kind == "f32x2" else 16
     return operation

@@ -47,15 +47,28 @@ def _binary(function: Any) -> Callable[[Decoder], Operation]:
     def decode(d: Decoder) -> Operation:
         type = d.type(*_BITS)
         d.count(3)
-        return Map(function, [d.target(d.operands[0], type)], [d.source(o, type) for o in d.operands[1:]])
+        return _bitwise(function, d.target(d.operands[0], type), [d.source(o, type) for o in d.operands[1:]])
 
     return decode
+
+
+def _bitwise(function: Any, target: Any, sources: list[Any]) -> Operation:
+    operation = Map(function, [target], sources)
+    operation.bitwise = True
+    return operation
+
+
+def _moving(function: Any, targets: list[Any], sources: list[Any], moved: int) -> Operation:
+    """An operation that moves the bits of its first sources."""
+    operation = Map(function, targets, sources)
+    operation.moves = moved
+    return operation
 
 
 def _decode_not(d: Decoder) -> Operation:
     type = d.type(*_BITS)
     d.count(2)
-    return Map(np.invert, [d.target(d.operands[0], type)], [d.source(d.operands[1], type)])
+    return _bitwise(np.invert, d.target(d.operands[0], type), [d.source(d.operands[1], type)])
 
 
 def _decode_cnot(d: Decoder) -> Operation:
@@ -76,7 +89,7 @@ def _decode_lop3(d: Decoder) -> Operation:
     function = lop3(table)
     first, second = d.pair(d.operands[0])
     if bool_op is None:
-        return Map(function, [d.target(first, type)], sources)
+        return _bitwise(function, d.target(first, type), sources)
     sources.append(d.predicate(d.operands[5]))
 
     def with_predicate(a: Any, b: Any, c: Any, q: Any) -> Any:
@@ -143,7 +156,7 @@ def _decode_shift(d: Decoder) -> Operation:
     target = d.target(d.operands[0], type)
     if isinstance(b, Constant) and int(b.value) < type.bits:
         b = Constant(type.dtype.type(int(b.value)))
-        return Map(np.left_shift if left else np.right_shift, [target], [a, b])
+        return _moving(np.left_shift if left else np.right_shift, [target], [a, b], 1)
     return Map(_shift_left if left else _shift_right, [target], [a, b])
 
 
@@ -373,7 +386,7 @@ def _decode_prmt(d: Decoder) -> Operation:
     a, b, c = (d.source(o, U32) for o in d.operands[1:])
     target = d.target(d.operands[0], U32)
     if mode is None and isinstance(c, Constant):
-        return Map(prmt_constant(int(c.value) & 0xFFFF), [target], [a, b])
+        return _moving(prmt_constant(int(c.value) & 0xFFFF), [target], [a, b], 2)
     return Map(lambda x, y, z: prmt(x, y, z, mode), [target], [a, b, c])
 
 
@@ -386,7 +399,7 @@ def _decode_mov(d: Decoder) -> Operation:
         raise d.fail("mov of special vector registers is not supported; read the components")
     if isinstance(source, Vector) or isinstance(target, Vector):
         return _pack_or_unpack(d, type, target, source)
-    operation = Map(_same, [d.target(target, type)], [d.source(source, type)])
+    operation = _moving(_same, [d.target(target, type)], [d.source(source, type)], 1)
     operation.copies = isinstance(operation.reads[0], Register) and d.statement.guard is None
     return operation
 
@@ -404,7 +417,9 @@ def _pack_or_unpack(d: Decoder, type: ScalarType, target: object, source: object
     part = BITS_OF_WIDTH[type.bits // count]
     whole = BITS_OF_WIDTH[type.bits]
     if isinstance(target, Vector) and isinstance(source, Vector):
-        return Map(lambda *v: v if len(v) > 1 else v[0], d.targets(target, part), d.sources(source, part))
+        return _moving(
+            lambda *v: v if len(v) > 1 else v[0], d.targets(target, part), d.sources(source, part), count
+        )
     if isinstance(target, Vector):
 
         def unpack(value: Any) -> Any:
@@ -419,7 +434,7 @@ def _pack_or_unpack(d: Decoder, type: ScalarType, target: object, source: object
             parts = tuple(words[:, i] for i in range(count))
             return parts if count > 1 else parts[0]
 
-        return Map(unpack, d.targets(target, part), [d.source(source, whole)])
+        return _moving(unpack, d.targets(target, part), [d.source(source, whole)], 1)
 
     def pack(*parts: Any) -> Any:
         parts = np.broadcast_arrays(*parts)
@@ -430,7 +445,7 @@ def _pack_or_unpack(d: Decoder, type: ScalarType, target: object, source: object
             return out.view(np.uint64).reshape((*parts[0].shape, 2))
         return out.view(whole.dtype)[..., 0]
 
-    return Map(pack, [d.target(target, whole)], d.sources(source, part))
+    return _moving(pack, [d.target(target, whole)], d.sources(source, part), count)
 
 
 def _decode_selp(d: Decoder) -> Operation:

@@ -1,4 +1,4 @@
-"""Runs of ``mma.sync`` as one step: instructions of one kind that nothing between them depends on are multiplied together.
+"""Runs of ``mma.sync`` as one step: instructions of one kind whose order with what stands between does not matter.
 
 A warp's instructions execute in their order. What stands between two of them is executed before both if it touches
 none of their registers in a way that the order matters for.
@@ -77,9 +77,9 @@ def compiles(operation: Operation) -> bool:
     if not all(isinstance(r, Register) and r.bank == 32 and r.step == 1 for r in everything):
         return False
     c, d = _rows(operation.c), _rows(operation.writes)
-    inputs = {*_rows(operation.a), *_rows(operation.b)}
-    alone = len(set(d)) == len(d) and not inputs & set(d) and (c == d or not set(c) & set(d))
-    return alone and tensorcore_native.supports(operation.op)
+    # Rows of a result are written one after another.
+    apart = len(set(d)) == len(d) and (c == d or not set(c) & set(d))
+    return apart and tensorcore_native.supports(operation.op)
 
 
 class Scheduler:

@@ -22,7 +22,7 @@ class Code:
     def __init__(self, parameters: Sequence[str]) -> None:
         self.parameters = tuple(parameters)
         self.lines: list[str] = []
-        self.constants: list[str] = []
+        self.declarations: list[str] = []
         self.count = 0
         self.block = "entry"
 
@@ -84,7 +84,7 @@ class Code:
     def text(self, name: str) -> str:
         """The function as LLVM IR; it returns 0 where no ``ret`` was written before its end."""
         parameters = ", ".join(f"i64 %{p}" for p in self.parameters)
-        head = [*self.constants, f"define i64 @\"{name}\"({parameters}) {{", "entry:"]
+        head = [*dict.fromkeys(self.declarations), f'define i64 @"{name}"({parameters}) {{', "entry:"]
         return "\n".join([*head, *self.lines, "  ret i64 0", "}", ""])
 
 

@@ -53,6 +53,12 @@ class Map(Operation):
 
     # Whether this is a choice between the first two sources by the third.
     selects = False
+    # How many of the first sources the function only moves bits of, unless it is none.
+    moves = 0
+    # Whether each bit of the result depends on the same bit of the sources alone.
+    bitwise = False
+    # Width of the elements of packed operands that are computed apart, unless it is none.
+    packed = 0
 
     def __init__(
         self, function: Callable[..., Any], destinations: Sequence[Any], sources: Sequence[Any]
@@ -61,6 +67,7 @@ class Map(Operation):
         self.function = function
         self.writes = tuple(destinations)
         self.reads = tuple(sources)
+        self._in_place: bool | None = None
 
     def bind(self, state: Any, lo: int, hi: int) -> Callable[[], Any]:
         lanes = slice(lo * 32, hi * 32)
@@ -72,7 +79,9 @@ class Map(Operation):
             sources.append(array[lanes] if isinstance(array, np.ndarray) and array.ndim else array)
         target = self.writes[0].target_array(state)[lanes]
         function = self.function
-        if isinstance(function, np.ufunc) and _writes_in_place(function, sources, target):
+        if self._in_place is None:
+            self._in_place = isinstance(function, np.ufunc) and _writes_in_place(function, sources, target)
+        if self._in_place:
             return partial(function, *sources, out=target)
 
         def step() -> None:

@@ -33,10 +33,10 @@ from .syntax import (
 # Nearly all instructions are of a plain form. One expression takes such an instruction whole, which is several times
 # faster than rules for its parts; the rules of `instruction` take the others. Both make the same records.
 _NAME = r"[A-Za-z_$%][\w$.]*"
-_VALUE = rf"(?:{_NAME}|0[fF][0-9a-fA-F]{{8}}|0[dD][0-9a-fA-F]{{16}}|-?0[xX][0-9a-fA-F]+|-?\d+)(?![\w.$:+(\[|<])"
-_OPERAND = (
-    rf"(?:{_VALUE}|\[\s*{_NAME}(?:\s*\+?\s*-?\d+)?\s*\]|\{{\s*{_VALUE}(?:\s*,\s*{_VALUE})*\s*\}})"
+_VALUE = (
+    rf"(?:{_NAME}|0[fF][0-9a-fA-F]{{8}}|0[dD][0-9a-fA-F]{{16}}|-?0[xX][0-9a-fA-F]+|-?\d+)(?![\w.$:+(\[|<])"
 )
+_OPERAND = rf"(?:{_VALUE}|\[\s*{_NAME}(?:\s*\+?\s*-?\d+)?\s*\]|\{{\s*{_VALUE}(?:\s*,\s*{_VALUE})*\s*\}})"
 _PLAIN = rf"(?:@!?{_NAME}\s+)?[a-z]\w*(?:(?:\.|::)\w+)*(?:\s+{_OPERAND}(?:\s*,\s*{_OPERAND})*)?\s*;"
 
 GRAMMAR = r"""

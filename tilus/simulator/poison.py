@@ -3,10 +3,15 @@
 Compilers load under a predicate and let all lanes compute on, as long as only lanes with a value store it. So a lane's
 missing value is followed through registers, and reported where it decides something: an address, a stored or
 exchanged-and-stored value, a branch, a guard. Only registers that the data flow reaches are followed.
+
+What is followed are bits: each register has a *mask*, a word of its own type in which a one stands for a bit without a
+value. Instructions that move bits (packing and unpacking above all) move those of the masks, bitwise ones lose what
+does not reach their result, those on packed elements keep elements apart; all others lack their whole result.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -23,6 +28,16 @@ Key = tuple[int, int]
 
 def _key(register: Register) -> Key:
     return register.bank, register.row
+
+
+def _ones(dtype: Any) -> Any:
+    """All bits."""
+    return np.bool_(True) if dtype == np.bool_ else np.iinfo(dtype).max
+
+
+def _unsigned(mask: Any) -> Any:
+    """A mask of any type as unsigned integers or booleans."""
+    return mask if mask.dtype == np.bool_ else np.ascontiguousarray(mask).view(f"u{mask.dtype.itemsize}")
 
 
 def affected(kernel: Any) -> tuple[set[Key], set[int]]:
@@ -54,30 +69,70 @@ def affected(kernel: Any) -> tuple[set[Key], set[int]]:
     return tainted, touching
 
 
+_DTYPES: dict[int, Any] = {
+    1: np.bool_,
+    8: np.uint8,
+    16: np.uint16,
+    32: np.uint32,
+    64: np.uint64,
+    128: np.uint64,
+}
+
+
+class _Rows:
+    """The masks of one width of registers, by row."""
+
+    def __init__(self, poison: Poison, bank: int) -> None:
+        self.poison, self.bank = poison, bank
+
+    def __getitem__(self, row: int) -> Any:
+        return self.poison.table((self.bank, row))
+
+
 class Poison:
-    """Which lanes of which registers hold no value, for one batch."""
+    """Which bits of which registers hold no value, for one batch.
+
+    ``banks`` stands in for the state's, so that operands read and write masks as they read and write values.
+    """
 
     def __init__(self, state: Any) -> None:
         self.state = state
         self.kernel = state.kernel
         self.tainted, self.touching = state.kernel.tainted, state.kernel.touching
         self.missing: dict[Key, Any] = {}
+        self.defined: dict[int, Any] = {}
+        self.banks = {bank: _Rows(self, bank) for bank in _DTYPES}
 
     def table(self, key: Key) -> Any:
-        """One flag per lane of a register."""
+        """The mask of a register, for all lanes."""
         found = self.missing.get(key)
         if found is None:
-            found = np.full(self.state.lane_count, key in self.kernel.watched)
-            self.missing[key] = found
+            bank = key[0]
+            if key not in self.tainted:
+                found = self.defined.get(bank)
+                if found is None:
+                    found = self.defined[bank] = self._filled(bank, False)
+                return found
+            found = self.missing[key] = self._filled(bank, key in self.kernel.watched)
         return found
 
+    def _filled(self, bank: int, missing: bool) -> Any:
+        shape = (self.state.lane_count, 2) if bank == 128 else self.state.lane_count
+        dtype = np.dtype(_DTYPES[bank])
+        return np.full(shape, _ones(dtype) if missing else dtype.type(0), dtype)
+
+    def _mask(self, register: Register, sel: Selection) -> Any:
+        """The mask of what an operand reads, per active lane, as unsigned integers or booleans."""
+        return _unsigned(register.get(self, sel))
+
     def _any(self, operands: Any, sel: Selection) -> Any:
-        """Per active lane: whether a register among the operands has no value; None where none can lack one."""
+        """Per active lane: whether bits that the operands read have no value; None where none can lack one."""
         result = None
         for register in registers_of(operands):
             if _key(register) in self.tainted:
-                part = self.table(_key(register))[sel.lanes]
-                result = part.copy() if result is None else result | part
+                part = self._mask(register, sel) != 0
+                part = part.any(axis=1) if part.ndim > 1 else part
+                result = part if result is None else result | part
         return result
 
     def step(self, operation: Operation, sel: Selection) -> None:
@@ -93,60 +148,107 @@ class Poison:
         elif isinstance(operation, Synchronised):
             self._exchange(operation, sel, guard)
         else:
-            if isinstance(operation, (Access, Control, MatrixAccess)):
+            if isinstance(operation, (Access, Control, MatrixAccess, MatrixMultiply)):
                 bad = self._any(operation.reads, sel)
                 if bad is not None:
                     bad = bad if guard is None else bad & guard
                     if bad.any():
                         self._report(operation, sel, bad, operation.reads)
-            elif isinstance(operation, MatrixMultiply):
-                self._multiply(operation, sel)
-                return
             self._write(operation, sel, guard, None)
 
-    def _write(self, operation: Operation, sel: Selection, guard: Any, values: Any) -> None:
+    def _write(self, operation: Operation, sel: Selection, guard: Any, lacking: Any) -> None:
+        """Results that lack all their bits in some lanes, and none in the others."""
         for register in registers_of(operation.writes):
-            if _key(register) not in self.tainted:
-                continue
-            table = self.table(_key(register))
-            new = np.zeros(sel.n, bool) if values is None else values
-            table[sel.lanes] = new if guard is None else np.where(guard, new, table[sel.lanes])
+            if _key(register) in self.tainted:
+                flags = np.zeros(sel.n, bool) if lacking is None else lacking
+                dtype = np.dtype(_DTYPES[register.bank])
+                mask = np.where(flags, _ones(dtype), dtype.type(0))
+                self._put(register, sel, guard, mask[:, None] if register.bank == 128 else mask)
+
+    def _put(self, register: Register, sel: Selection, guard: Any, mask: Any) -> None:
+        """Set the whole mask of a register."""
+        table = self.table(_key(register))
+        if guard is not None:
+            mask = np.where(guard[:, None] if table.ndim > 1 else guard, mask, table[sel.lanes])
+        table[sel.lanes] = mask
+
+    def _put_all(self, operation: Map, sel: Selection, guard: Any, results: Any) -> None:
+        """Set the masks of the results from values of their types, extended as values are."""
+        for target, result in zip(operation.writes, results if len(operation.writes) > 1 else (results,)):
+            if isinstance(target, Register) and _key(target) in self.tainted:
+                if result.dtype.itemsize != target.store.itemsize:
+                    result = result.astype(target.store)
+                self._put(target, sel, guard, _unsigned(result))
 
     def _map(self, operation: Map, sel: Selection, guard: Any) -> None:
-        if operation.selects:
+        unguarded = self._any(operation.guard_registers, sel)
+        lacking = self._any([*operation.reads, *operation.guard_registers], sel)
+        if lacking is None or not lacking.any() or (unguarded is not None and unguarded.any()):
+            self._write(operation, sel, guard, lacking)
+        elif operation.moves:
+            moved = [self._moved(source, sel) for source in operation.reads[: operation.moves]]
+            rest = [source.get(self.state, sel) for source in operation.reads[operation.moves :]]
+            self._put_all(operation, sel, guard, operation.function(*moved, *rest))
+        elif operation.bitwise:
+            self._put_all(operation, sel, guard, self._reached(operation, sel))
+        elif operation.packed:
+            masks = [self._mask(register, sel) for register in registers_of(operation.reads)]
+            total = np.bitwise_or.reduce(masks)
+            parts = total.view(f"u{operation.packed // 8}")
+            parts[...] = np.where(parts != 0, _ones(parts.dtype), 0)
+            self._put_all(operation, sel, guard, total)
+        elif operation.selects:
             first, second, chooser = operation.reads
-            parts = [self._any([item], sel) for item in (first, second, chooser)]
-            a, b, c = (np.zeros(sel.n, bool) if part is None else part for part in parts)
-            self._write(operation, sel, guard, np.where(chooser.get(self.state, sel), a, b) | c)
-            return
-        self._write(operation, sel, guard, self._any([*operation.reads, *operation.guard_registers], sel))
+            masks = [_unsigned(np.asarray(self._moved(item, sel))) for item in (first, second)]
+            chosen = np.where(chooser.get(self.state, sel), *masks)
+            unknown = self._any([chooser], sel)
+            if unknown is not None:
+                chosen = np.where(unknown, _ones(chosen.dtype), chosen)
+            self._put_all(operation, sel, guard, chosen)
+        else:
+            self._write(operation, sel, guard, lacking)
+
+    def _moved(self, source: Any, sel: Selection) -> Any:
+        """The mask of an operand in the operand's own type; constants lack nothing."""
+        if isinstance(source, Register):
+            return source.get(self, sel)
+        value = source.get(self.state, sel)
+        return np.zeros_like(value)[()]
+
+    def _reached(self, operation: Map, sel: Selection) -> Any:
+        """The bits of a bitwise result that depend on bits without a value."""
+        values = [source.get(self.state, sel) for source in operation.reads]
+        masks = [self._moved(getattr(source, "item", source), sel) for source in operation.reads]
+        outcomes = [
+            operation.function(*[(v | m) if bit else (v & ~m) for v, m, bit in zip(values, masks, choice)])
+            for choice in itertools.product((False, True), repeat=len(values))
+        ]
+        return np.bitwise_or.reduce([outcome ^ outcomes[0] for outcome in outcomes[1:]])
 
     def _exchange(self, operation: Synchronised, sel: Selection, guard: Any) -> None:
-        """A shuffle moves the flag with the value; a vote or reduction lacks one if a member does."""
+        """A shuffle moves the mask with the value; a vote or reduction lacks one if a member does."""
         poisoned = self._any(operation.inputs[:1], sel)
         if poisoned is None:
             self._write(operation, sel, guard, None)
             return
-        flags = sel.spread(poisoned, False)
-        if operation.lenient:
-            rest = [source.warp(self.state, sel) for source in operation.inputs[1:]]
-            moved = operation.function(sel.mask, flags, *rest)[0]
-        else:
-            moved = np.broadcast_to((flags & sel.mask).any(axis=1)[:, None], flags.shape)
-        self._write(operation, sel, guard, sel.gather(np.asarray(moved, bool)))
-
-    def _multiply(self, operation: MatrixMultiply, sel: Selection) -> None:
-        bad = self._any(operation.reads, sel)
-        if bad is not None and bad.any():
-            self._report(operation, sel, bad, operation.reads)
-        self._write(operation, sel, None, None)
+        if not operation.lenient:
+            members = sel.spread(poisoned, False) & sel.mask
+            moved = np.broadcast_to(members.any(axis=1)[:, None], members.shape)
+            self._write(operation, sel, guard, sel.gather(moved))
+            return
+        rest = [source.warp(self.state, sel) for source in operation.inputs[1:]]
+        masks = sel.spread(self._mask(operation.inputs[0], sel), 0)
+        self._write(operation, sel, guard, None)
+        target = operation.writes[0]
+        if isinstance(target, Register) and _key(target) in self.tainted:
+            self._put(target, sel, guard, sel.gather(operation.function(sel.mask, masks, *rest)[0]))
 
     def _report(self, operation: Operation, sel: Selection, bad: Any, operands: Any) -> None:
         lane = int(sel.index[np.flatnonzero(bad)[0]])
         names = []
         for register in registers_of(operands):
             key = _key(register)
-            if key in self.tainted and self.table(key)[lane]:
+            if key in self.tainted and np.any(self.table(key)[lane]):
                 names.append(self.kernel.register_names[key])
                 self.table(key)[sel.lanes] = False
         self.state.hazard(

@@ -6,7 +6,10 @@ call stack: formal parameters and return values share the storage of the ``.para
 
 from __future__ import annotations
 
+import gc
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -705,10 +708,26 @@ def _grain(kernel: Kernel, space: str) -> int:
     return max(grain, 1)
 
 
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Loading makes many objects that all stay, among which collections would search again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 class LoadedModule:
     """A parsed module; kernels are decoded when first asked for, and all of them when the module is checked."""
 
     def __init__(self, text: str, addresses: AddressSpace) -> None:
+        with _no_garbage_collection():
+            self._load(text, addresses)
+
+    def _load(self, text: str, addresses: AddressSpace) -> None:
         self.tree = cached_parse(text)
         self.functions: dict[str, Function] = {}
         for function in self.tree.functions:

@@ -15,6 +15,7 @@ import numpy as np
 from tilus.simulator.native import Code, compiled
 from tilus.simulator.tensorcore_layout import dense_a_index, dense_b_index
 from tilus.simulator.tensorcore_mma import Mma, numbers
+from tilus.simulator.tensorcore_wgmma import Wgmma
 
 Array = np.ndarray[Any, Any]
 
@@ -22,6 +23,11 @@ PARAMETERS = (
     "first", "last", "bank", "pitch", "a_rows", "a_count", "b_rows", "b_count", "steps", "count", "a_index", "b_index",
     "a_table", "b_table", "scratch",
 )  # fmt: skip
+ACCUMULATE_PARAMETERS = ("product", "warps", "count", "bank", "pitch", "rows", "keep")
+_DECLARATIONS = (
+    "declare <8 x double> @llvm.fmuladd.v8f64(<8 x double>, <8 x double>, <8 x double>)",
+    "declare <8 x i32> @llvm.sadd.sat.v8i32(<8 x i32>, <8 x i32>)",
+)
 _COLUMNS = 8
 _TF32_VALUE = 0xFFFFE000
 
@@ -72,8 +78,7 @@ def multiply(op: Mma) -> Callable[..., int]:
     m, _, k = op.shape
     rows = m // 8
     code = Code(PARAMETERS)
-    code.constants.append("declare <8 x double> @llvm.fmuladd.v8f64(<8 x double>, <8 x double>, <8 x double>)")
-    code.constants.append("declare <8 x i32> @llvm.sadd.sat.v8i32(<8 x i32>, <8 x i32>)")
+    code.declarations += _DECLARATIONS
     a_bytes, b_bytes = m * k * 8, k * _COLUMNS * 8
     buffer = "%scratch"
     a_scratch = code.value("add i64 %scratch, 512")
@@ -92,6 +97,43 @@ def multiply(op: Mma) -> Callable[..., int]:
     return compiled(code, repr(op))
 
 
+def accumulates(op: Wgmma) -> bool:
+    """Whether the accumulators of a ``wgmma`` are of a type that is compiled."""
+    return op.d_type in ("f32", "s32") and op.bit_op is None
+
+
+@cache
+def accumulate(op: Wgmma) -> Callable[..., int]:
+    """The compiled function that adds products to a ``wgmma``'s accumulators: parameters `ACCUMULATE_PARAMETERS`.
+
+    ``product`` is float64 ``[16 * count, n]``, ``warps`` the warp and ``keep`` whether its old D counts for each 16
+    rows, ``rows`` the registers of D, all int64.
+    """
+    n = op.shape[1]
+    code = Code(ACCUMULATE_PARAMETERS)
+    code.declarations += _DECLARATIONS
+    with code.loop(0, "%count") as number:
+        warp = code.load("i64", code.pointer("%warps", number, 8), 8)
+        base = code.value(f"add i64 %bank, {code.value(f'mul i64 {warp}, 128')}")
+        kept = code.load("i64", code.pointer("%keep", number, 8), 8)
+        keep = code.value(f"icmp ne i64 {kept}, 0")
+        matrix = code.value(f"add i64 %product, {code.value(f'mul i64 {number}, {16 * n * 8}')}")
+        with code.loop(0, n // 8) as block, code.loop(0, 2) as half:
+            first = code.value(f"mul i64 {half}, {8 * n * 8}")
+            place = code.value(f"add i64 {first}, {code.value(f'mul i64 {block}, 64')}")
+            corner = code.value(f"add i64 {matrix}, {place}")
+            sums = [code.load("<8 x double>", code.at(corner, row * n * 8), 8) for row in range(8)]
+            pair = code.value(
+                f"add i64 {code.value(f'mul i64 {block}, 4')}, {code.value(f'mul i64 {half}, 2')}"
+            )
+            registers = []
+            for i in range(2):
+                which = code.load("i64", code.pointer("%rows", code.value(f"add i64 {pair}, {i}"), 8), 8)
+                registers.append(code.value(f"add i64 {base}, {code.value(f'mul i64 {which}, %pitch')}"))
+            _accumulate(code, op, sums, registers, registers, keep)
+    return compiled(code, repr(op))
+
+
 def _decode(
     code: Code, registers: int, count: int, bits: int, base: str, side: str, target: str, buffer: str
 ) -> None:
@@ -105,7 +147,9 @@ def _decode(
             code.store("<32 x i32>", words, code.pointer(buffer, register, 128), 4)
         values = code.value(f"add i64 {target}, {code.value(f'mul i64 {fragment}, {count * 8}')}")
         with code.loop(0, count) as i:
-            position = code.value(f"sext i32 {code.load('i32', code.pointer(f'%{side}_index', i, 4), 4)} to i64")
+            position = code.value(
+                f"sext i32 {code.load('i32', code.pointer(f'%{side}_index', i, 4), 4)} to i64"
+            )
             raw = code.load(f"i{bits}", code.pointer(buffer, position, bits // 8), bits // 8)
             if bits == 32:
                 kept = code.value(f"and i32 {raw}, {_TF32_VALUE}")
@@ -135,13 +179,24 @@ def _eight_rows(code: Code, op: Mma, base: str, entry: str, half: str, a_at: str
             )
     c_rows = [_register(code, entry, base, half, 16, i) for i in range(2)]
     d_rows = [_register(code, entry, base, half, 16 + m // 8 * 16, i) for i in range(2)]
+    _accumulate(code, op, sums, c_rows, d_rows, None)
+
+
+def _accumulate(
+    code: Code, op: Mma | Wgmma, sums: list[str], c_rows: list[str], d_rows: list[str], keep: str | None
+) -> None:
+    """Add eight rows of sums to C, which counts as zero unless ``keep``, and put them into D."""
     for row in range(8):
         old = [code.load("<4 x i32>", code.at(c, 16 * row), 4) for c in c_rows]
         c = code.value(
             f"shufflevector <4 x i32> {old[0]}, <4 x i32> {old[1]}, "
             "<8 x i32> <i32 0, i32 4, i32 1, i32 5, i32 2, i32 6, i32 3, i32 7>"
         )
-        total = _rounded(code, sums[row], c) if op.d_type == "f32" else _wrapped(code, sums[row], c, op.satfinite)
+        if keep is not None:
+            c = code.value(f"select i1 {keep}, <8 x i32> {c}, <8 x i32> zeroinitializer")
+        total = (
+            _rounded(code, sums[row], c) if op.d_type == "f32" else _wrapped(code, sums[row], c, op.satfinite)
+        )
         for i, d in enumerate(d_rows):
             which = ", ".join(f"i32 {2 * t + i}" for t in range(4))
             part = code.value(f"shufflevector <8 x i32> {total}, <8 x i32> poison, <4 x i32> <{which}>")
@@ -157,7 +212,9 @@ def _register(code: Code, entry: str, base: str, half: str, offset: int, i: int)
 
 def _rounded(code: Code, total: str, c: str) -> str:
     """The sum with a float32 accumulator, rounded, NaN canonical."""
-    wide = code.value(f"fpext <8 x float> {code.value(f'bitcast <8 x i32> {c} to <8 x float>')} to <8 x double>")
+    wide = code.value(
+        f"fpext <8 x float> {code.value(f'bitcast <8 x i32> {c} to <8 x float>')} to <8 x double>"
+    )
     exact = code.value(f"fadd <8 x double> {total}, {wide}")
     rounded = code.value(f"fptrunc <8 x double> {exact} to <8 x float>")
     nan = code.value(f"fcmp uno <8 x float> {rounded}, zeroinitializer")

@@ -193,6 +193,14 @@ class Wgmma:
         selector: int = 0,
     ) -> Array:
         """New D for the operands; see `tilus.simulator.tensorcore` for their shapes."""
+        product = self.product(a, b, metadata=metadata, selector=selector)
+        if self.d_type == "s32":
+            return self._accumulate_integers(product.astype(np.int64), c, scale_d)
+        with np.errstate(invalid="ignore", over="ignore"):
+            return self._accumulate_floats(product, c, scale_d)
+
+    def product(self, a: Array, b: Array, *, metadata: Array | None = None, selector: int = 0) -> Array:
+        """The product of the multiplicands as numbers, ``[G, 64, n]``."""
         m, n, k = self.shape
         groups = len(b)
         bits = ELEMENT_BITS[self.a_type]
@@ -203,7 +211,7 @@ class Wgmma:
             left = _matrix(a, m, self.stored_k, bits, self.trans_a)
         right = _matrix(b, n, k, bits, self.trans_b)
         if self.bit_op is not None:
-            return self._accumulate_integers(bit_products(left, right, self.bit_op), c, scale_d)
+            return bit_products(left, right, self.bit_op)
         left = numbers(left, self.a_type)
         right = numbers(right, self.b_type)
         if self.sparse:
@@ -214,11 +222,9 @@ class Wgmma:
             left = expand_sparse(left, where.reshape(groups, m, self.stored_k), k)
         with np.errstate(invalid="ignore", over="ignore"):
             product = left @ right.swapaxes(-1, -2)
-            if self.d_type == "s32":
-                return self._accumulate_integers(product.astype(np.int64), c, scale_d)
-            if self.scale_a * self.scale_b < 0:
-                np.negative(product, out=product)
-            return self._accumulate_floats(product, c, scale_d)
+        if self.d_type != "s32" and self.scale_a * self.scale_b < 0:
+            np.negative(product, out=product)
+        return product
 
     def _register_order(self, product: Array) -> Array:
         """``[G, 64, n]`` -> ``[4G, n / 2, 32]``.

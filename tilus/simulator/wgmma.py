@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from . import tensorcore
+from . import tensorcore, tensorcore_native
 from .decoder import Decoder
 from .matrix import raise_incomplete, stack
 from .memory_unit import gather
-from .operands import Constant
+from .operands import Constant, Register
 from .operations import Control, Operation, Warp, registers_of
 from .selection import Selection
 from .syntax import Vector
@@ -32,9 +32,12 @@ class Tracking:
     def __init__(self, state: Any) -> None:
         self.state = state
         warps = state.warp_count
-        self.flying: dict[Key, Any] = {}
-        self.reading: dict[Key, Any] = {}
-        self.dirty: dict[Key, Any] = {}
+        # Per register and warp: the last wgmma that writes it, the last that reads it, and what has been done to it.
+        self.place = {key: place for place, key in enumerate(sorted(state.kernel.wgmma_registers))}
+        shape = len(self.place), warps
+        self.flying, self.reading = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+        self.dirty = np.zeros(shape, np.int8)
+        self._places: dict[Any, tuple[Any, Any]] = {}
         self.retired = np.zeros(warps, np.int64)
         # Whether a fence stands between the last wait, or the beginning, and what comes next.
         self.fenced = np.zeros(warps, bool)
@@ -43,39 +46,43 @@ class Tracking:
         self.committed = np.zeros(warps, np.int64)
         self.outstanding: list[tuple[int, Any, Any, Any]] = []
 
-    def table(self, tables: dict[Key, Any], key: Key) -> Any:
-        """The per-warp entry of a register."""
-        found = tables.get(key)
+    def places(self, operation: Any) -> tuple[Any, Any]:
+        """The tracked registers that an operation writes, and those that it reads (a wgmma: as multiplicands)."""
+        found = self._places.get(operation)
         if found is None:
-            found = tables[key] = np.zeros(self.state.warp_count, np.int64)
+            reads = operation.a if isinstance(operation, WarpgroupMultiply) else operation.reads
+            written, read = (
+                np.array([self.place[key] for key in _keys(items) if key in self.place], np.intp)
+                for items in (operation.writes, reads)
+            )
+            found = self._places[operation] = written, read
         return found
 
     def used(self, operation: Any, sel: Selection) -> None:
         """An ordinary instruction touches tracked registers."""
         rows = sel.warp_slice
-        tracked = self.state.kernel.wgmma_registers
-        written = [key for key in _keys(operation.writes) if key in tracked]
-        read = [key for key in _keys(operation.reads) if key in tracked]
+        written, read = self.places(operation)
         if operation.copies and len(written) == 1 and len(read) == 1:
-            for tables in (self.flying, self.dirty):
-                if read[0] in tables or written[0] in tables:
-                    self.table(tables, written[0])[rows] = self.table(tables, read[0])[rows]
+            for table in (self.flying, self.dirty):
+                table[written[0], rows] = table[read[0], rows]
             return
-        for key in read:
-            found = self.flying.get(key)
-            if found is not None and (found[rows] > self.retired[rows]).any():
-                self._report(operation, sel, key, "read", found)
-        for key in written:
-            for tables, verb in ((self.flying, "written"), (self.reading, "written")):
-                found = tables.get(key)
-                if found is not None and (found[rows] > self.retired[rows]).any():
-                    self._report(operation, sel, key, verb, found)
+        for place in read:
+            if (self.flying[place, rows] > self.retired[rows]).any():
+                self._report(operation, sel, place, "read", self.flying[place])
+        for place in written:
+            for table in (self.flying, self.reading):
+                if (table[place, rows] > self.retired[rows]).any():
+                    self._report(operation, sel, place, "written", table[place])
             # Compilers write copies of constants behind the fence, and assemblers merge them into the wgmma.
             constant = operation.instruction.opcode.startswith("mov.") and not registers_of(operation.reads)
-            self.table(self.dirty, key)[rows] = _CONSTANT if constant else _CHANGED
+            self.dirty[place, rows] = _CONSTANT if constant else _CHANGED
 
-    def _report(self, operation: Any, sel: Selection, key: Key, verb: str, numbers: Any) -> None:
-        name = self.state.kernel.register_names[key]
+    def _name(self, place: int) -> str:
+        key = next(key for key, found in self.place.items() if found == place)
+        return str(self.state.kernel.register_names[key])
+
+    def _report(self, operation: Any, sel: Selection, place: int, verb: str, numbers: Any) -> None:
+        name = self._name(place)
         warps = sel.warps
         row = int(warps[np.flatnonzero(numbers[warps] > self.retired[warps])[0]])
         self.state.hazard(
@@ -88,36 +95,37 @@ class Tracking:
     def fence(self, sel: Selection) -> None:
         """``wgmma.fence``: earlier register accesses are ordered before later wgmma."""
         rows = sel.warp_slice
-        for marks in self.dirty.values():
-            marks[rows] = 0
+        self.dirty[:, rows] = 0
         self.fenced[rows] = True
 
     def issue(self, operation: Any, sel: Selection, grouped: Any, index: Any, accumulates: Any) -> None:
         """A wgmma starts; ``accumulates`` says for each warp whether it reads what it adds to."""
         rows = sel.warp_slice
-        targets = _keys(operation.writes)
-        for key in [*targets, *_keys(operation.a)]:
-            marks = self.dirty.get(key)
-            if marks is None:
-                continue
-            wrong = (marks[rows] == _CHANGED) | ((marks[rows] == _CONSTANT) & ~self.fenced[rows])
-            wrong &= accumulates if key in targets else True
-            if wrong.any():
-                name = self.state.kernel.register_names[key]
-                row = int(sel.warps[np.flatnonzero(wrong)[0]])
-                self.state.hazard(
-                    "missing-wgmma-fence",
-                    f"register {name} was written and no wgmma.fence stands between the write and this wgmma",
-                    operation.instruction,
-                    row * 32,
-                )
-            marks[rows] = 0
+        targets, multiplicands = self.places(operation)
+        for places, counts in ((targets, accumulates), (multiplicands, True)):
+            marks = self.dirty[places][:, rows]
+            wrong = (marks == _CHANGED) | ((marks == _CONSTANT) & ~self.fenced[rows])
+            wrong &= counts
+            for place, warps in zip(places, wrong) if wrong.any() else ():
+                if warps.any():
+                    row = int(sel.warps[np.flatnonzero(warps)[0]])
+                    self.state.hazard(
+                        "missing-wgmma-fence",
+                        f"register {self._name(place)} was written and no wgmma.fence stands between the write and "
+                        "this wgmma",
+                        operation.instruction,
+                        row * 32,
+                    )
+            self._set(self.dirty, places, rows, 0)
         self.number += 1
-        for key in _keys(operation.writes):
-            self.table(self.flying, key)[rows] = self.number
-        for key in _keys(operation.a):
-            self.table(self.reading, key)[rows] = self.number
+        self._set(self.flying, targets, rows, self.number)
+        self._set(self.reading, multiplicands, rows, self.number)
         self.outstanding.append((self.number, grouped, self.committed[grouped], index))
+
+    @staticmethod
+    def _set(table: Any, places: Any, rows: Any, value: int) -> None:
+        """Set entries of some registers and some warps."""
+        table[(places, rows) if isinstance(rows, slice) else np.ix_(places, rows)] = value
 
     def wait(self, sel: Selection, keep: int, instruction: Any) -> None:
         """``wgmma.wait_group``: all groups but the newest ``keep`` are complete."""
@@ -176,6 +184,11 @@ class WarpgroupMultiply(Warp):
         self.metadata: Any = None
         self.selector = 0
         self.reads = tuple(s for s in (*a, a_descriptor, b_descriptor, scale, *d) if s is not None)
+        # The registers of D, where machine code adds to them.
+        self.rows: Any = None
+        registers = {r.row for r in d if isinstance(r, Register) and r.bank == 32}
+        if len(registers) == len(d) and tensorcore_native.accumulates(op):
+            self.rows = np.array([r.row for r in d], np.int64)
 
     def execute(self, state: Any, sel: Selection) -> None:
         sel = warpgroups(self, state, sel)
@@ -200,7 +213,6 @@ class WarpgroupMultiply(Warp):
         view = state.memory.shared_view(np.dtype(np.uint8), 16)
         b = gather(view, b_index >> 4)
         a = gather(view, a_index >> 4) if a_index is not None else stack(state, sel, self.a, np.uint32)[order]
-        c = stack(state, sel, list(self.writes), np.uint32)[order]
         scale: Any = True
         if self.scale is not None:
             flags = np.broadcast_to(self.scale.warp(state, sel), (len(warps), 32))[order]
@@ -211,7 +223,6 @@ class WarpgroupMultiply(Warp):
                 "metadata": self.metadata.warp(state, sel).astype(np.uint32)[order],
                 "selector": self.selector,
             }
-        result = self.op(a, b, c, scale, **extra)[inverse]
         state.engine.counters.tensor_core(self.instruction, self.name, len(warps) // 4, self.op)
         index = b_index if a_index is None else np.concatenate([a_index, b_index], axis=1)
         if state.races is not None:
@@ -219,8 +230,24 @@ class WarpgroupMultiply(Warp):
             state.races.async_read(self, leaders, index, True)
             accumulates = scale if scale is True else np.repeat(scale, 4)[inverse]
             state.wgmma.issue(self, sel, warps[order], index, accumulates)
+        if self.rows is not None:
+            self._accumulate(state, warps[order], self.op.product(a, b, **extra), scale)
+            return
+        c = stack(state, sel, list(self.writes), np.uint32)[order]
+        result = self.op(a, b, c, scale, **extra)[inverse]
         for position, target in enumerate(self.writes):
             target.put_warp(state, sel, result[:, position])
+
+    def _accumulate(self, state: Any, warps: Any, product: Any, scale: Any) -> None:
+        """Add the product to the registers, the warps in the order of its rows."""
+        bank = state.banks[32]
+        product = np.ascontiguousarray(product, np.float64)
+        keep = np.repeat(np.broadcast_to(scale, len(warps) // 4), 4).astype(np.int64)
+        numbers = np.ascontiguousarray(warps, np.int64)
+        tensorcore_native.accumulate(self.op)(
+            product.ctypes.data, numbers.ctypes.data, len(numbers), bank.ctypes.data, bank.strides[0],
+            self.rows.ctypes.data, keep.ctypes.data,
+        )  # fmt: skip
 
     def _descriptor(self, state: Any, sel: Selection, source: Any, order: Any) -> Any:
         values = np.asarray(source.warp(state, sel)).astype(np.uint64)[order]

@@ -16,19 +16,39 @@ from tests.simulator.foreign.corpus import FACTS, PTX, Descriptor, Launch, Progr
 from tests.simulator.foreign.programs import (
     cuda_arithmetic,
     cuda_blocks,
+    cuda_groups,
+    cuda_hopper,
+    cuda_language,
+    cuda_models,
     cuda_tensor,
     cuda_warps,
     triton_attention,
     triton_collective,
     triton_matmul,
+    triton_models,
     triton_rows,
 )
 from tilus import simulator
 
 TRITON = [
-    p for module in (triton_rows, triton_matmul, triton_attention, triton_collective) for p in module.PROGRAMS
+    p
+    for module in (triton_rows, triton_matmul, triton_attention, triton_collective, triton_models)
+    for p in module.PROGRAMS
 ]
-CUDA = [p for module in (cuda_blocks, cuda_warps, cuda_arithmetic, cuda_tensor) for p in module.PROGRAMS]
+CUDA = [
+    p
+    for module in (
+        cuda_blocks,
+        cuda_warps,
+        cuda_arithmetic,
+        cuda_tensor,
+        cuda_models,
+        cuda_language,
+        cuda_groups,
+        cuda_hopper,
+    )
+    for p in module.PROGRAMS
+]
 PROGRAMS = TRITON + CUDA
 ELEMENT_TYPES = {np.dtype(np.float16): "f16", np.dtype(np.float32): "f32"}
 

@@ -6,7 +6,7 @@ from tilus import dtypes
 from tilus.codegen.casts.arrangement import Arrangement, element_order
 from tilus.codegen.casts.decode import decode, lookup
 from tilus.codegen.casts.encode import encode
-from tilus.codegen.casts.general import cast_element
+from tilus.codegen.casts.general import cast_at_random, cast_element
 from tilus.codegen.casts.packed import multiply, permute_bytes
 from tilus.codegen.casts.rows import FastCast, best_cast, exact_in_float16, fast_casts
 from tilus.codegen.llvm_text import V, Writer, floating, integer
@@ -81,37 +81,10 @@ def cast_elements(
     return cast_elements(w, target, source, dest, _natural(w, order, source, regs, count), count)
 
 
-def cast_scaled(
-    w: Writer,
-    target: Target,
-    source: DType,
-    dest: DType,
-    regs: tuple[V, ...],
-    count: int,
-    order: Arrangement | tuple[int, ...] | None = None,
-) -> tuple[tuple[V, ...], int]:
-    """Return containers of `dest` and an exponent e: the values are theirs times ``2**e``.
-
-    For a caller that multiplies by a scale, which takes the power of two at no cost: many casts then need one
-    instruction less for each two elements. Everything else is as in `cast_elements`.
-    """
-    if isinstance(order, tuple):
-        order = element_order(source.bits, order)
-    row = best_cast(target, source, dest, order, scaled=True)
-    if row is None or not row.exponent or (order is not None and count % order.elements):
-        return cast_elements(w, target, source, dest, regs, count, order), 0
-    return _by_groups(w, row, regs, count), row.exponent
-
-
-def preferred_arrangement(
-    target: Target, source: DType, dest: DType, scaled: bool = False
-) -> Arrangement | None:
-    """Return how elements are best stored for a cast on a target; None if natural order is as good.
-
-    With `scaled` for `cast_scaled`, else for `cast_elements`.
-    """
+def preferred_arrangement(target: Target, source: DType, dest: DType) -> Arrangement | None:
+    """Return how elements are best stored for `cast_elements` on a target; None if natural order is as good."""
     for row in fast_casts(source, dest):
-        if target.has(row.feature) and (scaled or not row.exponent) and not row.finite:
+        if target.has(row.feature) and not row.exponent and not row.finite:
             return row.arrangement
     return None
 
@@ -287,7 +260,7 @@ def _natural(w: Writer, order: Arrangement, source: DType, regs: tuple[V, ...], 
 
 
 __all__ = [
-    "Arrangement", "FastCast", "cast_cost", "cast_element", "cast_elements", "cast_scaled", "cast_stored", "decode",
+    "Arrangement", "FastCast", "best_cast", "cast_at_random", "cast_cost", "cast_element", "cast_elements", "cast_stored", "decode",
     "element_order", "encode", "fast_casts", "lookup", "preferred_arrangement", "preferred_order", "stored_arrangement",
     "stored_exponent",
 ]  # fmt: skip

@@ -153,7 +153,9 @@ def byte_pattern(source: DType, dest: DType) -> tuple[tuple[int, ...], int] | No
     if dest == dtypes.float8_e4m3:
         if source.kind == "uint" and bits <= 4:
             return tuple(range(bits)), 9
-        narrow = source.kind == "float" and source.mantissa_bits <= 3 and source.exponent_bits <= 4 and bits < 8
+        narrow = (
+            source.kind == "float" and source.mantissa_bits <= 3 and source.exponent_bits <= 4 and bits < 8
+        )
         if narrow and not source.has_nan and not source.has_inf:
             low = 3 - source.mantissa_bits
             return (*range(low, low + bits - 1), 7), 7 - source.bias

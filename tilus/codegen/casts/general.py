@@ -49,6 +49,24 @@ def cast_element(w: Writer, target: Target, source: DType, dest: DType, x: V) ->
     return encode(w, dest, wide)
 
 
+def cast_at_random(w: Writer, dest: DType, x: V, random: V) -> V:
+    """Cast a float32 to an integer or a float of at most 8 bits with 32 random bits (an i32).
+
+    A value a fraction f of the way from one number to the next becomes that one with probability f: away from zero for
+    floats, up for integers.
+    """
+    if not dest.is_integer:
+        return encode(w, dest, x, random)
+    below = w.call("float", "llvm.floor.f32", x)
+    rest = w.value("float", f"fsub {x}, {below.name}")
+    # As many bits as a float32 holds exactly.
+    chance = w.convert("uitofp", w.binary("lshr", random, integer(8)), "float")
+    chance = w.value("float", f"fmul {chance}, {floating(2.0**-24, 'float').name}")
+    up = w.value("i1", f"fcmp olt {chance}, {rest.name}")
+    step = w.select(up, floating(1.0, "float"), floating(0.0, "float"))
+    return _to_integer(w, dest, w.value("float", f"fadd {below}, {step.name}"))
+
+
 def _constant(value: float, dest: DType) -> V:
     """Return a table's entry as an element of another type."""
     if dest.is_integer:

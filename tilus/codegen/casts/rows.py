@@ -258,6 +258,4 @@ def _byte_rows(source: DType, dest: DType) -> Iterator[FastCast]:
         per = 8 // source.bits
         order = element_order(source.bits, tuple(p // per + 4 * (p % per) for p in range(4 * per)))
         cost = 3 / 4 + (per - 1) / (4 * per)
-        yield FastCast(
-            "mask, sign", source, dest, "", 4 * per, 1, cost, order, fast.narrow_to_int8(source)
-        )
+        yield FastCast("mask, sign", source, dest, "", 4 * per, 1, cost, order, fast.narrow_to_int8(source))

@@ -253,12 +253,18 @@ class Context:
 
     def tensor_map(self, made: Any) -> V:
         """Return the address of a tensor map, which becomes a parameter after all others."""
-        if made not in self.tensor_maps:
+        known = made in self.tensor_maps
+        if not known:
             self.tensor_maps.append(made)
         number = len(self.kernel.params) + len(self.kernel.symbols()) + self.tensor_maps.index(made)
         with self.w.at_entry():
             text = f"mov.b64 $0, {self.kernel.name}_param_{number}; cvta.param.u64 $0, $0;"
-            return self.w.asm("i64", text, "=l")
+            address = self.w.asm("i64", text, "=l")
+            if not known:
+                # The first copy need not wait for the map to come from memory; one thread asks for it.
+                first = self.w.icmp("eq", self.w.call("i32", "llvm.nvvm.read.ptx.sreg.tid.x"), integer(0))
+                self.w.asm("void", "@$1 prefetch.tensormap [$0];", "l,b", address, first, effects=True)
+            return address
 
     def shared_pointer(self, offset: int) -> V:
         """Return a pointer to a byte of the block's shared memory."""

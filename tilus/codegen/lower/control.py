@@ -12,9 +12,10 @@ from tilus.codegen.lower.context import (
     lowers,
 )
 from tilus.codegen.registers import Tile, container_count, container_type, llvm_type
-from tilus.errors import TargetNotSupported, TypeMismatch
+from tilus.errors import LayoutConflict, ResourceExceeded, TargetNotSupported, TypeMismatch
 from tilus.ir import ops
-from tilus.ir.core import Value
+from tilus.ir.core import Value, walk
+from tilus.ir.kernel import Kernel
 from tilus.ir.types import PointerType, RegisterType, ScalarType
 
 
@@ -226,6 +227,52 @@ def lower_return(ctx: Context, op: ops.Return) -> None:
     ctx.w.jump(ctx.exit)
 
 
+# A multiprocessor's registers, the unit in which warpgroups exchange them, and what setmaxnreg takes (PTX ISA).
+REGISTER_FILE = 65536
+WARPGROUP = 4
+FEWEST_REGISTERS, MOST_REGISTERS, REGISTER_STEP = 24, 256, 8
+
+
+def budgets(kernel: Kernel) -> list[ops.WarpGroup]:
+    """Return the warp groups that say how many registers they want."""
+    return [op for op in walk(kernel.body) if isinstance(op, ops.WarpGroup) and op.registers]
+
+
+def registers_at_launch(kernel: Kernel) -> int:
+    """Return how many registers a thread has at first: its share, or what the greediest group wants if that is less."""
+    share = REGISTER_FILE // kernel.threads // REGISTER_STEP * REGISTER_STEP
+    return min(share, max((op.registers for op in budgets(kernel)), default=share))
+
+
+def check_register_budgets(kernel: Kernel) -> None:
+    """Refuse budgets that the hardware has not: warps would wait for ever for registers that nobody gives up."""
+    share = REGISTER_FILE // kernel.threads // REGISTER_STEP * REGISTER_STEP
+    wanted = [share] * kernel.warps
+    groups = budgets(kernel)
+    for op in groups:
+        if op.first % WARPGROUP or op.count % WARPGROUP:
+            raise LayoutConflict(
+                f"registers are shared out among whole warpgroups of 4 warps, and these are {op.count} from {op.first}",
+                op.loc,
+                hint="leave out registers=, or put it at the warpgroup around",
+            )
+        if not FEWEST_REGISTERS <= op.registers <= MOST_REGISTERS or op.registers % REGISTER_STEP:
+            raise ResourceExceeded(
+                f"{op.registers} registers for each thread of a warp group",
+                op.loc,
+                hint=f"use a multiple of {REGISTER_STEP} from {FEWEST_REGISTERS} to {MOST_REGISTERS}",
+            )
+        for warp in range(op.first, op.first + op.count):
+            wanted[warp] = op.registers
+    if groups and sum(wanted) > share * kernel.warps:
+        raise ResourceExceeded(
+            f"the warp groups want {32 * sum(wanted)} registers, but a block of {kernel.threads} threads begins with "
+            f"{share} for each, {32 * share * kernel.warps} in all",
+            groups[-1].loc,
+            hint="lower registers= of a group, or give a group that needs few a budget of its own",
+        )
+
+
 @lowers(ops.WarpGroup)
 def lower_warps(ctx: Context, op: ops.WarpGroup) -> None:
     """Branch on the warp number; the group gets a hardware barrier of its own."""
@@ -249,7 +296,7 @@ def lower_warps(ctx: Context, op: ops.WarpGroup) -> None:
             raise TargetNotSupported(
                 f"{ctx.target.name} has no register budgets", hint="leave out registers="
             )
-        action = "dec" if op.registers < 128 else "inc"
+        action = "inc" if op.registers >= registers_at_launch(ctx.kernel) else "dec"
         w.asm("void", f"setmaxnreg.{action}.sync.aligned.u32 {op.registers};", "", effects=True)
     frame = IfFrame(after)
     ctx.ifs.append(frame)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tilus import dtypes
-from tilus.codegen.casts import cast_elements, cast_stored
+from tilus.codegen.casts import cast_at_random, cast_elements, cast_stored
 from tilus.codegen.llvm_text import FALSE, TRUE, V, floating, integer
 from tilus.codegen.lower.context import Context, lowers, scalar_type_of
 from tilus.codegen.math import float_function
@@ -324,6 +324,16 @@ def lower_cast(ctx: Context, op: ops.Cast) -> None:
     elif source != op.dtype:
         regs = cast_elements(w, ctx.target, source, op.dtype, regs, tile.count)
     ctx.values[op.result] = Tile(op.dtype, tile.layout, regs)
+
+
+@lowers(ops.CastRandom)
+def lower_cast_random(ctx: Context, op: ops.CastRandom) -> None:
+    w, tile = ctx.w, ctx.tile(op.x)
+    regs = cast_elements(w, ctx.target, tile.dtype, dtypes.float32, tile.regs, tile.count)
+    wide = elements_of(w, Tile(dtypes.float32, tile.layout, regs))
+    random = elements_of(w, ctx.tile(op.random))
+    made = [cast_at_random(w, op.dtype, x, bits) for x, bits in zip(wide, random, strict=True)]
+    ctx.values[op.result] = tile_of(w, op.dtype, tile.layout, made)
 
 
 @lowers(ops.View)

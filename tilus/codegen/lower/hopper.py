@@ -63,10 +63,17 @@ class TensorMap:
 
 @contextmanager
 def elected(ctx: Context) -> Iterator[None]:
-    """Emit code for one thread of the group."""
+    """Emit code for one thread of the group, always the same.
+
+    The thread that `elect.sync` finds, so that the assembler knows it to be one: bulk copies then need no loop over lanes.
+    """
     w = ctx.w
     inside, after = w.label(), w.label()
-    w.branch(w.icmp("eq", ctx.thread(), integer(0)), inside, after)
+    if ctx.group.count > 1:
+        first = w.label()
+        w.branch(w.icmp("eq", ctx.warp(), integer(0)), first, after)
+        w.begin(first)
+    w.branch(w.asm("i1", "elect.sync _|$0, 0xffffffff;", "=b", effects=True, convergent=True), inside, after)
     w.begin(inside)
     yield
     w.begin(after)

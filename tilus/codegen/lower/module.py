@@ -24,8 +24,6 @@ from tilus.codegen.registers import llvm_type
 from tilus.codegen.target import Target
 from tilus.dtypes import DType
 from tilus.errors import ResourceExceeded, TargetNotSupported
-from tilus.ir import ops
-from tilus.ir.core import walk
 from tilus.ir.kernel import Kernel
 from tilus.ir.types import Extent, GlobalType, PointerType, ScalarType, Symbol
 from tilus.passes.divisibility import divisors
@@ -53,6 +51,7 @@ def lower_kernel(kernel: Kernel, target: Target) -> tuple[str, tuple[TensorMap, 
         raise TargetNotSupported(
             f"{target.name} has no thread-block clusters", kernel.loc, hint="leave out cluster="
         )
+    control.check_register_budgets(kernel)
     from tilus import __version__
 
     writer = Writer(f"tilus {__version__}")
@@ -66,7 +65,7 @@ def lower_kernel(kernel: Kernel, target: Target) -> tuple[str, tuple[TensorMap, 
     writer.begin(ctx.exit)
     writer.leave()
     attributes = [f'"nvvm.maxntid"="{kernel.threads}"', '"denormal-fp-math"="ieee,ieee"', "nounwind"]
-    if any(isinstance(op, ops.WarpGroup) and op.registers for op in walk(kernel.body)):
+    if control.budgets(kernel):
         # Without it the assembler does not know the registers at entry, and ignores setmaxnreg.
         attributes.append('"nvvm.minctasm"="1"')
     if kernel.cluster != (1, 1, 1):

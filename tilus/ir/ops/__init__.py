@@ -2,7 +2,17 @@
 
 from tilus.ir.ops.cluster import ClusterArrive, ClusterWait, LaunchNext, Remote, WaitForPrevious
 from tilus.ir.ops.control import Break, Continue, For, If, Loop, Return, WarpGroup, Yield
-from tilus.ir.ops.elementwise import Binary, Cast, Compare, InlinePtx, PointerOf, Select, Unary, View
+from tilus.ir.ops.elementwise import (
+    Binary,
+    Cast,
+    CastRandom,
+    Compare,
+    InlinePtx,
+    PointerOf,
+    Select,
+    Unary,
+    View,
+)
 from tilus.ir.ops.hopper import BulkCommit, BulkWait, DotAsync, DotWait, StoreBulk
 from tilus.ir.ops.memory import (
     AllocShared,
@@ -62,7 +72,7 @@ from tilus.ir.ops.tile import (
 
 __all__ = [
     "AllocShared", "AnnotateLayout", "Assert", "Assume", "Atomic", "BarrierAlloc", "BarrierArrive",
-    "BarrierWait", "Binary", "BlockId", "Break", "Broadcast", "BulkCommit", "BulkWait", "Cast",
+    "BarrierWait", "Binary", "BlockId", "Break", "Broadcast", "BulkCommit", "BulkWait", "Cast", "CastRandom",
     "ClusterArrive", "ClusterRank", "ClusterWait", "Compare", "Concat", "Constant", "Continue", "ConvertLayout",
     "CopyAsync", "CopyAsyncCommit", "CopyAsyncWait", "CopyBulk", "Dim", "Dot", "DotAsync", "DotWait",
     "ExpandDims", "Extract", "Fence", "For",

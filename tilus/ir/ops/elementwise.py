@@ -161,6 +161,33 @@ class Cast(Operation):
         return (with_dtype(self.x.type, self.dtype),)
 
 
+@op("cast_random", pure=True)
+class CastRandom(Operation):
+    """Conversion with 32 random bits for each element, so that rounding is right on average.
+
+    A value a fraction f of the way from one number of `dtype` to the next becomes that one with probability f: away
+    from zero for floats, up for integers. Beyond the ends of the range it saturates.
+    """
+
+    x: Value = operand()
+    random: Value = operand()
+    dtype: DType = attribute()
+
+    def infer(self) -> tuple[Type, ...]:
+        source, bits = self.x.type, self.random.type
+        tiles = isinstance(source, RegisterType) and isinstance(bits, RegisterType)
+        if not tiles or bits.shape != source.shape or bits.dtype.name != "uint32":  # type: ignore[union-attr]
+            raise TypeMismatch(f"a cast of {source} takes random bits of its shape in uint32, not {bits}")
+        own = element_type(self.x)
+        narrow = self.dtype.is_integer or (self.dtype.kind == "float" and self.dtype.bits <= 8)
+        if own.kind != "float" or not 16 <= own.bits <= 32 or not narrow:
+            raise TypeMismatch(
+                "a cast at random is from float16, bfloat16 or float32 to an integer or a float of at most 8 bits, not "
+                f"from {own} to {self.dtype}"
+            )
+        return (with_dtype(source, self.dtype),)
+
+
 @op("view", pure=True)
 class View(Operation):
     """The same bits of each thread as another dtype, shape and layout; costs nothing.

@@ -71,6 +71,22 @@ def cluster_rank() -> Any:
     raise only_in_kernel("tilus.cluster_rank")
 
 
+def cluster_mask(axis: int | None = None) -> Any:
+    """Return the mask, for `copy_bulk`, of the blocks of the cluster that differ from this one along an axis alone.
+
+    Parameters
+    ----------
+    axis : int, optional
+        0, 1 or 2 for x, y or z; all blocks of the cluster unless given.
+
+    Returns
+    -------
+    int or Scalar
+        Bit `r` is set for the block of rank `r`, this one's too. Known at compile time if it is that of all blocks.
+    """
+    raise only_in_kernel("tilus.cluster_mask")
+
+
 def cluster_sync() -> None:
     """Wait until all threads of all blocks of the cluster are here; what they did before is seen after.
 
@@ -135,6 +151,6 @@ def launch_next() -> None:
 
 
 __all__ = [
-    "block_id_in_cluster", "cluster_arrive", "cluster_dim", "cluster_id", "cluster_rank", "cluster_sync",
-    "cluster_wait", "launch_next", "remote", "wait_for_previous",
+    "block_id_in_cluster", "cluster_arrive", "cluster_dim", "cluster_id", "cluster_mask", "cluster_rank",
+    "cluster_sync", "cluster_wait", "launch_next", "remote", "wait_for_previous",
 ]  # fmt: skip

@@ -50,6 +50,8 @@ def atomic(
         raise TypeMismatch(f"{what} updates {names}, not {type.dtype}", hint=f"a tensor of {DTYPES[kind][0]}")
     static_choice(f"order of {what}", order, ORDERS)
     static_choice(f"scope of {what}", scope, SCOPES)
+    if scope == "cluster" and t.cluster == (1, 1, 1):
+        scope = "block"
     if (offsets is None) == (indices is None):
         raise TypeMismatch(
             f"{what} takes either offsets or indices", hint=f"tilus.{what}(c, x, offsets=(i, j))"

@@ -61,6 +61,24 @@ def cluster_rank(t: Tracer) -> Value:
     return t.value(ops.ClusterRank)
 
 
+@implements(functions.cluster_mask)
+def cluster_mask(t: Tracer, axis: Any) -> Any:
+    cluster = cluster_of(t, "cluster_mask")
+    if axis is None:
+        return (1 << prod(cluster)) - 1
+
+    def line(a: int) -> Any:
+        step = prod(cluster[:a])
+        mask = sum(1 << step * i for i in range(cluster[a]))
+        if cluster[a] == prod(cluster):
+            return mask
+        # The rank of the line's first block is this block's own, less its steps along the axis.
+        steps = binary(t, "*", binary(t, "%", t.value(ops.BlockId, a), cluster[a]), step)
+        return binary(t, "<<", mask, binary(t, "-", cluster_rank(t), steps))
+
+    return along_axes(t, "cluster_mask", axis, line)
+
+
 @implements(functions.cluster_sync)
 def cluster_sync(t: Tracer) -> None:
     if prod(cluster_of(t, "cluster_sync")) == 1:

@@ -36,8 +36,12 @@ def next_power_of_2(t: Tracer, n: Any) -> int:
 
 
 @implements(functions.cast)
-def cast(t: Tracer, x: Any, dtype: Any, arranged: Any, exponent: Any) -> Value:
+def cast(t: Tracer, x: Any, dtype: Any, arranged: Any, exponent: Any, random: Any) -> Value:
     chosen = static_dtype("cast", dtype)
+    if random is not None:
+        tile_type("a cast at random", x)
+        tile_type("the random bits of a cast", random)
+        return t.value(ops.CastRandom, x, random, chosen)
     power = exponent if exponent == 0 else static_int("the exponent of a cast", exponent)
     if arranged:
         tile_type("an arranged cast", x)

@@ -30,7 +30,7 @@ def dot_async(t: Tracer, a: Any, b: Any, acc: Any, out_dtype: Any) -> Value:
             f"dot_async takes a tile or a tensor in shared memory first, not {describe(a)}",
             hint="tilus.shared(...)",
         )
-    left = a.type
+    left = a.type if isinstance(a.type, RegisterType) else shared_type("dot_async", a)
     if len(left.shape) != 2 or len(right.shape) != 2 or left.shape[1] != right.shape[0]:
         raise ShapeMismatch(
             f"dot_async multiplies [m, k] by [k, n], not {shape_text(left.shape)} by {shape_text(right.shape)}",

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tilus.codegen.casts import cast_cost
+from tilus.codegen.casts import cast_cost, stored_arrangement
 from tilus.codegen.target import Target
 from tilus.ir import (
     GlobalType,
@@ -32,7 +32,7 @@ from tilus.ir import (
 from tilus.runtime.host_expression import evaluator, grid_of
 from tilus.runtime.tuning.work import Traffic, Work
 
-SAMPLE = 2048
+SAMPLE = 512
 """Blocks whose scalars are computed."""
 # Instructions of each warp beside the work itself, as they stand in PTX that the compiler makes.
 START = 150
@@ -51,6 +51,8 @@ SHORT_LOOP = 8
 """Iterations of a loop that are all looked at."""
 OPERAND_REGISTERS = 32
 """Registers of a thread that hold operands at a time: of larger tiles only a part is there."""
+PLACES = 1 << 21
+"""More than offsets differ by within what runs together, mostly: three of them make a 64-bit number."""
 WARP = 32
 VECTOR = 16
 
@@ -138,12 +140,17 @@ class _Walker:
         self.issue = self.shared = self.syncs = self.trips = 0.0
         self.depth = self.carried = self.largest = self.operand = self.loops = self.dot_pending = 0
         self.exact = True
+        self.weighed: tuple[Any, float] = (None, 0.0)
 
     # Sums.
 
     def mean(self, weight: Any) -> float:
         """Mean over the blocks of the launch; the first ones, which run together, are sampled beside them."""
-        return float(np.mean(weight[self.wave :])) if len(self.ids) > self.wave else 0.0
+        if weight is not self.weighed[0]:
+            # The operations of a region have one weight.
+            rest = weight[self.wave :]
+            self.weighed = (weight, float(rest.sum()) / len(rest) if len(rest) else 0.0)
+        return self.weighed[1]
 
     def instructions(self, weight: Any, each: float, unit: str = "", lanes: float = 0.0) -> None:
         """Count so many instructions of each warp, and results of a unit by each thread."""
@@ -172,7 +179,7 @@ class _Walker:
         assert isinstance(tensor.type, GlobalType)
         return tuple(self.sizes.get(d.name) if isinstance(d, Symbol) else d for d in tensor.type.dims)
 
-    def view(self, operation: ops.GlobalView) -> None:
+    def view(self, operation: ops.GlobalView, weight: Any) -> None:
         dims = operation.dims or (None,) * len(operation.shape)
         self.views[operation.result] = tuple(
             dim if dim is not None else self.known.get(value) for dim, value in zip(dims, operation.shape)
@@ -220,8 +227,11 @@ class _Walker:
         if any(place is None for place in places):
             sums[0] += float(first.sum())
             return
-        columns = [np.broadcast_to(np.asarray(place), (len(self.ids),))[: self.wave] for place in places]
-        _, at = np.unique(np.stack(columns), axis=1, return_index=True)
+        # One number for each place, so that equal places are equal numbers.
+        number: Any = 0
+        for place in places:
+            number = number * PLACES + place
+        _, at = np.unique(np.broadcast_to(number, (len(self.ids),))[: self.wave], return_index=True)
         sums[0] += float(first[at].sum())
 
     # Control flow.
@@ -235,30 +245,39 @@ class _Walker:
         return ()
 
     def operation(self, operation: Operation, weight: Any) -> None:
-        if isinstance(operation, ops.For):
-            self.loop(operation, weight)
-        elif isinstance(operation, ops.Loop):
-            # Nobody knows here how often; once is the least.
-            self.exact = False
-            for argument, value in zip(operation.body.args, operation.inits):
-                self.known[argument] = self.known.get(value)
-            self.region(operation.body, weight)
-        elif isinstance(operation, ops.If):
-            self.branch(operation, weight)
-        elif isinstance(operation, ops.WarpGroup):
-            before, self.warps = self.warps, operation.count
-            self.region(operation.body, weight)
-            self.warps = before
-        elif isinstance(operation, ops.GlobalView):
-            self.view(operation)
-        elif isinstance(operation, (ops.PointerAdd, ops.PointerCast)):
-            self.roots[operation.result] = self.name(operation.pointer)
-        elif len(operation.results) == 1 and isinstance(operation.result.type, ScalarType):
-            self.known[operation.result] = self.scalar(operation)
-            if not isinstance(operation, (ops.Constant, ops.Dim, ops.Stride, ops.BlockId, ops.Assume)):
+        handler = _HANDLERS.get(type(operation))
+        if (
+            len(operation.results) == 1
+            and isinstance(operation.results[0].type, ScalarType)
+            and handler not in _CONTROL
+        ):
+            self.known[operation.results[0]] = self.scalar(operation)
+            if not isinstance(operation, _FREE):
                 self.instructions(weight, 1, "alu", 1)
-        else:
-            self.tile(operation, weight)
+            return
+        for result in operation.results:
+            if isinstance(result.type, RegisterType):
+                registers = self.registers_of(result.type)
+                self.largest = max(self.largest, registers)
+                if self.loops and not isinstance(operation, (ops.Dot, ops.DotAsync, ops.DotWait, ops.For)):
+                    self.operand = max(self.operand, registers)
+        if handler is not None:
+            handler(self, operation, weight)
+
+    def unknown_loop(self, loop: ops.Loop, weight: Any) -> None:
+        # Nobody knows here how often; once is the least.
+        self.exact = False
+        for argument, value in zip(loop.body.args, loop.inits):
+            self.known[argument] = self.known.get(value)
+        self.region(loop.body, weight)
+
+    def group(self, group: ops.WarpGroup, weight: Any) -> None:
+        before, self.warps = self.warps, group.count
+        self.region(group.body, weight)
+        self.warps = before
+
+    def pointer(self, operation: Any, weight: Any) -> None:
+        self.roots[operation.result] = self.name(operation.pointer)
 
     def loop(self, loop: ops.For, weight: Any) -> None:
         start, stop, step = (self.known.get(v) for v in (loop.start, loop.stop, loop.step))
@@ -268,7 +287,7 @@ class _Walker:
         else:
             step = np.where(np.asarray(step) == 0, 1, step)
             trips = np.maximum(0, -((np.asarray(start) - stop) // step)) * self.one.astype(np.int64)
-            rounds = [(start + at * step, times) for at, times in sampled_iterations(trips)]
+            rounds = [(start + at * step, times) for at, times in sampled_iterations(trips, self.loops > 0)]
         registers = 0
         carried = loop.body.args[1:]
         for argument, value in zip(carried, loop.inits):
@@ -342,17 +361,6 @@ class _Walker:
     def registers_of(self, type: RegisterType) -> int:
         return -(-self.per_thread(type) * type.dtype.bits // 32)
 
-    def tile(self, operation: Operation, weight: Any) -> None:
-        for result in operation.results:
-            if isinstance(result.type, RegisterType):
-                registers = self.registers_of(result.type)
-                self.largest = max(self.largest, registers)
-                if self.loops and not isinstance(operation, (ops.Dot, ops.DotAsync, ops.DotWait)):
-                    self.operand = max(self.operand, registers)
-        handler = _HANDLERS.get(type(operation))
-        if handler is not None:
-            handler(self, operation, weight)
-
     def elementwise(self, operation: Any, weight: Any) -> None:
         result = operation.result.type
         operand = next(operation.inputs()).type
@@ -371,11 +379,16 @@ class _Walker:
         result, source = operation.result.type, operation.x.type
         if not isinstance(result, RegisterType) or not isinstance(source, RegisterType):
             return
-        each = cast_cost(self.target, source.dtype, result.dtype)
+        order = stored_arrangement(source.dtype, result.dtype) if operation.arranged else None
+        each = cast_cost(self.target, source.dtype, result.dtype, order, scaled=operation.exponent != 0)
         if each is None:
             each = 0.5 if source.dtype.bits == 32 and result.dtype.bits == 16 else 2.0
         count = self.per_thread(result) * each
-        self.instructions(weight, count, "alu" if source.dtype.bits <= 8 else "convert", count)
+        self.instructions(weight, count)
+        # Codes are spread by logic, and about as many instructions finish them as halves.
+        units = ("alu", "half2") if source.dtype.bits <= 8 and result.dtype.bits == 16 else ("convert",)
+        for unit in units:
+            self.instructions(weight, 0, unit, count / len(units))
 
     def dot(self, operation: ops.Dot, weight: Any) -> None:
         a, b, c = (value.type for value in (operation.a, operation.b, operation.c))
@@ -450,7 +463,9 @@ class _Walker:
         shared = operation.shared.type
         assert isinstance(shared, SharedType)
         self.global_tile(weight, operation.tensor, operation.offsets, shared.shape)
-        self.shared += self.mean(weight) * shared.size * shared.dtype.bits / 8
+        mask = self.known.get(operation.multicast) if operation.multicast is not None else 1
+        receivers = 1 if mask is None else bin(int(np.ravel(mask)[0])).count("1")
+        self.shared += self.mean(weight) * receivers * shared.size * shared.dtype.bits / 8
         self.instructions(weight, 2)
         self.depth = max(self.depth, 1)
 
@@ -549,22 +564,21 @@ class _Walker:
         return any(isinstance(operation, ops.BarrierAlloc) for operation in walk(self.kernel.body))
 
 
-def sampled_iterations(trips: Any) -> list[tuple[Any, Any]]:
+def sampled_iterations(trips: Any, nested: bool = False) -> list[tuple[Any, Any]]:
     """Return iterations that stand for a loop: which (for each block), and how many each stands for.
 
     All of a short loop; of a long one the first two, the last two, and the middle one for all others, so that what
-    the first and the last iterations leave out is left out here too.
+    the first and the last iterations leave out is left out here too. Of a loop in another only one first and last.
     """
     most = int(trips.max()) if trips.size else 0
     if most <= SHORT_LOOP:
         return [(i, (trips > i).astype(float)) for i in range(most)]
-    return [
-        (0, (trips > 0).astype(float)),
-        (1, (trips > 1).astype(float)),
-        (trips // 2, np.maximum(trips - 4.0, 0.0)),
-        (trips - 2, (trips > 3).astype(float)),
-        (trips - 1, (trips > 2).astype(float)),
-    ]
+    first = [(0, (trips > 0).astype(float))]
+    last = [(trips - 1, (trips > 1).astype(float))]
+    if not nested:
+        first.append((1, (trips > 1).astype(float)))
+        last = [(trips - 2, (trips > 3).astype(float)), (trips - 1, (trips > 2).astype(float))]
+    return [*first, (trips // 2, np.maximum(trips - float(len(first) + len(last)), 0.0)), *last]
 
 
 def _nothing(value: Any) -> None:
@@ -581,6 +595,13 @@ def _is_step(operation: Operation) -> bool:
 
 
 _HANDLERS: dict[type[Operation], Callable[[_Walker, Any, Any], None]] = {
+    ops.For: _Walker.loop,
+    ops.Loop: _Walker.unknown_loop,
+    ops.If: _Walker.branch,
+    ops.WarpGroup: _Walker.group,
+    ops.GlobalView: _Walker.view,
+    ops.PointerAdd: _Walker.pointer,
+    ops.PointerCast: _Walker.pointer,
     ops.Binary: _Walker.elementwise,
     ops.Unary: _Walker.elementwise,
     ops.Compare: _Walker.elementwise,
@@ -611,3 +632,5 @@ _HANDLERS: dict[type[Operation], Callable[[_Walker, Any, Any], None]] = {
     ops.Scan: _Walker.reduce,
     ops.Random: _Walker.random,
 }
+_CONTROL = (_Walker.loop, _Walker.unknown_loop, _Walker.branch)
+_FREE = (ops.Constant, ops.Dim, ops.Stride, ops.BlockId, ops.Assume)

@@ -20,6 +20,8 @@ SHARED_RESERVED = 1024
 """Bytes of shared memory that each resident block takes beside its own, from compute capability 8.0 on."""
 OVERLAP = 0.15
 """Part of the less busy units' time that is not hidden behind the busiest."""
+JITTER = 0.05
+"""Part of a load's latency that shows although the pipeline hides it, because some loads take longer than others."""
 SYNC_CLOCKS = 25.0
 """Clocks that a barrier costs a block."""
 BASE_REGISTERS = 40
@@ -100,7 +102,9 @@ def estimate(work: Work, figures: Figures, resources: Resources | None = None) -
         What the assembler says of the candidate; without, registers are estimated from its tiles.
     """
     needed = BASE_REGISTERS + work.tile_registers
-    registers = resources.registers if resources is not None else min(MOST_REGISTERS, needed)
+    # The assembler gives no thread more than its block can have; groups of warps share them out later.
+    most = min(MOST_REGISTERS, figures.registers // (ceil(work.threads / WARP) * WARP))
+    registers = resources.registers if resources is not None else min(most, needed)
     static = resources.shared_static if resources is not None else 0
     resident = blocks_per_processor(work.threads, registers, work.shared_bytes + static, figures)
     if not work.blocks:
@@ -123,7 +127,8 @@ def estimate(work: Work, figures: Figures, resources: Resources | None = None) -
     else:
         path = busy + work.trips * latency
     path += work.syncs * SYNC_CLOCKS
-    throughput = on_busiest * busy + latency
+    waits = JITTER * work.trips * latency / max(1, work.depth) / together
+    throughput = on_busiest * (busy + waits) + latency
     rounds = ceil(on_busiest / resident)
     # A block's way to its first bytes and its last stores is hidden where others are resident.
     chain = rounds * path + 2 * latency * (rounds if resident == 1 else 1)

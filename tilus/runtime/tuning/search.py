@@ -19,7 +19,7 @@ from tilus.codegen.figures import Figures, figures, figures_of_device
 from tilus.errors import LaunchError, TilusError
 from tilus.ir import Kernel as TileKernel
 from tilus.ir import ScalarType
-from tilus.runtime import cache, driver
+from tilus.runtime import driver
 from tilus.runtime.arguments import Operand, is_torch_tensor
 from tilus.runtime.binary import Binary
 from tilus.runtime.kernel import Kernel, Prepared
@@ -139,7 +139,9 @@ def tune(
     setting = _setting(kernel, args, dict(constexprs or {}), space, target, card)
     method = _method(measure, setting)
     end = time.monotonic() + budget_seconds
-    file = entry_path(setting, method, bucket) if use_cache else None
+    # What the model says costs little, and is another thing for each version of it.
+    measured = method not in ("model", "simulate")
+    file = entry_path(setting, method, bucket) if use_cache and measured else None
     known = store.read_entries(file)
     candidates = list(space.candidates(setting.sizes))
     if not candidates:
@@ -233,10 +235,6 @@ def entry_path(setting: Setting, method: str, bucket: Sequence[str]) -> Any:
     parts = [
         setting.kernel.source.fingerprint(setting.fixed), setting.target, method, store.identity(shape), *dtypes
     ]  # fmt: skip
-    if method != "time":
-        # The model's opinion of other code, or an older model's, is worth nothing.
-        parts.append(cache.compiler_digest())
-        parts.append(repr(setting.card))
     return store.path(setting.device_name, f"{setting.kernel.source.name}-{store.key(*parts)[:24]}")
 
 
