@@ -97,6 +97,19 @@ def test_register_budgets_take_effect(name):
         assert sum(f"{registers:#x}" in line for registers in (40, 232) for line in budgets) == 2
 
 
+@needs_assembler
+@pytest.mark.skipif(find_disassembler() is None, reason="no nvdisasm: pip install nvidia-cuda-nvdisasm")
+@pytest.mark.parametrize("name", ["4 specialised", "5 tilus.pipeline", "6 persistent"])
+def test_one_thread_starts_bulk_copies_of_maps_that_were_fetched_before(name):
+    kernel, options = VERSIONS[name]
+    sass = disassemble(kernel.compile(target=TARGET, **options).cubin)
+    assert sass.count("UTMALDG.2D") == 2
+    # A loop over lanes, where the assembler does not know that it is one thread.
+    assert "BRA.U.ANY" not in sass
+    maps = 3 if "UTMASTG" in sass else 2
+    assert sass.count("UTMACCTL.PF") == maps
+
+
 @tilus.kernel
 def divided(
     a: Tensor[float32, "n"], *, warps: constexpr, many: constexpr, few: constexpr, from_warp: constexpr = 4

@@ -199,13 +199,46 @@ def test_stages_are_freed_without_waiting_for_stores():
     assert ptx.count("barrier.cluster.arrive.release.aligned") == 1
 
 
-def test_remote_tiles_move_in_wide_pieces_but_not_as_matrices():
-    x, sums = torch.zeros(16, 256), torch.zeros(16)
+def test_remote_tiles_move_in_wide_pieces():
     ptx = wide.compile(torch.zeros(128, 64).half(), torch.zeros(128, 64).half(), target=TARGET).ptx
     assert "ld.shared::cluster.v4.b32" in ptx
     assert "st.shared::cluster.v4.b32" in ptx
-    assert "matrix" not in ptx
-    assert "ld.shared::cluster" in cluster_sums.compile(x, sums, target=TARGET).ptx
+    assert "mapa.shared::cluster.u32" in ptx
+
+
+@tilus.kernel
+def products(
+    a: Tensor[float16, "m k"], b: Tensor[float16, "n k"], c: Tensor[float16, "m n"], *, far: constexpr
+):
+    """Two blocks with one b: the first holds it, and the second's products go out through the first's memory."""
+    tilus.grid(2, warps=4, cluster=2)
+    rank = tilus.cluster_rank()
+    sa, sb, sc = [tilus.shared(float16, (64, 64)) for _ in (0, 1, 2)]
+    tilus.store(sa, tilus.load(a, (rank * 64, 0), (64, 64)))
+    tilus.store(sb, tilus.load(b, (0, 0), (64, 64)))
+    tilus.cluster_sync()
+    first = tilus.remote(sb, 0) if far else sb
+    acc = tilus.dot(tilus.load(sa), tilus.load(first.transpose())).to(float16)
+    other = tilus.remote(sc, 1 - rank) if far else sc
+    tilus.store(other, acc)
+    tilus.cluster_sync()
+    row = 64 - rank * 64 if far else rank * 64
+    tilus.store(c, tilus.load(sc), (row, 0))
+
+
+def test_matrix_moves_stay_in_the_own_block():
+    """ldmatrix and stmatrix reach the block's own shared memory alone."""
+    a, b, _ = operands(128, 64, 64)
+    counts = {}
+    for far in (False, True):
+        c = torch.zeros(128, 64).half()
+        products.simulate(a, b, c, target=TARGET, far=far).raise_if_hazards()
+        assert (c.double() - a.double() @ b.double().t()).abs().max() <= allowed(a, b)
+        ptx = products.compile(a, b, c, target=TARGET, far=far).ptx
+        counts[far] = ptx.count("ldmatrix"), ptx.count("stmatrix")
+    # The operand a is near in both.
+    assert counts[False][0] > counts[True][0] > 0
+    assert counts[False][1] > 0 == counts[True][1]
 
 
 @tilus.kernel

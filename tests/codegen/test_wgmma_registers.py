@@ -6,6 +6,8 @@ import re
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import tilus
 from tilus import Tensor, constexpr, float16, float32
@@ -140,6 +142,33 @@ def test_rows_of_a_layout() -> None:
         found = rows_of(which * local(1, 3) * warp_a_atom(16, 16), warp_a_atom(16, 16))
         assert found == which
         assert found.threads == warps
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_each_warp_has_the_rows_of_its_results(data: st.DataObject) -> None:
+    """For any assignment: every row is with one warp, and that warp's accumulator is of its rows."""
+    factors = data.draw(st.lists(st.sampled_from([2, 2, 2, 3]), max_size=3)) + [2, 2]
+    order = data.draw(st.permutations(range(len(factors))))
+    warps = {len(factors) - 1, len(factors) - 2}
+    strides, reach = {}, 1
+    for place in order:
+        strides[place], reach = reach, reach * factors[place]
+    digits = [Digit(factor, 0, strides[i]) for i, factor in enumerate(factors)]
+    which = RegisterLayout(
+        (reach, 1),
+        tuple(d for i, d in enumerate(digits) if i in warps),
+        tuple(d for i, d in enumerate(digits) if i not in warps),
+    )
+    a = which * local(1, 2) * warp_a_atom(16, 16)
+    choice = SELECT.choose_dot_async((16 * reach, 8, 32), HALVES, 4, a)
+    assert choice.a == a
+
+    def rows_of_threads(layout: RegisterLayout) -> list[set[int]]:
+        return [{layout.index(t, e)[0] for e in range(layout.elements)} for t in range(128)]
+
+    assert rows_of_threads(choice.c) == rows_of_threads(a)
+    assert sorted(set.union(*rows_of_threads(choice.c))) == list(range(16 * reach))
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,22 @@ def test_warps_that_have_ended_do_not_hold_up_the_cluster():
     assert sorted(execute(body, warps=2)) == ["0", "1"]
 
 
+def test_arrivals_in_groups_of_warps_count_for_a_wait_after_them():
+    body = """
+    warps {first = 0, count = 1} () {
+      cluster_arrive
+      yield []
+    }
+    warps {first = 1, count = 1} () {
+      cluster_arrive
+      yield []
+    }
+    cluster_wait
+    print [%rank] {format = "{}"}
+    """
+    assert sorted(execute(body, warps=2)) == ["0", "1"]
+
+
 def test_an_arrival_before_groups_of_warps_counts_for_their_waits():
     body = """
     cluster_arrive

@@ -12,6 +12,7 @@ from tilus.dtypes import DType, decode, encode, unpack
 from tilus.dtypes import dtype as find
 from tilus.errors import TilusError
 from tilus.ir.numerics import cast_at_random
+from tilus.layout import RegisterLayout, local, spatial
 
 NAMES = (
     "uint1",
@@ -42,21 +43,14 @@ def cast_kernel(
 ):
     tilus.grid(1, warps=1)
     made = tilus.cast(tilus.load(x, 0, size), dtype, random=tilus.load(bits, 0, size))
-    tilus.store(
-        codes, tilus.view(tilus.annotate_layout(made, blocked(size)), tilus.uint8, *as_bytes(size, dtype)), 0
-    )
+    made = tilus.annotate_layout(made, in_runs(size))
+    count = size * dtype.bits // 8
+    tilus.store(codes, tilus.view(made, tilus.uint8, (count,), layout=in_runs(count)), 0)
 
 
-def blocked(size: int):  # type: ignore[no-untyped-def]
-    from tilus.layout import local, spatial
-
+def in_runs(size: int) -> RegisterLayout:
+    """Return the layout in which each thread of a warp has neighbouring elements."""
     return spatial(32) * local(size // 32)
-
-
-def as_bytes(size: int, dtype: DType):  # type: ignore[no-untyped-def]
-    from tilus.layout import local, spatial
-
-    return (size * dtype.bits // 8,), spatial(32) * local(size // 32 * dtype.bits // 8)
 
 
 def run(

@@ -17,6 +17,7 @@ from tilus.errors import LayoutConflict
 from tilus.ir import Kernel, Operation, Region, ops
 from tilus.ir.core import walk
 from tilus.lang import Tensor, constexpr, float32, int32
+from tilus.layout import parse
 from tilus.passes import run
 from tilus.passes.order import pipeline_passes
 
@@ -121,6 +122,41 @@ def test_the_users_barriers_count():
     begin = "store here all load remote load"
     assert placed(exchanged, x, x, how="begin") == f"{begin} here! all! end"
     assert placed(exchanged, x, x, how="begin and end") == f"{begin} here all end"
+
+
+def turned(x: Tensor[float32, "m n"], out: Tensor[float32, "m n"], *, relaxed: constexpr):
+    tilus.grid(2, warps=2, cluster=2)
+    row = tilus.block_id() * 64
+    s = tilus.shared(float32, (64, 16))
+    tilus.store(s, tilus.load(x, (row, 0), (64, 16), layout=parse("spatial(64, 1).local(1, 16)")))
+    tilus.cluster_arrive(relaxed=relaxed)
+    tilus.cluster_wait()
+    tilus.store(out, tilus.load(s, layout=parse("spatial(4, 16).local(16, 1)")), (row, 0))
+
+
+@pytest.mark.parametrize("relaxed", [False, True])
+def test_a_barrier_of_the_cluster_is_one_of_the_block_unless_it_is_relaxed(relaxed):
+    x = np.arange(2048, dtype=np.float32).reshape(128, 16)
+    expected = "store here~ all sync load end" if relaxed else "store here all load end"
+    assert placed(turned, x, x, relaxed=relaxed) == expected
+    d.run(turned, x, np.zeros_like(x), target="sm_90a", relaxed=relaxed)
+
+
+def overlapped(out: Tensor[int32, "n"]):
+    """The user's own barrier is under way while the other block's is used."""
+    tilus.grid(2, warps=1, cluster=2)
+    there = tilus.barrier()
+    tilus.cluster_arrive()
+    tilus.arrive(there, rank=1 - tilus.cluster_rank())
+    tilus.wait(there, 0)
+    tilus.cluster_wait()
+    tilus.store(out, tilus.cluster_rank(), tilus.cluster_rank())
+
+
+def test_barriers_of_pass_and_user_do_not_mix():
+    out = np.zeros(2, np.int32)
+    assert placed(overlapped, out) == "make here~! all! here far-arrive-block wait all here! all! end"
+    assert d.run(overlapped, out, target="sm_90a").arrays[0].tolist() == [0, 1]
 
 
 def test_data_are_the_users_to_order():

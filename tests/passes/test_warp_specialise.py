@@ -88,6 +88,47 @@ def test_the_same_source_runs_everywhere(target, warps, block_m):
     check(persistent, a, b, target=target, blocks=3, warps=warps, block_m=block_m)
 
 
+@tilus.kernel
+def batched(
+    a: Tensor["dtype", "batch k m"],
+    b: Tensor["dtype", "batch k n"],
+    c: Tensor[float32, "batch m n"],
+    *,
+    dtype: constexpr,
+    warps: constexpr,
+    checked: constexpr = True,
+):
+    """Products of matrices whose rows and columns are both along memory, the tiles of all batches in one loop."""
+    batch, k, m = a.shape
+    block = 16 * warps
+    tiles = tilus.cdiv(m, block)
+    tilus.grid(2, warps=warps)
+    for tile in range(tilus.block_id(0), tiles * batch, 2):
+        which, i = tile // tiles, tile % tiles * block
+        acc = tilus.zeros((block, 64), float32)
+        for k0 in tilus.pipeline(range(0, k, 64), stages=3):
+            sa, sb = tilus.shared(dtype, (64, block)), tilus.shared(dtype, (64, 64))
+            tilus.copy_async(sa, a, (which, k0, i), checked=checked)
+            tilus.copy_async(sb, b, (which, k0, 0), checked=checked)
+            acc = tilus.dot(tilus.load(sa.transpose()), tilus.load(sb), acc)
+        tilus.store(c, acc, (which, i, 0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("warps", "checked"), [(4, True), (8, True), (12, True), (4, False)])
+def test_batches_turned_operands_and_any_number_of_warpgroups(dtype, warps, checked):
+    generator = torch.Generator().manual_seed(warps)
+    m = 16 * warps if not checked else 16 * warps + 8
+    a, b = (torch.randn(2, 128, extent, generator=generator).to(dtype) for extent in (m, 64))
+    c = torch.zeros(2, m, 64)
+    options = dict(dtype=tilus.dtype(dtype), warps=warps, checked=checked)
+    batched.simulate(a, b, c, target=TARGET, **options).raise_if_hazards()
+    exact = a.double().transpose(1, 2) @ b.double()
+    torch.testing.assert_close(c.double(), exact, rtol=0, atol=128 * 2.0**-17)
+    found = groups(batched, a, b, c, **options)
+    assert [(g.first, g.count) for g in found] == [(0, warps), (warps, 4), (warps, 1)]
+
+
 @tilus.inline
 def partial(a, b, i, j, first, last, acc, stages):
     """Return acc and the product of rows i of a and j of b over a part of k."""

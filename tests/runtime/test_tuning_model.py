@@ -230,6 +230,7 @@ def test_few_bytes_on_their_way_do_not_fill_the_memory() -> None:
     )
     few, many = estimate(stream, H200), estimate(replace(stream, blocks=1320, trips=12.0), H200)
     assert few.seconds > 4 * many.seconds
+    assert dict(few.parts)["memory"] > 4 * dict(many.parts)["memory"]
     assert many.seconds < 2 * 1e8 / (H200.global_bandwidth * H200.global_share)
 
 

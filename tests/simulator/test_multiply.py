@@ -1,4 +1,4 @@
-"""Runs of ``mma.sync`` that are multiplied together give what one instruction after another gives."""
+"""Tensor-core instructions in machine code: runs of ``mma.sync`` give what one after another gives in NumPy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 
 from tests.simulator.support import load
 from tilus.simulator.multiply import MultiplyRun, scheduled
-from tilus.simulator.tensorcore import mma_instruction
+from tilus.simulator.tensorcore import mma_instruction, wgmma_instruction
+from tilus.simulator.tensorcore_native import accumulate
 
 KINDS = (
     "m16n8k16.row.col.f32.f16.f16.f32",
@@ -136,3 +137,36 @@ def test_what_stands_between_ends_a_run_only_where_the_order_matters() -> None:
     assert sizes(first + mma(24, 20, 6, 24)) == [1, 1], "multiplies a result"
     assert sizes(first + mma(0, 8, 6, 24)) == [1, 1], "overwrites a multiplicand"
     assert sizes(first + mma(20, 0, 4, 21)) == [1], "moves its accumulator by a register: left to NumPy"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["m64n8k16.f32.f16.f16", "m64n40k16.f32.bf16.bf16", "m64n256k8.f32.tf32.tf32", "m64n32k32.s32.s8.u8",
+     "m64n16k32.satfinite.s32.s8.s8"],
+)  # fmt: skip
+def test_the_accumulators_of_a_warpgroup(kind: str) -> None:
+    """Machine code adds to the registers what NumPy adds, for warps in any order."""
+    groups = 3
+    for scale_a in (1,) if ".s32." in kind else (1, -1):
+        op = wgmma_instruction(f"wgmma.mma_async.sync.aligned.{kind}", scale_a=scale_a)
+        _, n, _ = op.shape
+        rng = np.random.default_rng(n)
+        a, b = (
+            rng.integers(0, 256, (groups, chunks(np.zeros(1, np.uint64)).size, 16), np.uint8)
+            for chunks in (op.a_chunks, op.b_chunks)
+        )
+        warps = rng.permutation(np.arange(1, 1 + 4 * groups))
+        bank = rng.integers(0, 1 << 32, (n // 2 + 5, 32 * (4 * groups + 2)), np.uint32)
+        rows = rng.permutation(np.arange(len(bank)))[: n // 2].astype(np.int64)
+        scale_d = np.array([True, False, True])
+        lanes = bank.reshape(len(bank), -1, 32)
+        expected = lanes.copy()
+        old = np.ascontiguousarray(lanes[rows][:, warps].swapaxes(0, 1))
+        expected[rows[:, None], warps] = op(a, b, old, scale_d).swapaxes(0, 1)
+        product = np.ascontiguousarray(op.product(a, b))
+        keep = np.repeat(scale_d, 4).astype(np.int64)
+        accumulate(op)(
+            product.ctypes.data, warps.ctypes.data, len(warps), bank.ctypes.data, bank.strides[0],
+            rows.ctypes.data, keep.ctypes.data,
+        )  # fmt: skip
+        assert np.array_equal(lanes, expected)

@@ -88,6 +88,7 @@ def test_a_predicate_without_a_value() -> None:
     assert kinds("and.pred %p, %p, %q; @%q mov.b32 %z, 1;", "@%p st.global.b32 [%x], %z;") == BAD
     assert kinds("setp.ne.u32 %q, %z, %z; and.pred %p, %p, %q;", "@%p st.global.b32 [%x], %z;") == CLEAN
     assert kinds("setp.eq.u32 %q, %z, %z; or.pred %p, %p, %q;", "@%p st.global.b32 [%x], %z;") == CLEAN
+    assert kinds("mov.pred %q, !%p;", "@%q st.global.b32 [%x], %z;") == BAD
     assert kinds("not.pred %p, %p;", "@!%p st.global.b32 [%x], %z;") == BAD
 
 

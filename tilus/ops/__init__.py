@@ -1,6 +1,7 @@
 """The kernel library: functions on torch tensors, which are torch ops too."""
 
 from tilus.ops.block_scaled import matmul_block_scaled, quantize_blocks
+from tilus.ops.grouped import QuantizedExperts, grouped_matmul, grouped_quantized_matmul, stack_experts
 from tilus.ops.matmul import matmul
 from tilus.ops.quantized_matmul import quantized_matmul
 from tilus.ops.routing import Routing, combine, gather_rows, route, sort_by_expert
@@ -8,7 +9,7 @@ from tilus.ops.tokens import QuantizedTokens, quantize_tokens
 from tilus.ops.weights import QuantizedWeight, from_codes, gated_pair, quantize
 
 __all__ = [
-    "QuantizedTokens", "QuantizedWeight", "Routing", "combine", "from_codes", "gated_pair", "gather_rows",
-    "matmul", "matmul_block_scaled", "quantize", "quantize_blocks", "quantize_tokens", "quantized_matmul",
-    "route", "sort_by_expert",
+    "QuantizedExperts", "QuantizedTokens", "QuantizedWeight", "Routing", "combine", "from_codes", "gated_pair",
+    "gather_rows", "grouped_matmul", "grouped_quantized_matmul", "matmul", "matmul_block_scaled", "quantize",
+    "quantize_blocks", "quantize_tokens", "quantized_matmul", "route", "sort_by_expert", "stack_experts",
 ]  # fmt: skip

@@ -121,6 +121,11 @@ def hopper_matmul_kernel(
             # The tensor memory accelerator writes rows of 128 bytes of the output.
             width = gcd(block_n, 1024 // out_dtype.bits)
             sc = tilus.shared(out_dtype, (2, block_m, width))
+            # Read from memory, alpha keeps the arithmetic of a part behind the barriers of the part before: else the
+            # assembler computes all parts at once, and has no registers for that.
+            factor = tilus.shared(float32, 1)
+            tilus.store(factor, tilus.full(1, alpha))
+            tilus.sync()
             stage, phase = 0, 0
             for unit in range(consumer, own + pieces, 2 if pingpong else 1):
                 tile, first, length = work_of(unit, own, whole, team, teams, shared_tiles, steps, stream)
@@ -156,8 +161,8 @@ def hopper_matmul_kernel(
                     for part in tilus.static_range(parts):
                         at = column + part * width
                         out = finish(
-                            acc[:, part * width : (part + 1) * width], bias, residual, a_scale, b_scale, alpha, beta,
-                            batch, row, at, out_dtype, has_bias, has_residual, scales, activation,
+                            acc[:, part * width : (part + 1) * width], bias, residual, a_scale, b_scale,
+                            tilus.load(factor, indices=0), beta, batch, row, at, out_dtype, has_bias, has_residual, scales, activation,
                             sums_layout(block_m, width, 4 if pingpong else warps),
                         )  # fmt: skip
                         send(c, sc, out, batch, row, at, part, parts, bulk_store)

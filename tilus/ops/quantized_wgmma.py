@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ TILE_CYCLES, OUT_PER_CYCLE = 1500, 64
 # Up to as many rows mma.sync keeps up with memory.
 MOST_ROWS_OF_MMA = 16
 # Rows of a tile; and its columns, blocks of a multiprocessor, and blocks that share rows.
-HEIGHTS = (16, 32, 64, 128)
+HEIGHTS, BETWEEN = (16, 32, 64, 128), (48, 96)
 ARRANGEMENTS = ((256, 1, 1), (128, 1, 1), (128, 2, 1), (256, 1, 2))
 FEWEST_ROWS_TO_SHARE = 64
 
@@ -108,7 +109,7 @@ def candidates(
 ) -> Iterator[WgmmaSchedule]:
     """Return the schedules to choose from."""
     units = -(-k // UNIT_K)
-    for block_m in (h for h in HEIGHTS if h < 2 * m or h == HEIGHTS[0]):
+    for block_m in heights(m):
         for block_n, resident, cluster in ARRANGEMENTS:
             if cluster > 1 and (n <= block_n or block_m < FEWEST_ROWS_TO_SHARE):
                 continue
@@ -126,13 +127,20 @@ def candidates(
                 splits *= 2
 
 
+def heights(m: int) -> list[int]:
+    """Return the rows of tiles to try: powers of two, and others where they leave fewer rows empty than those do."""
+    found = [h for h in HEIGHTS if h < 2 * m or h == HEIGHTS[0]]
+    least = min(-(-m // h) * h for h in found if h >= FEWEST_ROWS_TO_SHARE // 2 or len(found) == 1)
+    return found + [h for h in BETWEEN if h < 2 * m and -(-m // h) * h < least]
+
+
 def fitting(
     schedule: WgmmaSchedule, form: WeightForm, target: Target, gated: bool = False
 ) -> WgmmaSchedule | None:
     """Return the schedule with as many stages as shared memory holds, a tile going out in pieces if need be."""
     have = (target.shared_bytes + RESERVED_BYTES) // schedule.resident - RESERVED_BYTES
     best: WgmmaSchedule | None = None
-    for pieces in (1, 2, 4):
+    for pieces in (p for p in (1, 2, 4, 8) if schedule.block_m // p >= HEIGHTS[0]):
         left = have - out_bytes(replace(schedule, pieces=pieces), gated)
         stages = min(MOST_STAGES, left // (stage_bytes(schedule, form) + BARRIER_BYTES))
         if stages >= FEWEST_STAGES and (best is None or stages > best.stages):
@@ -231,21 +239,39 @@ def wgmma_call(
     """
     k, n = weight.shape
     scale, zero = weight.scale, weight.zero
-    own = dtype_of(rows.dtype)
-    form = WeightForm(weight.dtype, own, weight.group_size, zero is not None)
+    form = WeightForm(weight.dtype, dtype_of(rows.dtype), weight.group_size, zero is not None)
     # A part's rows of bytes are those of its units along n: a bulk copy takes a tile's in one box.
     units = weight.packed.view(weight.packed.shape[0], -1, ROW)
     arguments = (
         rows, units, scale, scale if zero is None else zero, scale[0] if bias is None else bias, out, weight.alpha, n,
     )  # fmt: skip
-    chosen = asdict(schedule)
-    del chosen["splits"], chosen["resident"]
-    options: dict[str, Any] = {
-        "a_dtype": own, "b_dtype": weight.dtype, "c_dtype": dtype_of(out.dtype), "group": form.rows_of_scale(k),
-        "has_zero": zero is not None, "exponent": stored_exponent(weight.dtype, own, target), **chosen,
-        "clusters": schedule.workers(processors),
+    options = {
+        **_fixed_options(schedule, form, target, k, processors),
+        "c_dtype": dtype_of(out.dtype),
         "bulk_store": out.shape[2] * out.element_size() % BULK_ALIGN == 0,
-    }  # fmt: skip
+    }
     if schedule.splits == 1:
         options |= {"has_bias": bias is not None, "activation": activation, "gated": weight.gated}
     return arguments, options
+
+
+@lru_cache(maxsize=4096)
+def _fixed_options(
+    schedule: WgmmaSchedule, form: WeightForm, target: Target, k: int, processors: int
+) -> Mapping[str, Any]:
+    """Return the options that follow from a schedule: each call of an op asks for them."""
+    return MappingProxyType(
+        {
+            "a_dtype": form.activations,
+            "b_dtype": form.dtype,
+            "group": form.rows_of_scale(k),
+            "has_zero": form.has_zero,
+            "exponent": stored_exponent(form.dtype, form.activations, target),
+            "block_m": schedule.block_m,
+            "block_n": schedule.block_n,
+            "stages": schedule.stages,
+            "pieces": schedule.pieces,
+            "cluster": schedule.cluster,
+            "clusters": schedule.workers(processors),
+        }
+    )

@@ -163,7 +163,7 @@ def quantized_wgmma_kernel(
 @tilus.inline
 def fetch(
     a, b, scale, zero, sa, sb, ss, sz, full, stage, row, column, unit, rank, *,
-    cluster: constexpr, bits: constexpr, group: constexpr, has_zero: constexpr, size: constexpr,
+    cluster, bits: constexpr, group: constexpr, has_zero: constexpr, size: constexpr,
 ):  # fmt: skip
     """Start to copy what a tile needs of one unit along k: of two blocks each brings its half of a to both."""
     parts, _, part_k = sa.shape

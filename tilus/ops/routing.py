@@ -124,7 +124,8 @@ def sort_by_expert(ids: torch.Tensor, experts: int, block: int = 64) -> Routing:
         raise ShapeMismatch(f"sort_by_expert takes 1 to {MOST_EXPERTS} experts, not {experts}")
     if block not in (8, 16, 32, 64, 128, 256):
         raise ShapeMismatch(f"a block of {block} rows", hint="8, 16, 32, 64, 128 or 256")
-    return Routing(*torch.ops.tilus.sort_by_expert(ids, experts, block), block)
+    rows, places, block_expert, counts, offsets = torch.ops.tilus.sort_by_expert(ids, experts, block)
+    return Routing(rows, places, block_expert, counts, offsets, block)
 
 
 def capacity(rows: int, experts: int, block: int) -> int:
@@ -212,7 +213,7 @@ def _route(
             weights,
             ids,
             dtype=FLOATS[logits.dtype],
-            scoring=scoring,
+            softmax=scoring == "softmax",
             renormalise=renormalise,
             width=width,
         )

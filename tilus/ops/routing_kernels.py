@@ -19,7 +19,7 @@ def route_kernel(
     ids: Tensor[int32, "tokens top_k"],
     *,
     dtype: constexpr,
-    scoring: constexpr,
+    softmax: constexpr,
     renormalise: constexpr,
     width: constexpr,
     rows: constexpr = 4,
@@ -36,21 +36,21 @@ def route_kernel(
     left = tilus.where(tilus.isnan(x), -3.0e38, tilus.maximum(x, -3.0e38))
     left = tilus.where(column < experts, left, infinity)
     largest = tilus.max(left, axis=1)
-    if scoring == "softmax":
+    if softmax:
         sums = tilus.sum(tilus.exp(left - largest[:, None]), axis=1)
     chosen = tilus.zeros(rows, float32)
     for _ in range(top_k):
         top = tilus.max(left, axis=1)
-        chosen = chosen + score(top, largest, scoring)
+        chosen = chosen + score(top, largest, softmax)
         left = tilus.where(column == tilus.argmax(left, axis=1)[:, None], infinity, left)
     left = tilus.where(tilus.isnan(x), -3.0e38, tilus.maximum(x, -3.0e38))
     left = tilus.where(column < experts, left, infinity)
     for j in range(top_k):
         top, place = tilus.max(left, axis=1), tilus.argmax(left, axis=1)
-        share = score(top, largest, scoring)
+        share = score(top, largest, softmax)
         if renormalise:
             share = share / chosen
-        elif scoring == "softmax":
+        elif softmax:
             share = share / sums
         tilus.store(weights, share[:, None], (first, j))
         tilus.store(ids, place[:, None], (first, j))
@@ -58,9 +58,9 @@ def route_kernel(
 
 
 @tilus.inline
-def score(x, largest, scoring):
+def score(x, largest, softmax):
     """Return the score of a logit; for softmax up to the factor that all of a row have."""
-    if scoring == "softmax":
+    if softmax:
         return tilus.exp(x - largest)
     return 1.0 / (1.0 + tilus.exp(-x))
 

@@ -11,6 +11,7 @@ import torch
 from tilus import dtypes
 from tilus.dtypes import DType, decode, encode
 from tilus.errors import ShapeMismatch, TypeMismatch
+from tilus.ops.packing import WEIGHTS, quantize_codes
 from tilus.ops.prepack import UNIT_K, pack_weight, padded, unpack_weight
 
 GROUP_STEP = 16
@@ -149,6 +150,7 @@ def quantize(
     zero_point: bool = False,
     scale_dtype: torch.dtype = torch.float16,
     activations: torch.dtype | None = None,
+    seed: int | None = None,
 ) -> QuantizedWeight:
     """Quantise a weight by rounding to nearest in groups along k.
 
@@ -170,6 +172,8 @@ def quantize(
     activations : torch.dtype, optional
         int8 or float8_e4m3fn: activations are quantised too, and the tensor core multiplies numbers of 8 bits. The
         group is then 32, 64, 128, a multiple of 128, or -1.
+    seed : int, optional
+        Rounds at random, right on average, to integers and floats. The same seed gives the same codes.
 
     Returns
     -------
@@ -193,13 +197,16 @@ def quantize(
         )
     k, n = weight.shape
     group = check_group(k, group_size, activations)
-    if activations is not None:
-        operand_type(code_type, activations)
-    values = weight.detach().to("cpu", torch.float64).numpy()
-    if not np.isfinite(values).all():
+    operand = operand_type(code_type, activations or scale_dtype)
+    if seed is not None and code_type.kind == "table":
+        raise TypeMismatch(f"{code_type} is not rounded to at random", hint="leave out the seed")
+    # On the GPU, and to round at random, codes are made by a kernel; else here, in float64.
+    by_kernel = weight.device.type == "cuda" or seed is not None
+    given = weight.detach()
+    grouped = (given if by_kernel else given.to("cpu", torch.float64)).reshape(k // group, group, n)
+    low, high = (x.to("cpu", torch.float64).numpy() for x in (grouped.amin(1), grouped.amax(1)))
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise TypeMismatch("quantize takes finite weights, but some are infinite or NaN")
-    grouped = values.reshape(k // group, group, n)
-    low, high = grouped.min(axis=1), grouped.max(axis=1)
     top = (1 << code_type.bits) - 1
     zero: np.ndarray[Any, Any] | None = None
     if code_type.kind == "uint" and zero_point:
@@ -224,17 +231,18 @@ def quantize(
     scale = stored.to(torch.float64).numpy() * alpha
     if code_type.kind == "uint" and zero_point:
         zero = np.clip(np.rint(-low / scale), 0, top)
-    shifted = grouped / scale[:, None, :] + (0.0 if zero is None else zero[:, None, :])
+    zeros = None if zero is None else torch.from_numpy(zero).to(scale_dtype)
+    if by_kernel:
+        wide = given if given.dtype in WEIGHTS else given.to(torch.float32)
+        factors, shifts = (
+            None if x is None else torch.from_numpy(x).to(given.device, torch.float32) for x in (scale, zero)
+        )
+        assert factors is not None
+        packed = quantize_codes(wide, factors, shifts, code_type, group, operand, seed)
+        return _assembled(packed, code_type, (k, n), stored, zeros, group, alpha, None, activations)
+    shifted = grouped.numpy() / scale[:, None, :] + (0.0 if zero is None else zero[:, None, :])
     codes = encode(shifted.reshape(k, n), code_type)
-    return from_codes(
-        codes,
-        code_type,
-        stored,
-        None if zero is None else torch.from_numpy(zero).to(scale_dtype),
-        group,
-        alpha=alpha,
-        activations=activations,
-    )
+    return from_codes(codes, code_type, stored, zeros, group, alpha=alpha, activations=activations)
 
 
 def reach(code_type: DType, activations: torch.dtype) -> tuple[float, float]:
@@ -339,20 +347,28 @@ def from_codes(
         scale, factor = split_scales(scale.detach().to("cpu", torch.float64).numpy(), scale.dtype)
         alpha *= factor
     operand = operand_type(dtype, activations or scale.dtype)
-    kp, np_ = padded(k, n)
+    packed = torch.from_numpy(pack_weight(codes, dtype, operand))
+    return _assembled(packed, dtype, (k, n), scale, zero, group, alpha, order, activations)
+
+
+def _assembled(
+    packed: torch.Tensor,
+    dtype: DType,
+    shape: tuple[int, int],
+    scale: torch.Tensor,
+    zero: torch.Tensor | None,
+    group: int,
+    alpha: float,
+    order: torch.Tensor | None,
+    activations: torch.dtype | None,
+) -> QuantizedWeight:
+    """Make a weight of packed codes; scales and zero points are filled up to whole units."""
+    kp, np_ = padded(*shape)
     # Rows that fill up the last unit multiply zeros of the activations; their scales only have to be finite.
     rows = -(-kp // group)
-    return QuantizedWeight(
-        dtype,
-        (k, n),
-        group,
-        torch.from_numpy(pack_weight(codes, dtype, operand)),
-        _fill(scale, rows, np_),
-        None if zero is None else _fill(zero, rows, np_),
-        alpha,
-        order,
-        activations,
-    )
+    filled = [None if x is None else _fill(x, rows, np_).to(packed.device) for x in (scale, zero)]
+    assert filled[0] is not None
+    return QuantizedWeight(dtype, shape, group, packed, filled[0], filled[1], alpha, order, activations)
 
 
 def gated_pair(gate: QuantizedWeight, up: QuantizedWeight) -> QuantizedWeight:

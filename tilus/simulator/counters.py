@@ -68,9 +68,13 @@ class Counters:
 
     def tensor_core(self, instruction: Any, name: str, warps: int, op: Any) -> None:
         """A tensor-core instruction ran."""
-        entry = self.tensor[instruction.index, name, tensor_kind(op)]
+        entry = self.tensor_entry(instruction, name, op)
         entry[0] += warps
         entry[1] += warps * op.flops
+
+    def tensor_entry(self, instruction: Any, name: str, op: Any) -> list[int]:
+        """Executions and operations of a tensor-core instruction."""
+        return self.tensor[instruction.index, name, tensor_kind(op)]
 
     # -- memory ------------------------------------------------------------------------------------------------
 

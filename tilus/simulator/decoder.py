@@ -223,13 +223,17 @@ class Decoder:
 
     def sources(self, operand: Any, type: ScalarType, relaxed: bool = False) -> list[Any]:
         """A vector (or one value) as a list of sources."""
-        items = operand.items if isinstance(operand, Vector) else (operand,)
-        return [self.source(item, type, relaxed) for item in items]
+        return [self.source(item, type, relaxed) for item in self.components(operand)]
 
     def targets(self, operand: Any, type: ScalarType, relaxed: bool = False) -> list[Any]:
         """A vector (or one register) as a list of destinations."""
-        items = operand.items if isinstance(operand, Vector) else (operand,)
-        return [self.target(item, type, relaxed) for item in items]
+        return [self.target(item, type, relaxed) for item in self.components(operand)]
+
+    def components(self, operand: Any) -> tuple[Any, ...]:
+        """The components of a vector; anything else is its own only component."""
+        if isinstance(operand, Name):
+            operand = self.scope.vector(operand.text) or operand
+        return operand.items if isinstance(operand, Vector) else (operand,)
 
     def predicate(self, operand: Any) -> Any:
         """A predicate source."""

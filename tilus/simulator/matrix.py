@@ -220,7 +220,8 @@ def _decode_mma(d: Decoder) -> Operation:
     if op.scale_vec:
         # scale-a-data, {byte-id-a, thread-id-a}, scale-b-data, {byte-id-b, thread-id-b}
         for data, ids in ((rest[0], rest[1]), (rest[2], rest[3])):
-            operation.scales.append(d.source(data, B32))
+            # CUTLASS and others write the one register as a vector.
+            operation.scales.extend(_fragment(d, data, B32, 1, "scales"))
             operation.scales.extend(d.source(item, TYPES["u16"]) for item in ids.items)
         operation.reads = (*operation.reads, *operation.scales)
         rest = rest[4:]

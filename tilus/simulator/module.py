@@ -169,13 +169,16 @@ def _three(value: int | Sequence[int], what: str) -> tuple[int, int, int]:
 
 
 class Module(Mapping[str, Kernel]):
-    """The kernels of a PTX module, by name."""
+    """The kernels of a PTX module, by name; those with instructions that are not supported are left out."""
 
     def __init__(self, text: str) -> None:
         self.loaded = LoadedModule(text, DEVICE.addresses)
         self._kernels = {name: Kernel(self, code) for name, code in self.loaded.kernels.items()}
 
     def __getitem__(self, name: str) -> Kernel:
+        refused = self.loaded.refused.get(name)
+        if refused is not None:
+            raise refused
         try:
             return self._kernels[name]
         except KeyError:
@@ -209,6 +212,12 @@ def load(ptx: str | bytes) -> Module:
     -------
     Module
         Its kernels by name. Each load has module variables of its own; parsing is cached.
+
+    Raises
+    ------
+    PtxError
+        With the line, for text that is no PTX, and where an instruction of the only kernel is not supported. In a
+        module of several kernels those that are supported can be launched; asking for another one raises the error.
     """
     text = ptx.decode() if isinstance(ptx, bytes) else ptx
     return Module(text)

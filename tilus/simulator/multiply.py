@@ -55,12 +55,16 @@ class MultiplyRun:
             self.b_rows.ctypes.data, len(self.b_rows), self.steps.ctypes.data, len(self.steps), a_index.ctypes.data,
             b_index.ctypes.data, a_table.ctypes.data, b_table.ctypes.data, scratch.ctypes.data,
         )  # fmt: skip
-        counters, op, operations, warps = state.engine.counters, self.op, self.operations, hi - lo
+        counters, warps = state.engine.counters, hi - lo
+        entries = [counters.tensor_entry(o.instruction, o.name, self.op) for o in self.operations]
+        operations = warps * self.op.flops
 
-        def step(keep: Any = scratch) -> None:
+        # The default keeps the memory alive whose address is among the arguments.
+        def step(_: Any = scratch) -> None:
             function(*arguments)
-            for operation in operations:
-                counters.tensor_core(operation.instruction, operation.name, warps, op)
+            for entry in entries:
+                entry[0] += warps
+                entry[1] += operations
 
         return step
 

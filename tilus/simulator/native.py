@@ -6,6 +6,7 @@ first needed. Floating-point operations are as strict as NumPy's unless a functi
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -89,22 +90,28 @@ class Code:
 
 
 @cache
-def _engine() -> Any:
-    """The compiler for this machine."""
+def _engine() -> tuple[Any, Any, Iterator[int]]:
+    """LLVM, the compiler for this machine, and numbers for names."""
     import llvmlite.binding as llvm
 
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
+    try:
+        features = llvm.get_host_cpu_features().flatten()
+    except RuntimeError:
+        # Not known for every kind of machine; then the processor's name has to do.
+        features = ""
     machine = llvm.Target.from_default_triple().create_target_machine(
-        cpu=llvm.get_host_cpu_name(), features=llvm.get_host_cpu_features().flatten(), opt=2, jit=True
+        cpu=llvm.get_host_cpu_name(), features=features, opt=2, jit=True
     )
-    return llvm, llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    return llvm, llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine), itertools.count()
 
 
-def compiled(code: Code, name: str) -> Callable[..., int]:
-    """Compile a function; ``name`` must be its own."""
+def compiled(code: Code) -> Callable[..., int]:
+    """Compile a function."""
     with _lock:
-        llvm, engine = _engine()
+        llvm, engine, numbers = _engine()
+        name = f"simulator.{next(numbers)}"
         engine.add_module(llvm.parse_assembly(code.text(name)))
         engine.finalize_object()
         address = engine.get_function_address(name)

@@ -235,7 +235,9 @@ class Order:
             self.known = np.concatenate(
                 [self.known, np.zeros((*self.known.shape[:-1], CHANNELS), np.int64)], axis=-1
             )
-            self.channel_last = np.concatenate([self.channel_last, np.zeros_like(self.channel_last[:, :CHANNELS])], 1)
+            self.channel_last = np.concatenate(
+                [self.channel_last, np.zeros_like(self.channel_last[:, :CHANNELS])], 1
+            )
         return channel
 
     # -- clusters ----------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ variable: linkage* SPACE var_part* declarators ";"
 declarators: declarator ("," declarator)*
 declarator: WORD dim* ("=" initial)?
 dim: "[" NUMBER? "]"
-initial: number | WORD | WORD "+" NUMBER | braces | "generic" "(" WORD ("+" NUMBER)? ")"
+initial: number | WORD | WORD "+"? NUMBER | braces | "generic" "(" WORD ("+"? NUMBER)? ")" ("+"? NUMBER)?
        | NUMBER "(" WORD ")" -> masked_initial
 braces: "{" (initial ("," initial)*)? "}"
 var_part: DOTWORD | ".align" NUMBER -> var_align | ".attribute" "(" attribute_item ("," attribute_item)* ")" -> ignored
@@ -100,7 +100,7 @@ PTR.9: /\.ptr\b/
 BRANCHTARGETS.9: /\.(branchtargets|calltargets)\b/
 DOTWORD: /\.[a-zA-Z_][\w:]*(\.[a-zA-Z_]\w*)*/
 LABEL.4: /[A-Za-z_$%][\w$]*\s*:(?!:)/
-FLOAT.5: /0[fF][0-9a-fA-F]{8}\b|0[dD][0-9a-fA-F]{16}\b|[+-]?\d+\.\d*([eE][+-]?\d+)?|[+-]?\d+[eE][+-]?\d+/
+FLOAT.5: /0[fF][0-9a-fA-F]{8}\b|0[dD][0-9a-fA-F]{16}\b|[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?|[+-]?\d+[eE][+-]?\d+/
 NUMBER.3: /[+-]?(0[xX][0-9a-fA-F]+|0[bB][01]+|\d+)U?/
 WORD: /[A-Za-z_$%](::|[\w$.])*/
 COMMENT: /\/\/[^\n]*/ | /\/\*([^*]|\*(?!\/))*\*\//
@@ -282,7 +282,8 @@ def _lark() -> Any:
 
         def registers(self, items: list[Any]) -> Registers:
             kinds = [str(i)[1:] for i in items if not isinstance(i, tuple)]
-            return Registers(kinds[-1], tuple(i for i in items if isinstance(i, tuple)))
+            names = tuple(i for i in items if isinstance(i, tuple))
+            return Registers(kinds[-1], names, int(kinds[0][1:]) if kinds[0] in ("v2", "v4") else 0)
 
         def scope(self, items: list[Any]) -> Scope:
             return Scope(tuple(items))
@@ -306,7 +307,7 @@ def _lark() -> Any:
             if len(items) == 1:
                 item = items[0]
                 return item if isinstance(item, (tuple, list)) else Name(str(item))
-            return Name(str(items[0]), parse_integer(items[1]))
+            return Name(str(items[0]), sum(parse_integer(item) for item in items[1:]))
 
         def masked_initial(self, items: list[Any]) -> Any:
             return ("mask", parse_integer(items[0]), str(items[1]))

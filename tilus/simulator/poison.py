@@ -209,7 +209,8 @@ class Poison:
             self._write(operation, sel, guard, lacking)
 
     def _moved(self, source: Any, sel: Selection) -> Any:
-        """The mask of an operand in the operand's own type; constants lack nothing."""
+        """The mask of an operand in its own type, that of what it negates for a negation; constants lack nothing."""
+        source = getattr(source, "item", source)
         if isinstance(source, Register):
             return source.get(self, sel)
         value = source.get(self.state, sel)
@@ -218,7 +219,7 @@ class Poison:
     def _reached(self, operation: Map, sel: Selection) -> Any:
         """The bits of a bitwise result that depend on bits without a value."""
         values = [source.get(self.state, sel) for source in operation.reads]
-        masks = [self._moved(getattr(source, "item", source), sel) for source in operation.reads]
+        masks = [self._moved(source, sel) for source in operation.reads]
         outcomes = [
             operation.function(*[(v | m) if bit else (v & ~m) for v, m, bit in zip(values, masks, choice)])
             for choice in itertools.product((False, True), repeat=len(values))
@@ -244,13 +245,14 @@ class Poison:
             self._put(target, sel, guard, sel.gather(operation.function(sel.mask, masks, *rest)[0]))
 
     def _report(self, operation: Operation, sel: Selection, bad: Any, operands: Any) -> None:
-        lane = int(sel.index[np.flatnonzero(bad)[0]])
+        position = int(np.flatnonzero(bad)[0])
+        lane = int(sel.index[position])
         names = []
         for register in registers_of(operands):
             key = _key(register)
-            if key in self.tainted and np.any(self.table(key)[lane]):
+            if key in self.tainted and np.any(self._mask(register, sel)[position]):
                 names.append(self.kernel.register_names[key])
-                self.table(key)[sel.lanes] = False
+                self.table(key)[sel.lanes] = 0
         self.state.hazard(
             "uninitialized-register",
             f"{operation.instruction.opcode.split('.')[0]} uses register {' and '.join(names)}, which holds no value "

@@ -36,6 +36,7 @@ from .syntax import (
     SyntaxTree,
     Targets,
     Variable,
+    Vector,
 )
 from .types import TYPES, ScalarType
 
@@ -222,6 +223,7 @@ class _Scope:
         self.parent = parent
         self.prefix = prefix
         self.registers: dict[str, tuple[int, int]] = {}
+        self.vectors: dict[str, Vector] = {}
         self.symbols: dict[str, str] = {}
         self.targets: dict[str, Targets] = {}
         self.labels: dict[str, int] = {}
@@ -233,6 +235,15 @@ class _Scope:
             found = scope.registers.get(name)
             if found is not None:
                 return found
+            scope = scope.parent
+        return None
+
+    def vector(self, name: str) -> Vector | None:
+        """The components of a vector of registers."""
+        scope: _Scope | None = self
+        while scope is not None:
+            if name in scope.vectors:
+                return scope.vectors[name]
             scope = scope.parent
         return None
 
@@ -318,7 +329,17 @@ class _Builder:
         for name, count in item.names:
             names = [name] if count is None else [f"{name}{i}" for i in range(count)]
             for each in names:
-                scope.registers[each] = (bits, self.new_register(bits, each))
+                if item.length:
+                    self.declare_vector(scope, each, bits, item.length)
+                else:
+                    scope.registers[each] = (bits, self.new_register(bits, each))
+
+    def declare_vector(self, scope: _Scope, name: str, bits: int, length: int) -> None:
+        """A vector of registers, whose components are called by place or by colour."""
+        scope.vectors[name] = Vector(tuple(Name(f"{name}.{letter}") for letter in "xyzw"[:length]))
+        for letter, colour in zip("xyzw"[:length], "rgba"):
+            register = (bits, self.new_register(bits, f"{name}.{letter}"))
+            scope.registers[f"{name}.{letter}"] = scope.registers[f"{name}.{colour}"] = register
 
     def declare_variable(self, scope: _Scope, variable: Variable) -> None:
         space = variable.space.split("::")[0]
@@ -739,11 +760,16 @@ class LoadedModule:
         self.places: dict[str, SymbolPlace] = dict(self.memory.places)
         for name, address in self.function_addresses.items():
             self.places[name] = SymbolPlace("function", address, 0, name)
-        self.kernels = {
-            f.name: _Builder(self, f).build()
-            for f in self.functions.values()
-            if f.entry and f.body is not None
-        }
+        self.kernels: dict[str, Kernel] = {}
+        self.refused: dict[str, PtxError] = {}
+        for f in self.functions.values():
+            if f.entry and f.body is not None:
+                try:
+                    self.kernels[f.name] = _Builder(self, f).build()
+                except PtxError as error:
+                    self.refused[f.name] = error
+        if self.refused and not self.kernels:
+            raise next(iter(self.refused.values()))
 
 
 def address_in_space(place: SymbolPlace) -> int:

@@ -17,7 +17,11 @@ def turn_back(group: Any, target: int) -> None:
     """A group is about to go back to ``target``: it gives way if it waits for something, or has had its share."""
     state = group.state
     group.loops += 1
-    if state.take_polled(group.sel) or group.loops > _TURNS_BEFORE_YIELD or _stands_still(state, group, target):
+    if (
+        state.take_polled(group.sel)
+        or group.loops > _TURNS_BEFORE_YIELD
+        or _stands_still(state, group, target)
+    ):
         group.round += 1
         group.loops = 0
         state.engine.yielded(group)

@@ -101,10 +101,11 @@ class SourceFile(NamedTuple):
 
 
 class Registers(NamedTuple):
-    """``.reg .type names``; a count makes ``name0 .. name(count-1)``."""
+    """``.reg .type names``; a count makes ``name0 .. name(count-1)``, ``.v2`` and ``.v4`` vectors of ``length``."""
 
     type: str
     names: tuple[tuple[str, int | None], ...]
+    length: int = 0
 
 
 class Variable(NamedTuple):

@@ -1,7 +1,7 @@
 """Semantics of the tensor-core instructions: the entry that the rest of the simulator imports.
 
-Everything here is pure NumPy and written from the PTX ISA alone: no table is shared with the compiler,
-so that each checks the other.
+Everything here is NumPy and written from the PTX ISA alone: no table is shared with the compiler, so that
+each checks the other. ``tensorcore_native`` does the same for the commonest types in machine code.
 
 **Registers.** A fragment is a ``uint32`` array of shape ``[W, registers, 32]``: warp, register of the
 vector operand, lane. Double precision fragments are ``uint64``. ``wgmma`` takes the four warps of a

@@ -94,7 +94,7 @@ def multiply(op: Mma) -> Callable[..., int]:
             b_at = code.value(f"add i64 {b_scratch}, {code.value(f'mul i64 {slots[1]}, {b_bytes}')}")
             with code.loop(0, rows) as half:
                 _eight_rows(code, op, base, entry, half, a_at, b_at)
-    return compiled(code, repr(op))
+    return compiled(code)
 
 
 def accumulates(op: Wgmma) -> bool:
@@ -131,7 +131,7 @@ def accumulate(op: Wgmma) -> Callable[..., int]:
                 which = code.load("i64", code.pointer("%rows", code.value(f"add i64 {pair}, {i}"), 8), 8)
                 registers.append(code.value(f"add i64 {base}, {code.value(f'mul i64 {which}, %pitch')}"))
             _accumulate(code, op, sums, registers, registers, keep)
-    return compiled(code, repr(op))
+    return compiled(code)
 
 
 def _decode(

@@ -41,6 +41,7 @@ class Tracking:
         self.retired = np.zeros(warps, np.int64)
         # Whether a fence stands between the last wait, or the beginning, and what comes next.
         self.fenced = np.zeros(warps, bool)
+        self.ever_fenced = np.zeros(warps, bool)
         self.number = 0
         # Committed groups of each warp; outstanding (number, warps by warpgroup, their group, shared bytes).
         self.committed = np.zeros(warps, np.int64)
@@ -96,11 +97,19 @@ class Tracking:
         """``wgmma.fence``: earlier register accesses are ordered before later wgmma."""
         rows = sel.warp_slice
         self.dirty[:, rows] = 0
-        self.fenced[rows] = True
+        self.fenced[rows] = self.ever_fenced[rows] = True
 
     def issue(self, operation: Any, sel: Selection, grouped: Any, index: Any, accumulates: Any) -> None:
         """A wgmma starts; ``accumulates`` says for each warp whether it reads what it adds to."""
         rows = sel.warp_slice
+        if not self.ever_fenced[rows].all():
+            self.state.hazard(
+                "missing-wgmma-fence",
+                "no wgmma.fence stands before the first wgmma",
+                operation.instruction,
+                int(sel.warps[np.flatnonzero(~self.ever_fenced[rows])[0]]) * 32,
+            )
+            self.ever_fenced[rows] = True
         targets, multiplicands = self.places(operation)
         for places, counts in ((targets, accumulates), (multiplicands, True)):
             marks = self.dirty[places][:, rows]

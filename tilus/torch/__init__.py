@@ -2,5 +2,6 @@
 
 from tilus.torch.backend import Replaced, backend
 from tilus.torch.modules import QuantizedLinear, load_quantized, quantize_linears
+from tilus.torch.moe import QuantizedMoE
 
-__all__ = ["QuantizedLinear", "Replaced", "backend", "load_quantized", "quantize_linears"]
+__all__ = ["QuantizedLinear", "QuantizedMoE", "Replaced", "backend", "load_quantized", "quantize_linears"]

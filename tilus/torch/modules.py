@@ -100,10 +100,8 @@ class QuantizedLinear(nn.Module):
         """Return the layer's output in x's dtype; x of another float dtype is converted to that of the scales."""
         out = torch.ops.tilus.quantized_matmul(
             x.to(self.scale.dtype), self.packed, self.scale, self.zero, self.weight_dtype, self.in_features,
-            self.out_features, self.group_size, self.alpha, self.order,
+            self.out_features, self.group_size, self.alpha, self.order, self.bias,
         )  # fmt: skip
-        if self.bias is not None:
-            out = out + self.bias
         return out.to(x.dtype)
 
     def extra_repr(self) -> str:

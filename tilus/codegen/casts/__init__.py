@@ -260,7 +260,7 @@ def _natural(w: Writer, order: Arrangement, source: DType, regs: tuple[V, ...], 
 
 
 __all__ = [
-    "Arrangement", "FastCast", "best_cast", "cast_at_random", "cast_cost", "cast_element", "cast_elements", "cast_stored", "decode",
-    "element_order", "encode", "fast_casts", "lookup", "preferred_arrangement", "preferred_order", "stored_arrangement",
-    "stored_exponent",
+    "Arrangement", "FastCast", "best_cast", "cast_at_random", "cast_cost", "cast_element", "cast_elements",
+    "cast_stored", "decode", "element_order", "encode", "fast_casts", "lookup", "preferred_arrangement",
+    "preferred_order", "stored_arrangement", "stored_exponent",
 ]  # fmt: skip

@@ -480,7 +480,8 @@ def natural_integers(source: DType, dest: DType) -> Emit:
 
 
 __all__ = [
-    "EXPONENT", "Emit", "byte_pattern", "bytes_to_bfloat16", "bytes_to_float16", "convert_nibbles", "convert_pairs", "e4m3_to_bfloat16",
-    "e4m3_to_float16", "e5m2_to_float16", "float_bytes", "float_pattern", "floats", "integers", "masks", "narrow_to_int8",
-    "natural_floats", "natural_integers", "pair_table", "scaled_integers", "single_bits", "table", "through_float16",
+    "EXPONENT", "Emit", "byte_pattern", "bytes_to_bfloat16", "bytes_to_float16", "convert_nibbles", "convert_pairs",
+    "e4m3_to_bfloat16", "e4m3_to_float16", "e5m2_to_float16", "float_bytes", "float_pattern", "floats", "integers",
+    "masks", "narrow_to_int8", "natural_floats", "natural_integers", "pair_table", "scaled_integers", "single_bits",
+    "table", "through_float16",
 ]  # fmt: skip

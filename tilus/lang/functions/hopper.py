@@ -18,7 +18,9 @@ def dot_async(a: Any, b: Shared, acc: Tile | None = None, *, out_dtype: DType | 
     Parameters
     ----------
     a : Tile or Shared, [m, k]
-        64 rows, or a multiple, for each 4 warps of the group.
+        64 rows, or a multiple, for each 4 warps of the group. Of a tile each warp multiplies the rows that it holds,
+        whichever they are, 16 at a time: the result's rows are with the same warps. Until the product is done, the
+        tile's registers are in use.
     b : Shared, [k, n]
         ``s.transpose()`` of an [n, k] tensor for an operand that is contiguous along k.
     acc : Tile, [m, n], optional

@@ -23,6 +23,7 @@ from tilus.codegen import Target, target
 from tilus.codegen.figures import Figures
 from tilus.errors import TilusError
 from tilus.ops import prepack, quantized_schedule, quantized_wgmma, schedules
+from tilus.ops.tuned import forced
 from tilus.runtime.kernel import Kernel
 
 Key = dict[str, Any]
@@ -30,8 +31,10 @@ Schedule = dict[str, Any]
 Launch = tuple[Kernel, tuple[Any, ...], dict[str, Any]]
 
 # A problem's sizes may be twice or half of these, see `tilus.ops.tuned`.
-ROWS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+ROWS = (16, 32, 64, 128, 256, 1024, 4096)
 SIDES = (1024, 4096, 16384, 65536)
+LARGEST = 1 << 28
+"""Elements of the largest weight."""
 
 
 class Problem:
@@ -63,9 +66,15 @@ class Problem:
         """Return arguments for `run`; random ones where the device has memory."""
         raise TilusError(f"{self.name} does not say this of itself")
 
-    def using(self, schedule: Schedule) -> AbstractContextManager[Any]:
-        """Let the op use a schedule."""
+    def choosing(self, schedule: Schedule) -> AbstractContextManager[Any]:
+        """Let the op's heuristic choose a schedule, whatever the problem."""
         raise TilusError(f"{self.name} does not say this of itself")
+
+    @contextmanager
+    def using(self, schedule: Schedule) -> Iterator[None]:
+        """Let the op use a schedule, whatever it looks up and its heuristic chooses."""
+        with forced(self.name, schedule), self.choosing(schedule):
+            yield
 
     def run(self, arguments: tuple[Any, ...]) -> torch.Tensor:
         """Run the op."""
@@ -123,7 +132,8 @@ class Matmul(Problem):
 
     def keys(self, machine: Target) -> Iterator[Key]:
         for bits, m, n, k in product((16, 8), ROWS, SIDES, SIDES):
-            yield {"bits": bits, "m": m, "n": n, "k": k}
+            if n * k <= LARGEST:
+                yield {"bits": bits, "m": m, "n": n, "k": k}
 
     def candidates(self, key: Key, machine: Target, card: Figures) -> list[Schedule]:
         m, n, k, bits = key["m"], key["n"], key["k"], key["bits"]
@@ -158,7 +168,7 @@ class Matmul(Problem):
         b = filled(device, *shape, dtype=dtype)
         return a, b if plain else b.T
 
-    def using(self, schedule: Schedule) -> AbstractContextManager[Any]:
+    def choosing(self, schedule: Schedule) -> AbstractContextManager[Any]:
         if "consumers" in schedule:
             chosen: Any = schedules.HopperSchedule(**schedule)
             return mock.patch(f"{self.module}.hopper_schedule", return_value=chosen)
@@ -175,17 +185,17 @@ class QuantizedMatmul(Problem):
     group = 128
 
     def keys(self, machine: Target) -> Iterator[Key]:
-        rows = [m for m in ROWS if m <= 4096]
-        for bits, m, n, k in product(range(1, 9), rows, SIDES[1:], SIDES[1:3]):
-            yield {
-                "bits": bits,
-                "activations": 16,
-                "group": self.group,
-                "zero": False,
-                "m": m,
-                "n": n,
-                "k": k,
-            }
+        for bits, m, n, k in product(range(1, 9), ROWS, SIDES[1:], SIDES[1:3]):
+            if n * k <= LARGEST:
+                yield {
+                    "bits": bits,
+                    "activations": 16,
+                    "group": self.group,
+                    "zero": False,
+                    "m": m,
+                    "n": n,
+                    "k": k,
+                }
 
     def form(self, key: Key) -> quantized_schedule.WeightForm:
         """Return what matters of a weight."""
@@ -236,7 +246,7 @@ class QuantizedMatmul(Problem):
             group,
         )
 
-    def using(self, schedule: Schedule) -> AbstractContextManager[Any]:
+    def choosing(self, schedule: Schedule) -> AbstractContextManager[Any]:
         on_wgmma = None
         if "resident" in schedule:
             on_wgmma = quantized_wgmma.WgmmaSchedule(**schedule)

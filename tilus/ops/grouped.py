@@ -1,0 +1,398 @@
+"""Grouped products: rows that belong to different experts, each expert with a matrix of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tilus import dtypes
+from tilus.codegen import Target
+from tilus.codegen.casts import stored_exponent
+from tilus.dtypes import DType
+from tilus.errors import ShapeMismatch, TypeMismatch
+from tilus.ops.device import target_of
+from tilus.ops.grouped_kernel import grouped_matmul_kernel, grouped_quantized_kernel
+from tilus.ops.library import LIBRARY
+from tilus.ops.quantized_matmul import EPILOGUES
+from tilus.ops.quantized_schedule import Schedule, WeightForm, fitting
+from tilus.ops.routing import Routing
+from tilus.ops.weights import QuantizedWeight, interleave
+
+FLOATS = {torch.float16: dtypes.float16, torch.bfloat16: dtypes.bfloat16}
+FEWEST_ROWS = 16
+"""The tensor core's first operand has at least so many rows."""
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedExperts:
+    """Quantised weights of the same shape and type, one for each expert.
+
+    Attributes
+    ----------
+    dtype : DType
+        Of the codes.
+    shape : tuple of int
+        experts, k, n.
+    group_size : int
+        Elements along k that share a scale.
+    packed : Tensor of uint8, shape (experts, k / 128, n / 32, 512 * bits), rounded up
+    scale : Tensor of float16 or bfloat16, shape (experts, groups, n rounded up)
+    zero : Tensor or None
+        Of the scale's shape and dtype.
+    alpha : Tensor of float32, shape (experts,)
+        A factor of all values of an expert.
+    gated : bool
+        Whether columns are pairs of a gate and what it multiplies (`gated_pair`).
+    """
+
+    dtype: DType
+    shape: tuple[int, int, int]
+    group_size: int
+    packed: torch.Tensor
+    scale: torch.Tensor
+    zero: torch.Tensor | None
+    alpha: torch.Tensor
+    gated: bool = False
+
+    def to(self, device: torch.device | str) -> QuantizedExperts:
+        """Return the weights on another device."""
+        zero = None if self.zero is None else self.zero.to(device)
+        tensors = (self.packed.to(device), self.scale.to(device), zero, self.alpha.to(device))
+        return QuantizedExperts(self.dtype, self.shape, self.group_size, *tensors, self.gated)
+
+
+def stack_experts(weights: Sequence[QuantizedWeight]) -> QuantizedExperts:
+    """Put the weights of experts into one tensor each for codes, scales and zero points.
+
+    Parameters
+    ----------
+    weights : sequence of QuantizedWeight
+        Of equal shape, type and group size, for activations of 16 bits.
+
+    Returns
+    -------
+    QuantizedExperts
+
+    Raises
+    ------
+    ShapeMismatch, TypeMismatch
+        Where they differ, or have an order of rows of their own.
+    """
+    if not weights:
+        raise ShapeMismatch("stack_experts needs at least one weight")
+    first = weights[0]
+    forms = {(w.dtype, w.shape, w.group_size, w.scale.dtype, w.zero is None, w.gated) for w in weights}
+    if len(forms) > 1:
+        raise ShapeMismatch("experts differ in shape, type, group size, zero points or gate")
+    if any(w.order is not None for w in weights):
+        raise TypeMismatch("experts whose rows were sorted by group (act-order) are not supported")
+    if any(w.activations not in (None, *FLOATS) for w in weights):
+        raise TypeMismatch(
+            "experts were quantised for activations of 8 bits", hint="quantize(...) without activations="
+        )
+    return QuantizedExperts(
+        first.dtype,
+        (len(weights), *first.shape),
+        first.group_size,
+        torch.stack([w.packed for w in weights]),
+        torch.stack([w.scale for w in weights]),
+        None if first.zero is None else torch.stack([w.zero for w in weights if w.zero is not None]),
+        torch.tensor([w.alpha for w in weights], dtype=torch.float32, device=first.packed.device),
+        first.gated,
+    )
+
+
+def grouped_matmul(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    rows: Routing | torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    activation: str = "",
+) -> torch.Tensor:
+    """Multiply rows with the matrices of the experts that they belong to.
+
+    Parameters
+    ----------
+    a : Tensor of float16 or bfloat16
+        Of shape (capacity, k), in the order of a `Routing` (`gather_rows`); or of shape (experts, capacity, k), of
+        which each expert uses as many rows as `rows` says.
+    b : Tensor of a's dtype, shape (experts, k, n)
+        Each row-major, or the transpose of a row-major matrix.
+    rows : Routing, or Tensor of int32 of shape (experts,)
+        Whose rows these are, on the device.
+    bias : Tensor of a's dtype, shape (experts, n), optional
+    activation : str
+        relu, gelu or silu, or nothing.
+
+    Returns
+    -------
+    Tensor of a's dtype, shape (..., n)
+        ``activation(a @ b[expert] + bias[expert])``, accumulated in float32. Rows of blocks that no expert uses are
+        left as they are in memory; others that fill up a block hold what comes of their zeros.
+
+    Raises
+    ------
+    ShapeMismatch, TypeMismatch
+        Where the arguments do not fit.
+    """
+    if b.ndim != 3 or b.dtype != a.dtype:
+        raise ShapeMismatch(
+            f"b is {b.dtype} of shape {tuple(b.shape)}, expected {a.dtype} of shape (experts, k, n)"
+        )
+    count, k, n = b.shape
+    owners, block = _owners(a, rows, count, k)
+    if block and block < FEWEST_ROWS:
+        raise ShapeMismatch(
+            f"blocks of {block} rows are fewer than the tensor core's {FEWEST_ROWS}",
+            hint=f"sort_by_expert(..., block={FEWEST_ROWS})",
+        )
+    _check_epilogue(bias, activation, (count, n), a.dtype)
+    out: torch.Tensor = torch.ops.tilus.grouped_matmul(a, b, owners, block, bias, activation)
+    return out
+
+
+def grouped_quantized_matmul(
+    a: torch.Tensor,
+    experts: QuantizedExperts,
+    rows: Routing | torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    activation: str = "",
+) -> torch.Tensor:
+    """Multiply rows with the quantised weights of the experts that they belong to.
+
+    Parameters
+    ----------
+    a : Tensor of the dtype of the scales
+        As for `grouped_matmul`.
+    experts : QuantizedExperts
+    rows : Routing, or Tensor of int32 of shape (experts,)
+        As for `grouped_matmul`.
+    bias : Tensor of a's dtype, shape (experts, n), optional
+        Of gated pairs that of the gate comes first.
+    activation : str
+        relu, gelu or silu, or nothing; of gated pairs it is applied to the gate.
+
+    Returns
+    -------
+    Tensor of a's dtype, shape (..., n), or (..., n / 2) of gated pairs
+        As for `grouped_matmul`.
+
+    Raises
+    ------
+    ShapeMismatch, TypeMismatch
+        Where the arguments do not fit.
+    """
+    count, k, n = experts.shape
+    if a.dtype != experts.scale.dtype:
+        raise TypeMismatch(
+            f"activations are {a.dtype}, but the experts were quantised for {experts.scale.dtype}",
+            hint=f"quantize(..., scale_dtype={a.dtype})",
+        )
+    owners, block = _owners(a, rows, count, k)
+    _check_epilogue(bias, activation, (count, n), a.dtype)
+    if bias is not None and experts.gated:
+        bias = torch.stack([interleave(row[: n // 2], row[n // 2 :]) for row in bias])
+    out: torch.Tensor = torch.ops.tilus.grouped_quantized_matmul(
+        a, experts.packed, experts.scale, experts.zero, experts.alpha, owners, experts.dtype.name, k, n,
+        experts.group_size, block, bias, activation, experts.gated,
+    )  # fmt: skip
+    return out
+
+
+def _owners(a: torch.Tensor, rows: Routing | torch.Tensor, count: int, k: int) -> tuple[torch.Tensor, int]:
+    """Return what says whose rows these are, and how many rows a block has, 0 for counts of each expert."""
+    if a.dtype not in FLOATS:
+        raise TypeMismatch(f"grouped products take activations of float16 or bfloat16, not {a.dtype}")
+    if isinstance(rows, Routing):
+        if a.ndim != 2 or tuple(a.shape) != (rows.rows.shape[0], k):
+            raise ShapeMismatch(
+                f"activations of shape {tuple(a.shape)}, expected {(rows.rows.shape[0], k)} for this routing"
+            )
+        if rows.counts.shape[0] != count:
+            raise ShapeMismatch(f"the routing is for {rows.counts.shape[0]} experts, but there are {count}")
+        return rows.block_expert, rows.block
+    if rows.dtype != torch.int32 or tuple(rows.shape) != (count,):
+        raise ShapeMismatch(
+            f"counts are {rows.dtype} of shape {tuple(rows.shape)}, expected torch.int32 of shape {(count,)}"
+        )
+    if a.ndim != 3 or (a.shape[0], a.shape[2]) != (count, k):
+        raise ShapeMismatch(
+            f"activations of shape {tuple(a.shape)}, expected (experts, capacity, k) with {count} experts and k = {k}"
+        )
+    return rows, 0
+
+
+def _check_epilogue(
+    bias: torch.Tensor | None, activation: str, shape: tuple[int, int], dtype: torch.dtype
+) -> None:
+    if activation not in EPILOGUES:
+        raise TypeMismatch(f"no activation named {activation!r}", hint="relu, gelu or silu, or leave it out")
+    if bias is not None and (tuple(bias.shape) != shape or bias.dtype != dtype):
+        raise ShapeMismatch(
+            f"bias is {bias.dtype} of shape {tuple(bias.shape)}, expected {dtype} of shape {shape}"
+        )
+
+
+LIBRARY.define(
+    "grouped_matmul(Tensor a, Tensor b, Tensor owners, int block, Tensor? bias=None, str activation='') -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+LIBRARY.define(
+    "grouped_quantized_matmul(Tensor a, Tensor packed, Tensor scale, Tensor? zero, Tensor alpha, Tensor owners, "
+    "str dtype, int k, int n, int group, int block, Tensor? bias=None, str activation='', bool gated=False) -> Tensor",
+    tags=(torch.Tag.pt2_compliant_tag,),
+)
+
+
+def tile_rows(block: int, rows: int, most: int) -> int:
+    """Return the rows of a tile: those of a block, or as many as are worth it for an expert's capacity."""
+    if block:
+        return min(block, most)
+    return next((size for size in (16, 32, 64) if rows <= size), most)
+
+
+def _with_groups(a: torch.Tensor) -> torch.Tensor:
+    """Return activations as (groups, rows, k), with rows that are contiguous."""
+    whole = a if a.ndim == 3 else a.unsqueeze(0)
+    return whole if whole.stride(-1) == 1 else whole.contiguous()
+
+
+def _run(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    owners: torch.Tensor,
+    block: int,
+    bias: torch.Tensor | None = None,
+    activation: str = "",
+) -> torch.Tensor:
+    out = a.new_empty((*a.shape[:-1], b.shape[2]))
+    if not out.numel():
+        return out
+    turned = b.stride(2) != 1 and b.stride(1) == 1
+    matrices = b.transpose(1, 2) if turned else b if b.stride(2) == 1 else b.contiguous()
+    rows = _with_groups(a)
+    target = target_of(a)
+    block_m = tile_rows(block, rows.shape[1], 128)
+    warps = 8 if block_m == 128 and target.has("wgmma") else 4
+    grouped_matmul_kernel(
+        rows,
+        matrices,
+        bias if bias is not None else out.view(-1, out.shape[-1]),
+        owners,
+        out.view(*rows.shape[:2], -1),
+        dtype=FLOATS[a.dtype],
+        out_dtype=FLOATS[a.dtype],
+        b_turned=turned,
+        masked=block == 0,
+        has_bias=bias is not None,
+        activation=activation,
+        block=block or block_m,
+        block_m=block_m,
+        block_n=128 if b.shape[2] > 64 else 64,
+        block_k=64,
+        stages=4 if target.shared_bytes >= 160_000 else 3 if block_m < 128 else 2,
+        warps=warps,
+    )
+    return out
+
+
+def _fake(
+    a: torch.Tensor,
+    b: torch.Tensor,
+    owners: torch.Tensor,
+    block: int,
+    bias: torch.Tensor | None = None,
+    activation: str = "",
+) -> torch.Tensor:
+    return a.new_empty((*a.shape[:-1], b.shape[2]))
+
+
+def grouped_schedule(block: int, rows: int, form: WeightForm, target: Target) -> Schedule:
+    """Return the tiles for quantised experts: those of a plain product with as many rows as a block has."""
+    block_m = tile_rows(block, rows, 64)
+    if block_m == 8:
+        return fitting(Schedule(block_m=8, swap=True), form, target)
+    chosen = fitting(Schedule(block_m=block_m, stages=4 if block_m == 16 else 3), form, target)
+    return chosen
+
+
+def _run_quantized(
+    a: torch.Tensor,
+    packed: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor | None,
+    alpha: torch.Tensor,
+    owners: torch.Tensor,
+    dtype: str,
+    k: int,
+    n: int,
+    group: int,
+    block: int,
+    bias: torch.Tensor | None = None,
+    activation: str = "",
+    gated: bool = False,
+) -> torch.Tensor:
+    out = a.new_empty((*a.shape[:-1], n // 2 if gated else n))
+    if not out.numel():
+        return out
+    rows = _with_groups(a)
+    target, code_type, own = target_of(a), dtypes.dtype(dtype), FLOATS[a.dtype]
+    form = WeightForm(code_type, own, group, zero is not None)
+    chosen = grouped_schedule(block, rows.shape[1], form, target)
+    grouped_quantized_kernel(
+        rows,
+        packed,
+        scale,
+        zero if zero is not None else scale,
+        alpha,
+        bias if bias is not None else scale[0],
+        owners,
+        out.view(*rows.shape[:2], -1),
+        n,
+        a_dtype=own,
+        b_dtype=code_type,
+        group=form.rows_of_scale(k),
+        has_zero=zero is not None,
+        exponent=stored_exponent(code_type, own, target),
+        masked=block == 0,
+        has_bias=bias is not None,
+        activation=activation,
+        gated=gated,
+        block=block or chosen.block_m,
+        swap=chosen.swap,
+        block_m=chosen.block_m,
+        block_n=chosen.block_n,
+        stages=chosen.stages,
+        warps=chosen.warps,
+    )
+    return out
+
+
+def _fake_quantized(
+    a: torch.Tensor,
+    packed: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor | None,
+    alpha: torch.Tensor,
+    owners: torch.Tensor,
+    dtype: str,
+    k: int,
+    n: int,
+    group: int,
+    block: int,
+    bias: torch.Tensor | None = None,
+    activation: str = "",
+    gated: bool = False,
+) -> torch.Tensor:
+    return a.new_empty((*a.shape[:-1], n // 2 if gated else n))
+
+
+for _device in ("CPU", "CUDA"):
+    LIBRARY.impl("grouped_matmul", _run, _device)
+    LIBRARY.impl("grouped_quantized_matmul", _run_quantized, _device)
+torch.library.register_fake("tilus::grouped_matmul", _fake, lib=LIBRARY)
+torch.library.register_fake("tilus::grouped_quantized_matmul", _fake_quantized, lib=LIBRARY)

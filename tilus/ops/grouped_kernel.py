@@ -1,0 +1,145 @@
+"""The kernels behind grouped products: each block of rows is multiplied with the matrix of its own expert.
+
+Who owns a block, or how many rows an expert has, is read on the device: the grid covers what there may be at most, and
+blocks of which nothing is used run no step and store nothing.
+"""
+
+from __future__ import annotations
+
+import tilus
+from tilus import Tensor, constexpr, float32, int32, uint8
+from tilus.ops.matmul_kernel import activate
+from tilus.ops.prepack import UNIT_K, UNIT_N, unit_bytes
+from tilus.ops.quantized_parts import (
+    by_column,
+    collected,
+    decoded,
+    finished,
+    own_rows,
+    product,
+    scaled,
+    stored,
+)
+
+
+@tilus.inline
+def owner(experts, bi, batch, block, block_m, masked):
+    """Return a block's expert and whether it has any rows.
+
+    With `masked`, `experts` holds the rows of each expert; else the expert of each block of `block` rows, or -1.
+    """
+    if masked:
+        return batch, bi * block_m < tilus.load(experts, batch)
+    expert = tilus.load(experts, bi * block_m // block)
+    return tilus.maximum(expert, 0), expert >= 0
+
+
+@tilus.kernel
+def grouped_matmul_kernel(
+    a: Tensor["dtype", "groups rows k"],
+    b: Tensor["dtype", "experts b_rows b_columns"],
+    bias: Tensor["out_dtype", "bias_experts bias_n"],
+    experts: Tensor[int32, "owners"],
+    c: Tensor["out_dtype", "groups rows n"],
+    *,
+    dtype: constexpr,
+    out_dtype: constexpr,
+    acc_dtype: constexpr = float32,
+    b_turned: constexpr = False,
+    masked: constexpr = False,
+    has_bias: constexpr = False,
+    activation: constexpr = "",
+    block: constexpr = 64,
+    block_m: constexpr = 64,
+    block_n: constexpr = 128,
+    block_k: constexpr = 64,
+    stages: constexpr = 3,
+    warps: constexpr = 4,
+):
+    """c[g, r] = activation(a[g, r] @ b[expert of row r of group g] + bias of that expert)."""
+    groups, rows, k = a.shape
+    n = c.shape[2]
+    tilus.grid(tilus.cdiv(n, block_n), tilus.cdiv(rows, block_m), groups, warps=warps)
+    bj, bi, batch = tilus.block_id()
+    row, column = bi * block_m, bj * block_n
+    expert, used = owner(experts, bi, batch, block, block_m, masked)
+    end = k if used else 0
+    acc = tilus.zeros((block_m, block_n), acc_dtype)
+    for k0 in tilus.pipeline(range(0, end, block_k), stages=stages):
+        sa = tilus.shared(dtype, (block_m, block_k))
+        tilus.copy_async(sa, a, (batch, row, k0))
+        if b_turned:
+            sb = tilus.shared(dtype, (block_n, block_k))
+            tilus.copy_async(sb, b, (expert, column, k0))
+            right = tilus.load(sb.transpose())
+        else:
+            sb = tilus.shared(dtype, (block_k, block_n))
+            tilus.copy_async(sb, b, (expert, k0, column))
+            right = tilus.load(sb)
+        acc = tilus.dot(tilus.load(sa), right, acc)
+    if used:
+        out = tilus.cast(acc, float32)
+        if has_bias:
+            out = out + tilus.cast(tilus.load(bias, (expert, column), (1, block_n)), float32)
+        tilus.store(c, tilus.cast(activate(out, activation), out_dtype), (batch, row, column))
+
+
+@tilus.kernel
+def grouped_quantized_kernel(
+    a: Tensor["a_dtype", "groups rows k"],
+    b: Tensor[uint8, "experts k_units n_units unit_bytes"],
+    scale: Tensor["a_dtype", "experts scale_groups n_padded"],
+    zero: Tensor["a_dtype", "experts scale_groups n_padded"],
+    alpha: Tensor[float32, "experts"],
+    bias: Tensor["a_dtype", "bias_experts bias_n"],
+    experts: Tensor[int32, "owners"],
+    c: Tensor["a_dtype", "groups rows n_out"],
+    n: int32,
+    *,
+    a_dtype: constexpr,
+    b_dtype: constexpr,
+    group: constexpr,
+    has_zero: constexpr,
+    exponent: constexpr = 0,
+    masked: constexpr = False,
+    has_bias: constexpr = False,
+    activation: constexpr = "",
+    gated: constexpr = False,
+    block: constexpr = 16,
+    swap: constexpr = False,
+    block_m: constexpr = 16,
+    block_n: constexpr = 128,
+    stages: constexpr = 3,
+    warps: constexpr = 4,
+):
+    """The same with quantised weights, (b - zero) * scale * alpha of each expert."""
+    groups, rows, k = a.shape
+    tilus.grid(tilus.cdiv(n, block_n), tilus.cdiv(rows, block_m), groups, warps=warps)
+    bj, bi, batch = tilus.block_id()
+    row, column = bi * block_m, bj * block_n
+    expert, used = owner(experts, bi, batch, block, block_m, masked)
+    end = k if used else 0
+    scales_deep = tilus.max(UNIT_K // group, 1)
+    acc = tilus.zeros((block_n, block_m) if swap else (block_m, block_n), float32)
+    for k0 in tilus.pipeline(range(0, end, UNIT_K), stages=stages):
+        sa = tilus.shared(a_dtype, (block_m, UNIT_K))
+        sb = tilus.shared(uint8, (1, block_n // UNIT_N, unit_bytes(b_dtype.bits)))
+        ss = tilus.shared(a_dtype, (scales_deep, block_n))
+        tilus.copy_async(sa, a, (batch, row, k0))
+        tilus.copy_async(sb, b, (expert, k0 // UNIT_K, column // UNIT_N, 0), cache="streaming")
+        tilus.copy_async(ss, scale, (expert, k0 // group, column))
+        weight = decoded(sb, b_dtype, a_dtype, exponent, block_n, warps, 1)
+        scales = by_column(tilus.load(ss), 1)
+        if has_zero:
+            sz = tilus.shared(a_dtype, (scales_deep, block_n))
+            tilus.copy_async(sz, zero, (expert, k0 // group, column))
+            weight = scaled(weight, scales, by_column(tilus.load(sz), 1), True, exponent)
+        else:
+            weight = scaled(weight, scales, scales, False, exponent)
+        acc = product(own_rows(sa, block_m, warps, 1, swap), weight, acc, swap)
+    if used:
+        total = collected(acc, 1, swap) * tilus.load(alpha, expert)
+        if has_bias:
+            total = total + tilus.cast(tilus.load(bias, (expert, column), (1, block_n)), float32)
+        out = finished(total, c, column, False, activation, gated)
+        stored(c, out, batch, row, column // 2 if gated else column, warps, 1)

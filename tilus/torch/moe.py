@@ -1,0 +1,129 @@
+"""A mixture of experts with quantised weights, which never waits for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from tilus.dtypes import DType
+from tilus.errors import ShapeMismatch
+from tilus.ops.grouped import QuantizedExperts, grouped_quantized_matmul, stack_experts
+from tilus.ops.routing import combine, gather_rows, route, sort_by_expert
+from tilus.ops.weights import QuantizedWeight, gated_pair, quantize
+
+BLOCKS = (8, 16, 32, 64)
+
+
+def rows_of_block(rows: int, experts: int) -> int:
+    """Return the rows of a block that suit how many rows an expert has on average."""
+    average = -(-rows // experts)
+    return next((block for block in BLOCKS if average <= block), BLOCKS[-1])
+
+
+class QuantizedMoE(nn.Module):
+    """Experts of a gated feed-forward layer: ``down(activation(gate(x)) * up(x))``, summed over a token's experts.
+
+    All sizes depend on shapes alone, so that the layer can be captured in a CUDA graph and compiled.
+
+    Parameters
+    ----------
+    router : Tensor, shape (hidden, experts)
+        Its product with the tokens gives their logits.
+    gate_up : QuantizedExperts, hidden x 2 * inner
+        Gated pairs (`tilus.ops.gated_pair`).
+    down : QuantizedExperts, inner x hidden
+    top_k : int
+        Experts of a token.
+    scoring : str
+        "softmax" or "sigmoid".
+    renormalise : bool
+        Whether a token's weights sum up to 1.
+    activation : str
+        relu, gelu or silu.
+    """
+
+    router: torch.Tensor
+
+    def __init__(
+        self, router: torch.Tensor, gate_up: QuantizedExperts, down: QuantizedExperts, top_k: int, *,
+        scoring: str = "softmax", renormalise: bool = True, activation: str = "silu",
+    ) -> None:  # fmt: skip
+        super().__init__()
+        experts, hidden, wide = gate_up.shape
+        expected = (experts, wide // 2, hidden)
+        if not gate_up.gated or down.shape != expected or tuple(router.shape) != (hidden, experts):
+            raise ShapeMismatch(
+                f"router {tuple(router.shape)}, gate and up {gate_up.shape}, down {down.shape} do not make a layer",
+                hint=f"router {(hidden, experts)}, gated pairs {gate_up.shape}, down {expected}",
+            )
+        self.top_k, self.scoring, self.renormalise, self.activation = top_k, scoring, renormalise, activation
+        self.register_buffer("router", router.detach())
+        self._forms = {
+            name: (e.dtype, e.shape, e.group_size, e.gated)
+            for name, e in (("gate_up", gate_up), ("down", down))
+        }
+        for name, e in (("gate_up", gate_up), ("down", down)):
+            for part in ("packed", "scale", "zero", "alpha"):
+                self.register_buffer(f"{name}_{part}", getattr(e, part))
+
+    @classmethod
+    def from_weights(
+        cls, router: torch.Tensor, gates: Sequence[torch.Tensor], ups: Sequence[torch.Tensor],
+        downs: Sequence[torch.Tensor], top_k: int, dtype: DType | str, group_size: int = 128, *,
+        zero_point: bool = False, scale_dtype: torch.dtype = torch.float16, scoring: str = "softmax",
+        renormalise: bool = True, activation: str = "silu",
+    ) -> QuantizedMoE:  # fmt: skip
+        """Quantise the matrices of experts, each as in ``x @ matrix``; see `tilus.ops.quantize` for the arguments."""
+
+        def made(matrix: torch.Tensor) -> QuantizedWeight:
+            weight = quantize(matrix, dtype, group_size, zero_point=zero_point, scale_dtype=scale_dtype)
+            return weight.to(matrix.device)
+
+        gate_up = stack_experts([gated_pair(made(g), made(u)) for g, u in zip(gates, ups, strict=True)])
+        down = stack_experts([made(matrix) for matrix in downs])
+        return cls(
+            router.to(scale_dtype), gate_up, down, top_k, scoring=scoring, renormalise=renormalise,
+            activation=activation,
+        )  # fmt: skip
+
+    def experts(self, name: str) -> QuantizedExperts:
+        """Return "gate_up" or "down"."""
+        dtype, shape, group_size, gated = self._forms[name]
+        packed, scale, zero, alpha = (
+            getattr(self, f"{name}_{part}") for part in ("packed", "scale", "zero", "alpha")
+        )
+        return QuantizedExperts(dtype, shape, group_size, packed, scale, zero, alpha, gated)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the layer's output, of x's shape (..., hidden) and dtype."""
+        gate_up, down = self.experts("gate_up"), self.experts("down")
+        tokens = x.reshape(-1, x.shape[-1]).to(gate_up.scale.dtype)
+        weights, ids = route(
+            tokens @ self.router, self.top_k, scoring=self.scoring, renormalise=self.renormalise
+        )
+        experts = gate_up.shape[0]
+        routing = sort_by_expert(ids, experts, rows_of_block(ids.numel(), experts))
+        rows = gather_rows(tokens, routing, self.top_k)
+        inner = grouped_quantized_matmul(rows, gate_up, routing, activation=self.activation)
+        found = grouped_quantized_matmul(inner, down, routing)
+        return combine(found, weights, routing).to(x.dtype).reshape(x.shape)
+
+    def extra_repr(self) -> str:
+        """Say what the layer is."""
+        dtype, (experts, hidden, wide), group, _ = self._forms["gate_up"]
+        return (
+            f"hidden={hidden}, inner={wide // 2}, experts={experts}, top_k={self.top_k}, dtype={dtype.name}, "
+            f"group_size={group}"
+        )
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QuantizedMoE:
+        """Move; dtypes stay, as scales say for which activations the codes are laid out."""
+        before = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, tensor in before.items():
+            moved = getattr(self, name)
+            if moved.dtype != tensor.dtype:
+                setattr(self, name, tensor.to(moved.device))
+        return self
