@@ -9,6 +9,7 @@ The weight is the transpose of a row-major n x k matrix, as in a linear layer; `
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -70,17 +71,17 @@ def best_of(bench: Bench, variants: dict[str, Callable[[], torch.Tensor]], chose
     return variants[winner]
 
 
-def triton_kernels(bench: Bench) -> Any:
-    """Return the module of Triton's kernels."""
+def triton_kernels(bench: Bench, name: str = "_triton_kernels") -> Any:
+    """Return a module of Triton's kernels."""
     try:
-        import _triton_kernels
+        module = import_module(name)
     except ImportError as error:
         raise SkipContender(f"Triton cannot be imported: {error}") from None
     import os
 
     if bench.dry_run and os.environ.get("TRITON_INTERPRET") != "1":
         raise SkipContender("Triton runs without a GPU only with TRITON_INTERPRET=1")
-    return _triton_kernels
+    return module
 
 
 def contenders(
@@ -147,8 +148,8 @@ def contenders(
 
 
 def block_contenders(
-    a: torch.Tensor, b: torch.Tensor, a_scale: torch.Tensor, b_scale: torch.Tensor
-) -> list[Contender]:
+    bench: Bench, a: torch.Tensor, b: torch.Tensor, a_scale: torch.Tensor, b_scale: torch.Tensor, chosen: dict[str, str],
+) -> list[Contender]:  # fmt: skip
     """Return who multiplies float8 matrices a and b with a scale for each block."""
     from tilus import ops
 
@@ -168,10 +169,15 @@ def block_contenders(
         left, right = (x.bfloat16() for x in scaled_operands(a, b, a_scale, b_scale, torch.float32))
         return lambda: left @ right.t()
 
+    def triton() -> Run:
+        variants = triton_kernels(bench, "_triton_block_scaled").block_variants(a, b, a_scale, b_scale)
+        return best_of(bench, variants, chosen)
+
     return [
         Contender("cublas", cublas),
         # Its operands are rounded once more before they are multiplied.
         Contender("cublas bf16", dequantised, bound=2.0**-8),
+        Contender("triton", triton),
         Contender("tilus", tilus),
     ]
 
@@ -198,13 +204,15 @@ def run_blocks(bench: Bench, m: int, n: int, k: int) -> None:
     reference = left @ right.t()
     del left, right
     flops, size = 2 * m * n * k, a.numel() + b.numel() + 2 * m * n
-    bench.compare(
+    chosen: dict[str, str] = {}
+    rows = bench.compare(
         case,
-        block_contenders(a, b, a_scale, b_scale),
+        block_contenders(bench, a, b, a_scale, b_scale, chosen),
         reference,
         2 * rounding_error(reference, torch.bfloat16),
         lambda us: {"tflops": flops / us / 1e6, "gbps": size / us / 1e3},
     )
+    rows["triton"].note = rows["triton"].note or chosen.get("variant", "")
     bench.save()
 
 

@@ -19,9 +19,10 @@ from pathlib import Path
 
 import torch
 from _sass import Instruction, disassemble, instructions
-from cast_cost import SOURCES, find_nvdisasm
+from cast_cost import SOURCES
 
 from tilus import dtypes
+from tilus.cli.inspect import find_disassembler
 from tilus.codegen import Compiled, target
 from tilus.codegen.assemble import available
 from tilus.codegen.figures import figures
@@ -145,11 +146,11 @@ def parts_of_loop(sass: str) -> tuple[list[Instruction], list[Instruction]]:
     return usual, [found[i] for i in sorted(feeding)]
 
 
-def measure(nvdisasm: Path, source: DType, dest: DType, block_m: int, block_n: int) -> Loop:
+def measure(nvdisasm: str, source: DType, dest: DType, block_m: int, block_n: int) -> Loop:
     """Compile and count one loop."""
     made = compiled(source, dest, block_m, block_n)
     assert made.cubin is not None and made.resources is not None
-    usual, feeding = parts_of_loop(disassemble(made.cubin, str(nvdisasm)))
+    usual, feeding = parts_of_loop(disassemble(made.cubin, nvdisasm))
     kinds = Counter(i.base for i in usual)
     products = kinds["HGMMA"]
     others = sum(kinds.values()) - products
@@ -177,7 +178,7 @@ def main() -> None:
     parser.add_argument("--tiles", nargs="*", help="rows x columns, such as 128x256")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
     options = parser.parse_args()
-    nvdisasm = find_nvdisasm()
+    nvdisasm = find_disassembler()
     if nvdisasm is None:
         raise SystemExit("no nvdisasm here: pip install nvidia-cuda-nvdisasm")
     if available() is not None:

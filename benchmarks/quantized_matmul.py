@@ -105,11 +105,25 @@ def widen(weight: ops.QuantizedWeight, times: int) -> ops.QuantizedWeight:
 
 
 @lru_cache(maxsize=4)
-def narrow_weight(dtype: str, k: int) -> tuple[ops.QuantizedWeight, torch.Tensor]:
+def narrow_weight(
+    dtype: str, k: int, activations: torch.dtype | None = None
+) -> tuple[ops.QuantizedWeight, torch.Tensor]:
     """Return a quantised weight of a few columns, and its values."""
     generator = torch.Generator().manual_seed(k)
-    weight = ops.quantize(torch.randn(k, COLUMNS, generator=generator) / k**0.5, dtype, GROUP)
+    values = torch.randn(k, COLUMNS, generator=generator) / k**0.5
+    weight = ops.quantize(values, dtype, GROUP, activations=activations)
     return weight, weight.dequantize()
+
+
+def with_int8(bench: Bench, a: torch.Tensor, case: Case) -> OwnReference:
+    """Return the product with activations of 8 bits, which were rounded before."""
+    narrow, values = narrow_weight(case.dtype, case.k, torch.int8)
+    weight = widen(narrow, case.n // COLUMNS).to(bench.device)
+    tokens = ops.quantize_tokens(a, torch.int8)
+    reference = tokens.dequantize() @ values.to(bench.device)
+    return OwnReference(
+        lambda: ops.quantized_matmul(tokens, weight), reference, worst_of_equal_columns(reference)
+    )
 
 
 def worst_of_equal_columns(reference: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -187,12 +201,15 @@ def run_case(bench: Bench, case: Case, bandwidth: float) -> None:
         Contender("triton int4", lambda: triton_int4(bench, a, narrow, times, chosen), bound=0.01),
         Contender("torch int4", lambda: tinygemm(bench, case.m, case.n, case.k), bound=0.02),
     ]
+    integer = dtypes.dtype(case.dtype).is_integer
+    by_bytes = [Contender("tilus int8", lambda: with_int8(bench, a, case), bound=0.01)]
     rows = bench.compare(
         named,
         [
             Contender("cublas float16", cublas),
             *(others if case.dtype == "uint4" else []),
             Contender("tilus", tilus),
+            *(by_bytes if integer else []),
         ],
         reference,
         2 * rounding_error(reference, torch.float16),

@@ -15,7 +15,7 @@ import torch
 from _harness import Bench, Row, needs_gpu, options
 
 from tilus.codegen import target
-from tilus.codegen.figures import Figures, figures, figures_of_device
+from tilus.codegen.figures import figures, figures_of_device
 from tilus.ops import tuned
 from tilus.ops.defaults.problems import PROBLEMS, Key, Problem
 from tilus.ops.defaults.tuning import Ranked, Workshop, measure
@@ -73,7 +73,8 @@ def tune(
     card: Figures, problem: Problem, key: Key, row: Row, keep: int, device: int
 ) -> dict[str, Any] | None:
     """Measure schedules; fill the row, and return the fastest as an entry."""
-    found = measure(Workshop(card), problem, key, device, keep)
+    card = workshop.card
+    found = measure(workshop, problem, key, device, keep)
     good = [r for r in found if r.measured]
     if not good:
         raise RuntimeError("; ".join(dict.fromkeys(r.failure for r in found)))
@@ -116,6 +117,8 @@ def main() -> None:
         card = figures_of_device(
             name, machine, torch.cuda.get_device_properties(device).multi_processor_count
         )
+    # What is compiled for one problem serves the others.
+    workshop = Workshop(card)
     entries: list[dict[str, Any]] = bench.facts.setdefault("entries", [])
     for op, key in small_cases() if bench.dry_run else cases():
         case = {"op": op, **key}
@@ -128,10 +131,9 @@ def main() -> None:
             if bench.dry_run:
                 dry_run(bench, PROBLEMS[op], key, row)
             else:
-                entry = tune(card, PROBLEMS[op], key, row, parsed.keep, device)
-                if entry is not None:
-                    entries.append(entry)
-                    tuned.keep(op, card.target, key, entry["schedule"], entry["seconds"], name)
+                entry = tune(workshop, PROBLEMS[op], key, row, parsed.keep, device)
+                entries.append(entry)
+                tuned.keep(op, card.target, key, entry["schedule"], entry["seconds"], name)
         except Exception as error:
             row.status, row.note = "failed", f"{type(error).__name__}: {error}"[:300]
             bench.survive(row)

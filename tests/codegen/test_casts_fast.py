@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -150,6 +153,27 @@ def test_stored_codes_of_bfloat16_cost_what_those_of_float16_cost() -> None:
         assert row is not None
         assert row.cost <= limit
         assert row.exponent == stored_exponent(source, dtypes.bfloat16, machine)
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90a"])
+def test_the_counted_costs_of_stored_codes_meet_their_targets(target: str) -> None:
+    """What `benchmarks/cast_cost.py` counted in the assembler's code: 8 bits 1, 4 and fewer 1.15, others 2."""
+    path = Path(__file__).parents[2] / "benchmarks" / "results" / "cast_cost.json"
+    rows = {
+        (r["source"], r["dest"]): r["stored"] for r in json.loads(path.read_text(encoding="utf-8"))[target]
+    }
+    for bits in range(1, 9):
+        limit = {8: 1.0, 4: 1.15, 2: 1.15, 1: 1.15}.get(bits, 2.0)
+        for dest in ("float16", "bfloat16"):
+            unsigned, signed = rows[f"uint{bits}", dest], rows[f"int{bits}", dest]
+            assert unsigned <= limit + 0.005
+            assert signed <= 1.1 * unsigned
+        if bits < 8:
+            assert rows[f"int{bits}", "int8"] < 0.7
+    for name in ("float4_e2m1", "float6_e3m2", "float8_e4m3", "float8_e5m2"):
+        for dest in ("float16", "bfloat16"):
+            assert rows[name, dest] <= 2.0
+    assert target == "sm_80" or rows["float8_e4m3", "float16"] <= 0.75
 
 
 @pytest.mark.parametrize("bits", range(1, 8))

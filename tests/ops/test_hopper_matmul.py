@@ -20,7 +20,16 @@ from tilus.codegen.assemble import available
 from tilus.errors import TypeMismatch
 from tilus.ops import matmul
 from tilus.ops.hopper_matmul_kernel import hopper_matmul_kernel
-from tilus.ops.schedules import TILES, HopperSchedule, Work, deepest, work_of
+from tilus.ops.schedules import (
+    FEWER_ACCUMULATORS,
+    MOST_ACCUMULATORS,
+    TILES,
+    HopperSchedule,
+    Work,
+    accumulators,
+    deepest,
+    work_of,
+)
 
 MODULE = sys.modules["tilus.ops.matmul"]
 HOPPER = target("sm_90a")
@@ -362,14 +371,27 @@ def test_no_tile_spills(shape: tuple[int, int, int, bool], cluster: tuple[int, i
     assert ("multicast::cluster" in made.ptx) == (cluster != (1, 1))
 
 
+EPILOGUES: list[tuple[tuple[int, int, int, bool], dict[str, Any]]] = [
+    (TILES[0], {"activation": "gelu"}),
+    (TILES[0], {"activation": "silu", "has_bias": True, "stream": True}),
+    (TILES[0], {"scales": "rows", "stream": True, "cluster_m": 2}),
+    (
+        TILES[1],
+        {"activation": "gelu", "has_bias": True, "has_residual": True, "scales": "rows", "stream": True},
+    ),
+    (TILES[1], {"activation": "silu", "has_residual": True}),
+    (TILES[5], {"activation": "gelu", "has_bias": True, "has_residual": True, "scales": "rows"}),
+]
+
+
 @ASSEMBLES
-@pytest.mark.parametrize("activation", ["gelu", "silu"])
-def test_no_epilogue_spills(activation: str) -> None:
-    """All of it at once, with the tile that leaves the fewest registers."""
-    made = compiled(
-        dtypes.bfloat16, TILES[0], has_bias=True, has_residual=True, scales="rows", activation=activation, stream=True
-    )  # fmt: skip
-    check_resources(made)
+@pytest.mark.parametrize(("shape", "options"), EPILOGUES, ids=str)
+def test_no_epilogue_spills(shape: tuple[int, int, int, bool], options: dict[str, Any]) -> None:
+    """Each with the largest tile that `matmul` takes for it."""
+    many = options.get("has_residual", False) or ("scales" in options and "has_bias" in options)
+    plain = HopperSchedule(shape[0], shape[1], 64, 2, shape[2], shape[3])
+    assert accumulators(plain) <= (FEWER_ACCUMULATORS if many else MOST_ACCUMULATORS)
+    check_resources(compiled(dtypes.bfloat16, shape, **options))
 
 
 @ASSEMBLES

@@ -197,6 +197,32 @@ def test_an_order_of_rows_is_applied_before_quantising() -> None:
         quantized_matmul(quantize_tokens(a), weight)
 
 
+@pytest.mark.parametrize("gated", [False, True])
+def test_the_op_keeps_torchs_rules(gated: bool) -> None:
+    """Its schema, and the shapes and types of its fake."""
+    weight = random_weight(uint4, 64, 32, 32, torch.int8, True)
+    a = tokens(3, 64, torch.int8)
+    torch.library.opcheck(
+        torch.ops.tilus.quantized_matmul_bytes.default,
+        (
+            a.values,
+            a.scale,
+            weight.packed,
+            weight.scale,
+            weight.zero,
+            "uint4",
+            64,
+            32,
+            32,
+            1.0,
+            None,
+            "relu",
+            gated,
+        ),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+
+
 REFUSED = {
     "value_does_not_fit": lambda: quantize(torch.randn(64, 8), "float4_e2m1", 32, activations=torch.int8),
     "integer_does_not_fit": lambda: quantize(torch.randn(64, 8), "int6", 32, activations=FP8),

@@ -26,6 +26,7 @@ from tilus.ops.quantized_wgmma import (
     candidates,
     estimate,
     fitting,
+    heights,
     out_bytes,
     stage_bytes,
     wgmma_call,
@@ -354,6 +355,13 @@ def test_the_tiles_suit_the_shape(form: WeightForm) -> None:
     tiles = 4096 // few.block_n * few.splits
     assert tiles >= 64, "about half of the multiprocessors, or more, have work"
     assert (many.block_m, many.block_n, many.splits) == (128, 256, 1)
+
+
+def test_tiles_of_other_heights_are_for_what_they_fit() -> None:
+    assert heights(96)[-1] == 96
+    assert heights(40)[-1] == 48
+    assert set(heights(8192)) == {16, 32, 64, 128}
+    assert heights(1) == [16]
 
 
 def test_the_estimate_follows_what_limits() -> None:

@@ -23,7 +23,7 @@ from tilus.runtime.kernel import Kernel  # noqa: E402
 from tilus.runtime.tuning import store  # noqa: E402
 from tilus.runtime.tuning.measure import GpuTimer  # noqa: E402
 
-SHIPPED = [(op, name) for op in sorted(PROBLEMS) for name in sorted(CARDS)]
+SHIPPED = [tuple(path.stem.split("-")) for path in sorted(tuned.DEFAULTS.glob("*.json"))]
 KEYS: dict[str, dict[str, Any]] = {
     "matmul": {"bits": 16, "m": 64, "n": 256, "k": 512},
     "quantized_matmul": {
@@ -207,7 +207,12 @@ class FakeWorkshop(Workshop):
         self.seconds, self.failures, self.compiled = seconds, failures or {}, []
 
     def rank(self, problem: Problem, key: Any, schedules: Any) -> list[Ranked]:
-        return sorted((Ranked(s, self.seconds[s["n"]]) for s in schedules), key=lambda r: r.seconds)
+        found = [
+            Ranked(s, t, failure="" if t < 100 else "does not trace")
+            for s in schedules
+            for t in [self.seconds[s["n"]]]
+        ]
+        return sorted(found, key=lambda r: r.seconds)
 
     def checked(self, problem: Problem, key: Any, ranked: Ranked) -> Ranked:
         self.compiled.append(ranked.schedule["n"])
@@ -231,6 +236,12 @@ def test_what_spills_does_not_ship() -> None:
     assert chosen(FakeWorkshop([1.0, 3.0, 2.0, 4.0], {0: "spills 8 bytes"})) == 2
     with pytest.raises(TilusError, match=r"no schedule of of_two for \{\} can ship: spills 8 bytes"):
         chosen(FakeWorkshop([1.0] * 4, dict.fromkeys(range(4), "spills 8 bytes")))
+
+
+def test_a_heuristics_schedule_that_does_not_even_trace_is_replaced() -> None:
+    workshop = FakeWorkshop([float("inf"), 3.0, 2.0, float("inf")])
+    assert chosen(workshop) == 2
+    assert workshop.compiled == [2, 1]
 
 
 def test_only_the_best_few_are_compiled() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -203,6 +204,37 @@ def test_wrong_use_is_said_in_one_sentence(more: dict[str, Any], message: str) -
     args = more.pop("args", vectors())
     with pytest.raises(TilusError, match=message):
         tune(kernels.scale_add, args, **{"space": SPACE, **more})
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_one_line_on_a_terminal_and_silence_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stream, wanted in ((Terminal(), True), (io.StringIO(), True), (Terminal(), False)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        fake = FakeMeasure(b32=4e-6, b64=2e-6)
+        tune(
+            kernels.scale_add,
+            vectors(),
+            space=Space(block=[32, 64]),
+            measure=fake,
+            progress=wanted,
+            use_cache=False,
+        )
+        shown = stream.getvalue()
+        if not (wanted and isinstance(stream, Terminal)):
+            assert shown == ""
+            continue
+        assert "\n" not in shown
+        lines = [line.strip() for line in shown.split("\r")]
+        assert lines[1].startswith("tuning scale_add: estimating [                    ] 0/2")
+        assert any(
+            line.startswith("tuning scale_add: measuring [####################] 2/2") for line in lines
+        )
+        assert any(line.endswith("best 2.0 us") for line in lines)
+        assert lines[-1] == ""
 
 
 # The simulator as the measure.

@@ -254,8 +254,10 @@ def condition(text: str) -> Callable[..., bool]:
 
 def tune_op(options: argparse.Namespace, gpu: bool) -> int:
     """Choose schedules of an op for some shapes, and keep what was measured."""
-    from tilus.ops.defaults.problems import PROBLEMS
-
+    try:
+        from tilus.ops.defaults.problems import PROBLEMS
+    except ImportError as error:
+        raise UsageError(f"ops need torch, which cannot be imported: {error}") from None
     if not options.shapes:
         raise UsageError(
             f"{options.what} needs a problem, expected --shape MxNxK, such as --shape 16x4096x4096"

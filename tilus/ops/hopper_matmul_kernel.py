@@ -162,8 +162,8 @@ def hopper_matmul_kernel(
                         at = column + part * width
                         out = finish(
                             acc[:, part * width : (part + 1) * width], bias, residual, a_scale, b_scale,
-                            tilus.load(factor, indices=0), beta, batch, row, at, out_dtype, has_bias, has_residual, scales, activation,
-                            sums_layout(block_m, width, 4 if pingpong else warps),
+                            tilus.load(factor, indices=0), beta, batch, row, at, out_dtype, has_bias, has_residual,
+                            scales, activation, sums_layout(block_m, width, 4 if pingpong else warps),
                         )  # fmt: skip
                         send(c, sc, out, batch, row, at, part, parts, bulk_store)
             if bulk_store:

@@ -16,7 +16,14 @@ from tilus.ops.device import processors, target_of
 from tilus.ops.hopper_matmul_kernel import hopper_matmul_kernel
 from tilus.ops.library import LIBRARY
 from tilus.ops.matmul_kernel import matmul_kernel
-from tilus.ops.schedules import HopperSchedule, fits_bulk_copies, hopper_schedule, work_of
+from tilus.ops.schedules import (
+    FEWER_ACCUMULATORS,
+    MOST_ACCUMULATORS,
+    HopperSchedule,
+    fits_bulk_copies,
+    hopper_schedule,
+    work_of,
+)
 from tilus.ops.stream_k_kernel import stream_k_kernel
 
 DTYPES = {torch.float16: dtypes.float16, torch.bfloat16: dtypes.bfloat16}
@@ -216,9 +223,11 @@ def _run(
         "batched_b": not flat,
     }
     if target.has("wgmma") and k and fits_bulk_copies(left) and fits_bulk_copies(right):
+        many = residual is not None or (a_scale is not None and bias is not None)
         chosen = hopper_schedule(
-            result.shape[1], n, k, result.shape[0], dtype.bits, OUTPUTS[out].bits, target, processors(a)
-        )
+            result.shape[1], n, k, result.shape[0], dtype.bits, OUTPUTS[out].bits, target, processors(a),
+            FEWER_ACCUMULATORS if many else MOST_ACCUMULATORS,
+        )  # fmt: skip
         run_hopper(left, right, result, epilogue, (alpha, beta), chosen, types, finishing)
     else:
         plain = schedule(result.shape[1], n, dtype.bits, target)

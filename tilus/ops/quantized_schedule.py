@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from tilus.codegen import Target
 from tilus.dtypes import DType
@@ -81,6 +82,7 @@ class Choice:
     schedule: Schedule
 
 
+@lru_cache(maxsize=4096)
 def choose(m: int, n: int, k: int, form: WeightForm, target: Target, processors: int) -> Choice:
     """Return the kernel and the schedule for a product of m x k by k x n.
 

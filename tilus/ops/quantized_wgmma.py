@@ -129,9 +129,14 @@ def candidates(
 
 def heights(m: int) -> list[int]:
     """Return the rows of tiles to try: powers of two, and others where they leave fewer rows empty than those do."""
+
+    def padded(height: int) -> int:
+        return -(-m // height) * height
+
     found = [h for h in HEIGHTS if h < 2 * m or h == HEIGHTS[0]]
-    least = min(-(-m // h) * h for h in found if h >= FEWEST_ROWS_TO_SHARE // 2 or len(found) == 1)
-    return found + [h for h in BETWEEN if h < 2 * m and -(-m // h) * h < least]
+    return found + [
+        h for h in BETWEEN if padded(h) < min(padded(other) for other in HEIGHTS if h < 2 * other)
+    ]
 
 
 def fitting(

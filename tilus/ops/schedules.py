@@ -41,6 +41,8 @@ LARGEST_NUMBER = (1 << 31) - 1
 MOST_STAGES = 8
 MOST_ACCUMULATORS = 128
 """32-bit sums of a thread: with more, the 168 registers that each of 384 threads has do not hold the rest."""
+FEWER_ACCUMULATORS = 96
+"""The same where the epilogue needs many registers: one with a residual, or with a bias and scales."""
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,10 @@ TILES = (
 )
 
 
-def hopper_candidates(bits: int, out_bits: int, target: Target) -> Iterator[HopperSchedule]:
-    """Yield every schedule that a target has room for, with as many stages as fit."""
+def hopper_candidates(
+    bits: int, out_bits: int, target: Target, most: int = MOST_ACCUMULATORS
+) -> Iterator[HopperSchedule]:
+    """Yield every schedule that a target has room for, with as many stages as fit, and `most` sums of a thread."""
     depth = 8 * STEP_BYTES // bits
     for (block_m, block_n, consumers, pingpong), stream, cluster in product(TILES, (False, True), CLUSTERS):
         plain = HopperSchedule(block_m, block_n, depth, 2, consumers, pingpong, stream, *cluster)
@@ -137,7 +141,8 @@ def hopper_candidates(bits: int, out_bits: int, target: Target) -> Iterator[Hopp
         if (stream and pingpong) or not shares_whole_spans(plain):
             continue
         stages = deepest(plain, out_bits, target)
-        if stages and accumulators(plain) <= MOST_ACCUMULATORS:
+        # One consumer and its producer have registers to spare.
+        if stages and (consumers == 1 or accumulators(plain) <= most):
             yield replace(plain, stages=stages)
 
 
@@ -202,11 +207,12 @@ def estimated_cycles(
 
 @lru_cache(maxsize=4096)
 def hopper_schedule(
-    m: int, n: int, k: int, batches: int, bits: int, out_bits: int, target: Target, processors: int
-) -> HopperSchedule:
+    m: int, n: int, k: int, batches: int, bits: int, out_bits: int, target: Target, processors: int,
+    most: int = MOST_ACCUMULATORS,
+) -> HopperSchedule:  # fmt: skip
     """Return the schedule with the least estimated time; of equals the first, which has the larger tile."""
     return min(
-        (chosen for chosen in hopper_candidates(bits, out_bits, target) if suits(chosen, m, n)),
+        (chosen for chosen in hopper_candidates(bits, out_bits, target, most) if suits(chosen, m, n)),
         key=lambda chosen: estimated_cycles(chosen, m, n, k, batches, bits, processors),
     )
 

@@ -29,7 +29,8 @@ _SPECIALS = frozenset(
     "%laneid %warpid %nwarpid %smid %nsmid %gridid %clock %clock_hi %clock64 %globaltimer %globaltimer_lo "
     "%globaltimer_hi %lanemask_eq %lanemask_le %lanemask_lt %lanemask_ge %lanemask_gt %dynamic_smem_size "
     "%total_smem_size %aggr_smem_size %is_explicit_cluster %cluster_ctarank %cluster_nctarank "
-    "%reserved_smem_offset_begin %reserved_smem_offset_end %reserved_smem_offset_cap %activemask "
+    "%reserved_smem_offset_begin %reserved_smem_offset_end %reserved_smem_offset_cap %reserved_smem_offset_0 "
+    "%reserved_smem_offset_1 %activemask "
     "%current_graph_exec".split()
     + [
         f"{n}.{c}"
@@ -46,6 +47,7 @@ _SPECIALS = frozenset(
         for c in "xyz"
     ]
     + [f"%pm{i}" for i in range(8)]
+    + [f"%pm{i}_64" for i in range(8)]
     + [f"%envreg{i}" for i in range(32)]
 )
 
@@ -257,7 +259,8 @@ class Decoder:
             if bank not in (32, 64):
                 raise self.fail(f"address register {operand.base.text} has {bank} bits, expected 32 or 64")
             return AddressSource(
-                Register(bank, row, np.dtype(f"i{bank // 8}") if bank == 64 else np.dtype("u4")),
+                # With the sign, so that a sum with the offset wraps around as it does in 32 bits.
+                Register(bank, row, np.dtype(f"i{bank // 8}")),
                 operand.offset,
                 None,
             )

@@ -50,6 +50,7 @@ class Engine:
         checks: frozenset[str],
         dynamic_bytes: int,
         explicit_cluster: bool,
+        reserved_bytes: int = 0,
     ) -> None:
         self.kernel = kernel
         self.grid, self.block, self.cluster = grid, block, cluster
@@ -57,7 +58,9 @@ class Engine:
         self.explicit_cluster = explicit_cluster
         self.threads = block[0] * block[1] * block[2]
         self.parameters = parameters
-        self.shared_bytes = shared_bytes
+        self.reserved_bytes = reserved_bytes
+        # What is the system's lies behind what is the kernel's.
+        self.shared_bytes = shared_bytes + (-shared_bytes % 128 + reserved_bytes if reserved_bytes else 0)
         self.dynamic_bytes = dynamic_bytes
         self.globals = memory
         self.checks = checks

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cached_property
 from typing import Any
 
 from .arguments import DEVICE, ArgumentPacker
@@ -19,6 +20,7 @@ CHECKS = frozenset({"registers", "shared", "global", "async"})
 
 _MAX_SHARED = 228 * 1024
 _MAX_THREADS = 1024
+_RESERVED = 1024
 
 
 class Kernel:
@@ -42,6 +44,11 @@ class Kernel:
         self.params: tuple[Parameter, ...] = code.parameters
         self.shared_bytes: int = code.shared_bytes
         self.max_threads: int | None = code.max_threads
+
+    @cached_property
+    def _uses_reserved(self) -> bool:
+        """Whether the kernel looks for the shared memory that is the system's."""
+        return any("%reserved_smem_offset" in i.text for i in self._code.instructions)
 
     def __repr__(self) -> str:
         return f"<kernel {self.name} with {len(self.params)} parameters>"
@@ -125,6 +132,7 @@ class Kernel:
             names,
             shared_bytes,
             explicit,
+            _RESERVED if self._uses_reserved else 0,
         )
         engine.addresses = DEVICE.addresses
         engine.run()

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 
 from .matrix import MatrixAccess, MatrixMultiply
-from .memory import Access
+from .memory import Access, Store
 from .operands import Register
 from .operations import Control, Map, Operation, registers_of
 from .selection import Selection
+from .spaces import LOCAL_WINDOW, WINDOW_SIZE
 from .warp import Synchronised
 
 Key = tuple[int, int]
@@ -150,11 +151,22 @@ class Poison:
         else:
             if isinstance(operation, (Access, Control, MatrixAccess, MatrixMultiply)):
                 bad = self._any(operation.reads, sel)
+                if bad is not None and bad.any() and isinstance(operation, Store):
+                    bad &= ~self._keeps(operation, sel)
                 if bad is not None:
                     bad = bad if guard is None else bad & guard
                     if bad.any():
                         self._report(operation, sel, bad, operation.reads)
             self._write(operation, sel, guard, None)
+
+    def _keeps(self, operation: Store, sel: Selection) -> Any:
+        """Lanes that store to memory of their own; unoptimised code copies structures with their padding there."""
+        poisoned = self._any([operation.address], sel)
+        known = np.ones(sel.n, bool) if poisoned is None else ~poisoned
+        if operation.space is not None:
+            return known & (operation.space == "local")
+        address = operation.address.get(self.state, sel)
+        return known & (address >= LOCAL_WINDOW) & (address < LOCAL_WINDOW + WINDOW_SIZE)
 
     def _write(self, operation: Operation, sel: Selection, guard: Any, lacking: Any) -> None:
         """Results that lack all their bits in some lanes, and none in the others."""

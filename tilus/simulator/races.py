@@ -459,7 +459,14 @@ class SharedRaces:
             )
 
     def _uninitialized(self, access: Any, sel: Any, index: Any, cells: Any, written: Any) -> None:
-        position, cell = self._lane_of(sel, cells, written == 0)
+        missing = written == 0
+        if self.engine.reserved_bytes:
+            # The system has initialised what is its own.
+            first = (self.engine.shared_bytes - self.engine.reserved_bytes) // self.grain
+            missing &= cells % self.cells_per_block < first
+            if not missing.any():
+                return
+        position, cell = self._lane_of(sel, cells, missing)
         self._report(
             "uninitialized-shared", access, sel, position, cell, "reads shared memory that nobody has written"
         )

@@ -64,7 +64,12 @@ def special_register(state: Any, name: str) -> Any:
     if stem == "%dynamic_smem_size":
         return np.full(count, engine.dynamic_bytes, np.uint32)
     if stem in ("%total_smem_size", "%aggr_smem_size"):
-        return np.full(count, engine.shared_bytes, np.uint32)
+        return np.full(count, engine.shared_bytes - engine.reserved_bytes, np.uint32)
+    if stem.startswith("%reserved_smem_offset"):
+        # Cooperative groups keep barriers of groups of several warps there; where in it is theirs to say.
+        begin = engine.shared_bytes - engine.reserved_bytes
+        where = {"end": engine.shared_bytes, "cap": engine.reserved_bytes}
+        return np.full(count, where.get(stem.rpartition("_")[2], begin), np.uint32)
     if stem == "%is_explicit_cluster":
         return np.full(count, int(engine.explicit_cluster), np.uint32)
     if stem == "%clock64":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from tilus import dtypes
 from tilus.codegen.casts.arrangement import Arrangement, element_order
 from tilus.codegen.casts.decode import decode, lookup
@@ -97,6 +99,7 @@ def stored_arrangement(source: DType, dest: DType) -> Arrangement | None:
     return None
 
 
+@lru_cache(maxsize=1024)
 def stored_exponent(source: DType, dest: DType, target: Target) -> int:
     """Return the exponent e with which the cast of stored codes costs least: the results are values / 2**e."""
     row = best_cast(target, source, dest, stored_arrangement(source, dest), scaled=True, finite=True)

@@ -27,9 +27,12 @@ def to_integers(dest: DType) -> Emit:
 
 def to_float8(w: Writer, values: Sequence[V], kind: str) -> V:
     """Return a word of four float8."""
-    text = f"cvt.rn.satfinite.{kind}x2.f32 $0, $1, $2;"
-    low, high = (w.asm("i16", text, "=h,f,f", values[i + 1], values[i]) for i in (0, 2))
-    return w.convert("bitcast", w.vector([low, high]), "i32")
+    # One text, for LLVM would take halves of it where one float8 is enough, and read others that nothing wrote.
+    text = (
+        f"{{ .reg .b16 low, high; cvt.rn.satfinite.{kind}x2.f32 low, $2, $1; "
+        f"cvt.rn.satfinite.{kind}x2.f32 high, $4, $3; mov.b32 $0, {{low, high}}; }}"
+    )
+    return w.asm("i32", text, "=r,f,f,f,f", *values)
 
 
 def to_e4m3(w: Writer, values: Sequence[V]) -> list[V]:

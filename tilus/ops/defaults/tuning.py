@@ -132,16 +132,18 @@ def best_of(
     own = next(r for r in ranked if r.schedule == candidates[0])
     compiled: list[Ranked] = []
     for entry in [own, *(r for r in ranked if r is not own)]:
-        if len([r for r in compiled if not r.failure]) > tried or entry.failure:
+        if len([r for r in compiled if not r.failure]) > tried:
             break
-        compiled.append(workshop.checked(problem, key, entry))
+        if not entry.failure:
+            compiled.append(workshop.checked(problem, key, entry))
     good = sorted((r for r in compiled if not r.failure), key=lambda r: r.seconds)
     if not good:
         reasons = dict.fromkeys(r.failure for r in [*compiled, *ranked] if r.failure)
         raise TilusError(f"no schedule of {problem.name} for {key} can ship: " + "; ".join(list(reasons)[:3]))
-    first = compiled[0] if not compiled[0].failure else None
-    keeps = first is not None and first.seconds <= worth * good[0].seconds
-    return (first if keeps and first is not None else good[0]), compiled
+    first = next((r for r in good if r.schedule == own.schedule), None)
+    if first is not None and first.seconds <= worth * good[0].seconds:
+        return first, compiled
+    return good[0], compiled
 
 
 def measure(workshop: Workshop, problem: Problem, key: Key, device: int, tried: int) -> list[Ranked]:

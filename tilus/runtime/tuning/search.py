@@ -125,7 +125,7 @@ def tune(
     use_cache : bool
         Whether to read and keep results on disk.
     progress : bool
-        Whether to show a progress bar, if standard error is a terminal and rich is installed.
+        Whether to show a progress bar, if standard error is a terminal.
 
     Returns
     -------
