@@ -9,12 +9,17 @@ The weight is the transpose of a row-major n x k matrix, as in a linear layer; `
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from typing import Any
 
 import torch
 from _harness import Bench, Contender, Run, SkipContender, needs_gpu, options, rounding_error
 from torch.nn import functional
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = None
 
 TYPES = {
     "bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "int8": torch.int8, "fp8": torch.float8_e4m3fn,
@@ -71,17 +76,17 @@ def best_of(bench: Bench, variants: dict[str, Callable[[], torch.Tensor]], chose
     return variants[winner]
 
 
-def triton_kernels(bench: Bench, name: str = "_triton_kernels") -> Any:
-    """Return a module of Triton's kernels."""
+def triton_kernels(bench: Bench) -> Any:
+    """Return the module of Triton's kernels."""
     try:
-        module = import_module(name)
+        import _triton_kernels
     except ImportError as error:
         raise SkipContender(f"Triton cannot be imported: {error}") from None
     import os
 
     if bench.dry_run and os.environ.get("TRITON_INTERPRET") != "1":
         raise SkipContender("Triton runs without a GPU only with TRITON_INTERPRET=1")
-    return module
+    return _triton_kernels
 
 
 def contenders(
@@ -147,6 +152,65 @@ def contenders(
     return [*theirs, Contender("triton", triton), *ours]
 
 
+# Tile m, n, warps, stages; a tile along k is one block of scales.
+BLOCK_CONFIGS = ((128, 128, 8, 3), (128, 128, 4, 4), (64, 128, 4, 4), (16, 128, 4, 5))
+
+if triton is not None:
+
+    @triton.jit
+    def matmul_blocks(
+        a, b, c, a_scale, b_scale, m, n, k, stride_scale_m, stride_scale_k, stride_scale_n,
+        BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+    ):  # fmt: skip
+        """c = (a a_scale) (b b_scale)^T for k of whole blocks: each block's product is scaled, then added up."""
+        pid = tl.program_id(0)
+        rows_of_tiles, columns_of_tiles = tl.cdiv(m, BLOCK_M), tl.cdiv(n, BLOCK_N)
+        first = pid // (GROUP * columns_of_tiles) * GROUP
+        height = min(rows_of_tiles - first, GROUP)
+        within = pid % (GROUP * columns_of_tiles)
+        i, j = first + within % height, within // height
+        rows, columns = i * BLOCK_M + tl.arange(0, BLOCK_M), j * BLOCK_N + tl.arange(0, BLOCK_N)
+        depth = tl.arange(0, BLOCK_K)
+        a_at = a + (rows % m)[:, None].to(tl.int64) * k + depth[None, :]
+        b_at = b + (columns % n)[None, :].to(tl.int64) * k + depth[:, None]
+        by_row = a_scale + (rows % m) * stride_scale_m
+        by_block = b_scale + j * BLOCK_N // 128 * stride_scale_n
+        acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        for step in range(k // BLOCK_K):
+            factor = tl.load(by_row + step * stride_scale_k) * tl.load(by_block + step)
+            acc += tl.dot(tl.load(a_at), tl.load(b_at)) * factor[:, None]
+            a_at += BLOCK_K
+            b_at += BLOCK_K
+        keep = (rows[:, None] < m) & (columns[None, :] < n)
+        tl.store(c + rows[:, None].to(tl.int64) * n + columns[None, :], acc.to(c.dtype.element_ty), mask=keep)
+
+
+def triton_block_variants(
+    bench: Bench, a: torch.Tensor, b: torch.Tensor, a_scale: torch.Tensor, b_scale: torch.Tensor
+) -> dict[str, Callable[[], torch.Tensor]]:
+    """Return the ways to compute the product that are worth trying, by name; none where k has a part of a block."""
+    (m, k), n = a.shape, b.shape[0]
+    triton_kernels(bench)
+    variants: dict[str, Callable[[], torch.Tensor]] = {}
+    if k % 128:
+        return variants
+    by_block = b_scale.contiguous()
+    for block_m, block_n, warps, stages in BLOCK_CONFIGS:
+        if block_m > max(2 * m, 16):
+            continue
+
+        def run(bm: int = block_m, bn: int = block_n, w: int = warps, s: int = stages) -> torch.Tensor:
+            c = torch.empty((m, n), dtype=torch.bfloat16, device=a.device)
+            matmul_blocks[(triton.cdiv(m, bm) * triton.cdiv(n, bn),)](
+                a, b, c, a_scale, by_block, m, n, k, a_scale.stride(0), a_scale.stride(1), by_block.stride(0),
+                BLOCK_M=bm, BLOCK_N=bn, BLOCK_K=128, GROUP=8, num_warps=w, num_stages=s,
+            )  # fmt: skip
+            return c
+
+        variants[f"{block_m}x{block_n} {warps} warps {stages} stages"] = run
+    return variants
+
+
 def block_contenders(
     bench: Bench, a: torch.Tensor, b: torch.Tensor, a_scale: torch.Tensor, b_scale: torch.Tensor, chosen: dict[str, str],
 ) -> list[Contender]:  # fmt: skip
@@ -170,7 +234,7 @@ def block_contenders(
         return lambda: left @ right.t()
 
     def triton() -> Run:
-        variants = triton_kernels(bench, "_triton_block_scaled").block_variants(a, b, a_scale, b_scale)
+        variants = triton_block_variants(bench, a, b, a_scale, b_scale)
         return best_of(bench, variants, chosen)
 
     return [

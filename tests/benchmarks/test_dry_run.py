@@ -33,11 +33,10 @@ def dry_run(name: str, out: Path, *arguments: str) -> list[dict[str, Any]]:
 
 
 def test_matmul_is_right_in_every_type_without_a_gpu(tmp_path: Path) -> None:
-    types = ["bf16", "fp16", "tf32", "int8", "fp8", "fp8_blocks"]
-    rows = dry_run("matmul", tmp_path / "out.json", "--types", *types)
+    rows = dry_run("matmul", tmp_path / "out.json", "--types", "bf16", "fp16", "tf32", "int8", "fp8")
     ours = [row for row in rows if row["contender"] == "tilus"]
     assert {row["status"] for row in ours} == {"checked"}
-    assert {row["case"]["type"] for row in ours} == set(types)
+    assert {row["case"]["type"] for row in ours} == {"bf16", "fp16", "tf32", "int8", "fp8"}
     assert all(
         row["cold"] is None and 0 < row["error"] < 0.01 for row in ours if row["case"]["type"] != "int8"
     )

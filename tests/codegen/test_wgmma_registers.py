@@ -14,13 +14,13 @@ from tilus import Tensor, constexpr, float16, float32
 from tilus.codegen import target
 from tilus.codegen.atoms.wgmma import (
     WARP_ROWS,
-    a_atom,
     c_atom,
     rows_in_order,
     rows_of,
     warp_a_atom,
     warp_c_atom,
 )
+from tilus.codegen.lower.hopper import check_rows
 from tilus.codegen.selection import Mma
 from tilus.errors import LayoutConflict, TilusError
 from tilus.layout import Digit, LayoutError, RegisterLayout, column_spatial, local, replicated, spatial
@@ -129,12 +129,26 @@ def test_a_first_operand_that_fits_no_instruction_is_converted() -> None:
     assert exchanges(run(spatial(16, 8) * local(4, 8), 4)) > 0
 
 
+# Of m64nNk16 with halves (PTX ISA, register fragments for wgmma.mma_async.m64nNk16).
+OWN_A = RegisterLayout(
+    (64, 16),
+    (Digit(4, 0, 16), Digit(8, 0, 1), Digit(4, 1, 2)),
+    (Digit(2, 1, 8), Digit(2, 0, 8), Digit(2, 1, 1)),
+)
+OWN_C = RegisterLayout(
+    (64, 48),
+    (Digit(4, 0, 16), Digit(8, 0, 1), Digit(4, 1, 2)),
+    (Digit(6, 1, 8), Digit(2, 0, 8), Digit(2, 1, 1)),
+)
+
+
 def test_the_layouts_are_the_instructions_own_by_default() -> None:
+    assert c_atom(48) == OWN_C
     for groups, again in ((1, 1), (1, 3), (2, 2)):
         choice = SELECT.choose_dot_async((64 * groups * again, 48, 32), HALVES, 4 * groups)
         outer = RegisterLayout((groups, 1), (Digit(groups, 0, 1),), ())
-        assert choice.c == outer * local(again, 1) * c_atom(48)
-        assert choice.a == outer * local(again, 2) * a_atom(16, 16)
+        assert choice.c == outer * local(again, 1) * OWN_C
+        assert choice.a == outer * local(again, 2) * OWN_A
 
 
 def test_rows_of_a_layout() -> None:
@@ -186,6 +200,17 @@ def test_each_warp_has_the_rows_of_its_results(data: st.DataObject) -> None:
 def test_layouts_that_are_not_made_of_rows_are_told_why(layout: RegisterLayout, words: str) -> None:
     with pytest.raises(LayoutError, match=words):
         rows_of(layout, warp_a_atom(16, 16))
+
+
+def test_an_accumulator_of_other_rows_is_refused_by_code_generation() -> None:
+    """Layout inference gives both the same rows; text of the IR may say anything."""
+    here, there = ROWS["two instructions one below the other"][1], ROWS["neighbouring rows with each warp"][1]
+    a, c = warp_a_atom(16, 16), warp_c_atom(24)
+    check_rows(here * local(1, 4) * a, here * c, a, c)
+    with pytest.raises(LayoutConflict, match="are not with the warps that hold them in its accumulator"):
+        check_rows(here * local(1, 4) * a, there * c, a, c)
+    with pytest.raises(LayoutConflict, match=r"dot_async from registers: .* something else than rows"):
+        check_rows(replicated(2) * here * local(1, 4) * a, here * c, a, c)
 
 
 def test_an_accumulator_that_fits_no_instruction_is_refused() -> None:

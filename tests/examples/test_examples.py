@@ -29,18 +29,25 @@ SIMULATED = ["hopper_matmul.py"]
 SMALL: dict[str, dict[str, object]] = {
     "hopper_matmul.py": {"m": 128, "n": 256, "k": 128},
     "layer_norm.py": {"shapes": ((5, 333),)},
+    "load_gptq_awq.py": {"k": 128, "n": 64},
     "matmul/naive.py": {"m": 70, "n": 72, "k": 40},
     "matmul/pipelined.py": {"m": 70, "n": 72, "k": 160},
     "matmul/shared_memory.py": {"m": 70, "n": 72, "k": 40},
     "matmul/split_k.py": {"m": 10, "n": 72, "k": 500},
     "mixture_of_experts.py": {"dtype": "uint4", "tokens": 9},
+    "quantize_safetensors.py": {"hidden": 64},
     "quantized_matmul.py": {"n": 64, "names": "uint3 float6_e3m2"},
     "softmax.py": {"shapes": ((7, 333), (2, 2001))},
     "vector_add.py": {"n": 1500},
 }
 
 
+NEEDS_SAFETENSORS = ["load_gptq_awq.py", "quantize_safetensors.py"]
+
+
 def load(name: str) -> ModuleType:
+    if name in NEEDS_SAFETENSORS:
+        pytest.importorskip("safetensors", reason="this example reads and writes safetensors files")
     spec = importlib.util.spec_from_file_location("example_" + Path(name).stem, EXAMPLES / name)
     assert spec is not None
     assert spec.loader is not None

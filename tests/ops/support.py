@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import numpy as np
 import torch
 
 from tilus.dtypes import NAMED, DType, decode
 from tilus.ops import QuantizedWeight
-from tilus.runtime.kernel import Kernel
 
 WEIGHT_TYPES = [t for t in NAMED if t.bits <= 8 and t.kind not in ("bool", "scale")]
 FLOATS = [torch.float16, torch.bfloat16]
@@ -53,19 +47,3 @@ def check_product(found: torch.Tensor, exact: torch.Tensor, by_torch: torch.Tens
             # A single row or column, or rows that are equal by design, have no shift that could be seen.
             continue
         assert (other - exact).abs().max() > allowed, "the tolerance would take a wrong result"
-
-
-def changed_module(kernel: Kernel, folder: Path, old: str, new: str) -> ModuleType:
-    """Import a copy of a kernel's file with a mistake in it."""
-    original = sys.modules[kernel.source.function.__module__].__file__
-    assert original is not None
-    text = Path(original).read_text(encoding="utf-8")
-    assert old in text
-    path = folder / "changed.py"
-    path.write_text(text.replace(old, new), encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("changed", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

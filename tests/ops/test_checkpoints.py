@@ -9,7 +9,7 @@ import torch
 from tilus import dtypes
 from tilus.dtypes import decode
 from tilus.errors import ShapeMismatch, TypeMismatch
-from tilus.ops import quantized_matmul
+from tilus.ops import quantize_tokens, quantized_matmul
 from tilus.ops.checkpoints import (
     from_awq,
     from_bitnet,
@@ -17,6 +17,7 @@ from tilus.ops.checkpoints import (
     from_fp8,
     from_gptq,
     from_mxfp4,
+    from_mxfp8,
     from_nf4,
     from_nvfp4,
 )
@@ -154,6 +155,49 @@ def test_mxfp4_scales_that_float16_cannot_hold_are_refused():
     scales = torch.tensor([[0, 254, 127, 127]] * 32, dtype=torch.uint8)
     with pytest.raises(TypeMismatch, match=r"do not fit torch\.float16"):
         from_mxfp4(packed, scales, scale_dtype=torch.float16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_mxfp8(dtype):
+    rng = np.random.default_rng(0)
+    n, k = 32, 128
+    values = torch.from_numpy(rng.standard_normal((n, k))).to(dtype)
+    scales = rng.integers(100, 150, (n, k // 32)).astype(np.uint8)
+    found = from_mxfp8(values, torch.from_numpy(scales))
+    exact = values.double() * torch.from_numpy(np.repeat(2.0 ** (scales.astype(float) - 127), 32, axis=1))
+    assert torch.equal(found.dequantize(), exact.T)
+    with pytest.raises(ShapeMismatch):
+        from_mxfp8(values, torch.from_numpy(scales[:, :3]))
+    with pytest.raises(TypeMismatch):
+        from_mxfp8(values.float(), torch.from_numpy(scales))
+
+
+def test_deepseek_blocks_multiply_activations_in_blocks():
+    """Weights in blocks of 128 x 128 and activations in blocks of 1 x 128, both of float8."""
+    rng = np.random.default_rng(0)
+    n, k = 160, 256
+    values = torch.from_numpy(rng.standard_normal((n, k))).to(torch.float8_e4m3fn)
+    scale = torch.from_numpy(rng.uniform(0.01, 0.1, (2, 2))).float()
+    weight = from_fp8(values, scale, activations=torch.float8_e4m3fn)
+    a = torch.randn(3, k, generator=torch.Generator().manual_seed(0)).bfloat16()
+    a[:, 128:] *= 100
+    tokens = quantize_tokens(a, torch.float8_e4m3fn, by_block=True)
+    exact = tokens.dequantize() @ weight.dequantize()
+    found = quantized_matmul(tokens, weight).double()
+    assert (found - exact).abs().max() <= 2.0**-8 * exact.abs().max()
+
+
+def test_bitnet_multiplies_integers():
+    rng = np.random.default_rng(0)
+    values = rng.integers(-1, 2, (64, 128))
+    packed = np.zeros((16, 128), np.uint8)
+    for i in range(4):
+        packed |= ((values[i * 16 : (i + 1) * 16] + 1) << (2 * i)).astype(np.uint8)
+    weight = from_bitnet(torch.from_numpy(packed), 0.5, scale_dtype=torch.float16, activations=torch.int8)
+    a = torch.from_numpy(rng.integers(-7, 8, (3, 128))).half()
+    a[:, 0] = 127  # so that activations stay what they are
+    exact = a.double() @ torch.from_numpy(values.T * 0.5)
+    assert torch.equal(quantized_matmul(a, weight).double(), exact)
 
 
 def test_nvfp4():

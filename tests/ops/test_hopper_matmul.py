@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import sys
 from itertools import product
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
 
-from tests.ops.support import changed_module, check_product
+from tests.ops.support import check_product
 from tilus import dtypes
 from tilus.cli.inspect import disassemble, find_disassembler
 from tilus.codegen import Compiled, target
@@ -30,6 +32,7 @@ from tilus.ops.schedules import (
     deepest,
     work_of,
 )
+from tilus.runtime.kernel import Kernel
 
 MODULE = sys.modules["tilus.ops.matmul"]
 HOPPER = target("sm_90a")
@@ -264,7 +267,7 @@ def test_int32_wants_int8_and_nothing_after_it() -> None:
 # What a wrong kernel would do: the checks see it.
 
 MISTAKES = {
-    "no fence before the bulk store": ('tilus.fence("async")', "pass"),
+    "no fence before the bulk store": ('tilus.inline_ptx("fence.proxy.async.shared::cta;", (), (), volatile=True)', "pass"),
     "no wait for the buffer of a store": ("tilus.bulk_wait(0 if part == 0 and parts % 2 else 1)", "pass"),
     "no wait for free stages": ("tilus.wait(empty, phase, index=stage)", "pass"),
     "the producer's first phase": ("stage, phase = 0, 1", "stage, phase = 0, 0"),
@@ -280,6 +283,22 @@ CLUSTER_MISTAKES = {
     "other blocks' consumers are not waited for": ("arrivals=size * (4", "arrivals=1 * (4"),
     "other blocks' producers are not told": ("rank=rank, scope", "rank=tilus.cluster_rank(), scope"),
 }
+
+
+def changed_module(kernel: Kernel, folder: Path, old: str, new: str) -> ModuleType:
+    """Import a copy of a kernel's file with a mistake in it."""
+    original = sys.modules[kernel.source.function.__module__].__file__
+    assert original is not None
+    text = Path(original).read_text(encoding="utf-8")
+    assert old in text
+    path = folder / "changed.py"
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("changed", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def launch_arguments(m: int, n: int, k: int, blocks: int) -> tuple[Any, ...]:

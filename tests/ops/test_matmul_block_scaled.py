@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.ops.support import changed_module, check_product
+from tests.benchmarks.test_dry_run import dry_run
+from tests.ops.support import check_product
+from tests.ops.test_hopper_matmul import changed_module
 from tilus import dtypes
 from tilus.codegen import target
 from tilus.codegen.assemble import available
@@ -256,3 +258,11 @@ def test_older_targets_use_tensor_cores(name: str, instruction: str) -> None:
     assert "mma.sync" in made.ptx
     assert made.resources is not None
     assert made.resources.spill_stores == made.resources.stack == 0
+
+
+def test_the_benchmark_is_right_without_a_gpu(tmp_path: Path) -> None:
+    rows = dry_run("matmul", tmp_path / "out.json", "--types", "fp8_blocks")
+    ours = [row for row in rows if row["contender"] == "tilus"]
+    assert ours
+    assert {row["status"] for row in ours} == {"checked"}
+    assert all(0 < row["error"] < 0.01 for row in ours)

@@ -23,7 +23,7 @@ from tilus.runtime.kernel import Kernel  # noqa: E402
 from tilus.runtime.tuning import store  # noqa: E402
 from tilus.runtime.tuning.measure import GpuTimer  # noqa: E402
 
-SHIPPED = [tuple(path.stem.split("-")) for path in sorted(tuned.DEFAULTS.glob("*.json"))]
+SHIPPED = [(op, name) for op in sorted(PROBLEMS) for name in sorted(CARDS)]
 KEYS: dict[str, dict[str, Any]] = {
     "matmul": {"bits": 16, "m": 64, "n": 256, "k": 512},
     "quantized_matmul": {

@@ -128,6 +128,21 @@ def unknown_trips(counts: Pointer[int32], out: Tensor[float32, "n"]):
     tilus.store(out, total, [0])
 
 
+@tilus.kernel
+def by_hand(out: Tensor[float32, "n"], *, lines: constexpr):
+    tilus.grid(1, warps=1)
+    x = tilus.zeros([64], float32)
+    for _ in tilus.static_range(lines):
+        x = tilus.inline_ptx("add.f32 $0, $1, $1; neg.f32 $0, $0;", [x], float32)
+    tilus.store(out, x, [0])
+
+
+def test_instructions_that_are_written_by_hand_count_for_each_element() -> None:
+    plain, one, two = (count(by_hand, np.zeros(64, np.float32), lines=n).issue for n in range(3))
+    # Two lines for each of a thread's two elements.
+    assert one - plain == two - one == 4
+
+
 def test_blocks_of_a_wave_share_what_they_read_in_common() -> None:
     a, b, c = halves(64 * 8, 64), halves(64, 64 * 4), np.zeros((512, 256), np.float32)
     work = count(matmul, a, b, c, processors=8)

@@ -78,6 +78,30 @@ def test_two_threads_writing_one_cell() -> None:
     expect(run(body.format("%t")), "shared-race", line_of("st.shared", body))
 
 
+@pytest.mark.parametrize(
+    ("store", "second", "kind"),
+    [
+        ("st.shared.b32 [%u], %v;", "0x3f800001", []),
+        ("st.shared.b32 [%u], %v;", "0x3fc00000", ["shared-race"]),
+        ("st.shared.b32 [%u], %v;", "5", ["shared-race"]),
+        ("mov.b64 %a, {%v, %v}; st.shared.b64 [%u], %a;", "0x3f800001", []),
+        ("mov.b64 %a, {%v, %v}; st.shared.v2.b64 [%u], {%a, %a};", "0x3f800001", []),
+        ("mov.b64 %a, {%w, %v}; st.shared.b64 [%u], %a;", "0x3fc00000", ["shared-race"]),
+        ("cvt.f64.f32 %a, %v; st.shared.f64 [%u], %a;", "0x3f800001", []),
+    ],
+)
+def test_lanes_of_one_store_may_differ_by_the_rounding_of_floats(
+    store: str, second: str, kind: list[str]
+) -> None:
+    # Lanes t and t + 16 keep copies of one sum, that may differ in the last bit, and both store it.
+    body = f"""{BEGIN}
+    and.b32 %u, %t, 15; shl.b32 %u, %u, 4; mov.u32 %w, sh; add.u32 %u, %u, %w; mov.b32 %w, 0x40000000;
+    and.b32 %v, %t, 16; setp.eq.u32 %p, %v, 0; mov.b32 %v, {second}; @%p mov.b32 %v, 0x3f800000;
+    {store}
+    mov.u32 %v, 1; {FINISH}"""
+    assert [hazard.kind for hazard in run(body, block=32).hazards] == kind
+
+
 def test_lanes_of_one_warp_need_a_warp_barrier() -> None:
     body = f"{BEGIN}st.shared.u32 [%u], %t;\n{{}}\nxor.b32 %w, %u, 4;\nld.shared.u32 %v, [%w];\n{FINISH}"
     assert run(body.format("bar.warp.sync -1;")).hazards == []
@@ -135,6 +159,19 @@ def test_uninitialised_registers_that_decide_something() -> None:
     # A lane without a value may compute, as long as nobody uses the result.
     assert run(body.format("setp.ge.u32 %q, %t, 100; @%q mov.u32 %v, 0;")).hazards == []
     assert run(body.format("selp.u32 %v, %v, 0, %p;")).hazards == []
+
+
+def test_uninitialised_registers_may_be_kept_in_local_memory() -> None:
+    # Unoptimised code copies structures whole, with the padding between their members.
+    body = f"""{BEGIN}.local .align 8 .b8 frame[16]; .reg .b64 %f; .reg .b32 %never;
+    {{}}
+    mov.u32 %v, 1;
+    {FINISH}"""
+    generic = "mov.u64 %f, frame; cvta.local.u64 %f, %f;"
+    for kept in ("st.local.u32 [frame], %never;", f"{generic} st.u32 [%f+8], %never;"):
+        assert run(body.format(kept)).hazards == []
+    for used in ("st.shared.u32 [%u], %never;", "st.local.u32 [%never], %v;"):
+        expect(run(body.format(used)), "uninitialized-register", line_of(used, body.format(used)))
 
 
 def test_an_uninitialised_predicate_at_a_branch() -> None:

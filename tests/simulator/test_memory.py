@@ -205,6 +205,37 @@ def test_wrong_launches_are_refused(keywords: dict[str, Any], message: str) -> N
         load("ret;").launch(args=[], **keywords)
 
 
+def test_addresses_of_32_bits_wrap_around() -> None:
+    # Compilers fold `base - 4 * t` and a constant offset so that the register alone lies below zero.
+    out = np.zeros(32, np.uint32)
+    kernel = load(
+        """.reg .b32 %t, %a, %v; .reg .b64 %o, %x; .shared .align 4 .b8 sh[128];
+        ld.param.u64 %o, [out]; mov.u32 %t, %tid.x; shl.b32 %a, %t, 2; st.shared.u32 [%a], %t; bar.sync 0;
+        neg.s32 %a, %a; ld.shared.u32 %v, [%a+124];
+        mul.wide.u32 %x, %t, 4; add.u64 %o, %o, %x; st.global.u32 [%o], %v;""",
+        ".param .u64 out",
+    )
+    kernel.launch(1, 32, [out]).raise_if_hazards()
+    assert out.tolist() == list(range(31, -1, -1))
+
+
+def test_reserved_shared_memory_lies_behind_the_kernels_own() -> None:
+    out = np.zeros(6, np.uint32)
+    names = ("begin", "end", "cap", "0", "1")
+    body = "".join(
+        f"mov.u32 %v, %reserved_smem_offset_{name}; st.global.u32 [%o+{4 * i}], %v;"
+        for i, name in enumerate(names)
+    )
+    kernel = load(
+        f""".reg .b32 %v, %a; .reg .b64 %o; .shared .align 4 .b8 sh[100]; ld.param.u64 %o, [out]; {body}
+        mov.u32 %a, %reserved_smem_offset_1; ld.shared.u32 %v, [%a]; mov.u32 %v, %total_smem_size;
+        st.global.u32 [%o+20], %v;""",
+        ".param .u64 out",
+    )
+    kernel.launch(1, 1, [out], shared_bytes=60).raise_if_hazards()
+    assert out.tolist() == [256, 256 + 1024, 1024, 256, 256, 256]
+
+
 def test_an_unknown_kernel_names_those_there_are() -> None:
     with pytest.raises(simulator.LaunchError, match="no kernel 'x' in this module; it has k"):
         simulator.load(".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k() { ret; }")["x"]

@@ -1,7 +1,7 @@
 """Quantised weights as checkpoints hold them, made into the prepacked form that the kernels read.
 
 Each function takes the tensors of one layer as they stand in a safetensors file. Sources of the formats: AutoGPTQ and
-GPTQModel (GPTQ), AutoAWQ (AWQ), compressed-tensors, the OCP microscaling specification (MXFP4), NVIDIA ModelOpt
+GPTQModel (GPTQ), AutoAWQ (AWQ), compressed-tensors, the OCP microscaling specification (MXFP4, MXFP8), NVIDIA ModelOpt
 (NVFP4), bitsandbytes (NF4), and the BitNet b1.58 models of Hugging Face transformers.
 
 With `activations` of torch.int8 or torch.float8_e4m3fn codes are laid out for activations of 8 bits; see `quantize`.
@@ -272,6 +272,30 @@ def from_nvfp4(
     return _fp4(weight, values, float(global_scale), 16, scale_dtype, activations)
 
 
+def from_mxfp8(
+    weight: torch.Tensor,
+    scales: torch.Tensor,
+    *,
+    scale_dtype: torch.dtype = torch.bfloat16,
+    activations: torch.dtype | None = None,
+) -> QuantizedWeight:
+    """Import an MXFP8 layer.
+
+    Parameters
+    ----------
+    weight : Tensor of float8_e4m3fn or float8_e5m2, shape (n, k)
+    scales : Tensor of uint8, shape (n, k / 32)
+        float8_e8m0.
+    scale_dtype : torch.dtype
+        bfloat16, which holds all scales, or float16, which must hold their range.
+    """
+    if weight.dtype not in FP8:
+        raise TypeMismatch(f"from_mxfp8 takes float8_e4m3fn or float8_e5m2, not {weight.dtype}")
+    codes = weight.detach().cpu().view(torch.uint8).numpy()
+    values = decode(scales.detach().cpu().view(torch.uint8).numpy(), dtypes.float8_e8m0)
+    return _in_blocks(codes, FP8[weight.dtype], values, 1.0, 32, scale_dtype, activations)
+
+
 def _fp4(
     blocks: torch.Tensor,
     scales: Array,
@@ -281,20 +305,34 @@ def _fp4(
     activations: torch.dtype | None,
 ) -> QuantizedWeight:
     stored = blocks.detach().cpu().numpy().reshape(blocks.shape[0], -1)
-    n, k = stored.shape[0], stored.shape[1] * 2
+    codes = unpack(stored, dtypes.float4_e2m1, stored.shape[1] * 2)
+    return _in_blocks(codes, dtypes.float4_e2m1, scales, factor, group, scale_dtype, activations)
+
+
+def _in_blocks(
+    codes: Array,
+    dtype: DType,
+    scales: Array,
+    factor: float,
+    group: int,
+    scale_dtype: torch.dtype,
+    activations: torch.dtype | None,
+) -> QuantizedWeight:
+    """Import codes (n, k) with a scale for each block of a row, which the scales' type must hold exactly."""
+    n, k = codes.shape
     if scales.shape != (n, k // group) or k % group:
         raise ShapeMismatch(
             f"scales of shape {scales.shape} do not fit a weight of {n} x {k} in blocks of {group}"
         )
     if not np.isfinite(scales).all():
         raise TypeMismatch("a block scale is NaN")
-    tensor, alpha = split_scales(scales.T.astype(np.float64), scale_dtype)
-    if not torch.equal(tensor.to(torch.float64) * alpha, torch.from_numpy(scales.T.astype(np.float64))):
+    exact = np.ascontiguousarray(scales.T.astype(np.float64))
+    tensor, alpha = split_scales(exact, scale_dtype)
+    if not torch.equal(tensor.to(torch.float64) * alpha, torch.from_numpy(exact)):
         raise TypeMismatch(f"the block scales do not fit {scale_dtype}", hint="scale_dtype=torch.bfloat16")
-    codes = unpack(stored, dtypes.float4_e2m1, k).T
     return from_codes(
-        np.ascontiguousarray(codes),
-        dtypes.float4_e2m1,
+        np.ascontiguousarray(codes.T),
+        dtype,
         tensor,
         None,
         group,

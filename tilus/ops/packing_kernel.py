@@ -45,25 +45,28 @@ def word_layout(groups: int, words: int, warps: int) -> RegisterLayout:
 @tilus.inline
 def moved(words, steps):
     """Return words, (threads, groups, words of a group), with their bits moved."""
-    made = []
-    for j in tilus.static_range(len(steps)):
-        total = (
-            words[:, :, j : j + 1]
-            if not steps[j][0]
-            else tilus.zeros((words.shape[0], words.shape[1], 1), uint32)
-        )
-        for p in tilus.static_range(len(steps[j][0])):
-            word, shift, mask = steps[j][0][p]
-            bits = words[:, :, word : word + 1] & mask
-            if shift > 0:
-                bits = bits >> shift
-            if shift < 0:
-                bits = bits << -shift
-            total = total | bits
-        if steps[j][1]:
-            total = total ^ steps[j][1]
-        made = [*made, total]
+    made = [moved_word(words, steps, 0)]
+    for j in tilus.static_range(1, len(steps)):
+        made = [*made, moved_word(words, steps, j)]
     return tilus.concat(made, axis=2)
+
+
+@tilus.inline
+def moved_word(words, steps, j):
+    """Return one word of each group."""
+    parts, flip = steps[j]
+    total = tilus.zeros((words.shape[0], words.shape[1], 1), uint32) if parts else words[:, :, j : j + 1]
+    for p in tilus.static_range(len(parts)):
+        word, shift, mask = parts[p]
+        bits = words[:, :, word : word + 1] & mask
+        if shift > 0:
+            bits = bits >> shift
+        if shift < 0:
+            bits = bits << -shift
+        total = total | bits
+    if flip:
+        total = total ^ flip
+    return total
 
 
 @tilus.inline

@@ -498,17 +498,23 @@ class SharedRaces:
 
 
 def _same_but_rounding(a: Any, b: Any) -> Any:
-    """Whether 32-bit words are float32 numbers that differ by rounding only.
+    """Whether words are floats, or 64-bit ones pairs of float32, that differ by rounding only.
 
     Compilers let the lanes of a warp store a replicated result of a reduction, which each lane summed in another
     order; whichever lane wins, the result is right.
     """
-    if a.dtype.itemsize != 4:
+    if a.dtype.itemsize not in (4, 8):
         return np.zeros(len(a), bool)
-    x, y = (np.ascontiguousarray(v).view(np.float32) for v in (a, b))
+    close = _close(a, b, np.float32).reshape(len(a), -1).all(axis=1)
+    if a.dtype.itemsize == 8:
+        close |= _close(a, b, np.float64).reshape(len(a), -1).all(axis=1)
+    return close
+
+
+def _close(a: Any, b: Any, type: Any) -> Any:
+    x, y = (np.ascontiguousarray(v).view(type) for v in (a, b))
     size = np.maximum(np.abs(x), np.abs(y))
-    close = (np.abs(x - y) <= 1e-3 * size) & (size > 1e-20) & (size < 1e20) | (x == y)
-    return close.all(axis=1) if close.ndim > 1 else close
+    return (np.abs(x - y) <= 1e-3 * size) & (size > 1e-20) & (size < 1e20) | (x == y)
 
 
 class _Copies:

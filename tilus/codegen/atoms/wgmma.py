@@ -81,24 +81,6 @@ def wgmma_type(a: DType, b: DType, c: DType) -> WgmmaType | None:
     return next((t for t in TYPES if (t.a_dtype, t.b_dtype, t.c_dtype) == (a, b, c)), None)
 
 
-_ROWS = (Digit(4, 0, 16), Digit(8, 0, 1))
-
-
-def c_atom(n: int) -> RegisterLayout:
-    """Return who holds which element of the 64 x n result."""
-    return RegisterLayout(
-        (M, n), (*_ROWS, Digit(4, 1, 2)), (Digit(n // 8, 1, 8), Digit(2, 0, 8), Digit(2, 1, 1))
-    )
-
-
-def a_atom(k: int, bits: int) -> RegisterLayout:
-    """Return who holds which element of a 64 x k first operand in registers."""
-    per = 32 // bits
-    return RegisterLayout(
-        (M, k), (*_ROWS, Digit(4, 1, per)), (Digit(2, 1, 4 * per), Digit(2, 0, 8), Digit(per, 1, 1))
-    )
-
-
 WARPS = 4
 WARP_ROWS = M // WARPS
 
@@ -120,6 +102,11 @@ def warp_c_atom(n: int) -> RegisterLayout:
         (Digit(8, 0, 1), Digit(4, 1, 2)),
         (Digit(n // 8, 1, 8), Digit(2, 0, 8), Digit(2, 1, 1)),
     )
+
+
+def c_atom(n: int) -> RegisterLayout:
+    """Return who holds which element of the 64 x n result where a warpgroup's warps lie one below the other."""
+    return RegisterLayout((WARPS, 1), (Digit(WARPS, 0, 1),), ()) * warp_c_atom(n)
 
 
 def rows_in_order(rows: int, warps: int) -> RegisterLayout:

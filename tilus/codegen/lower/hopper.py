@@ -430,7 +430,8 @@ def check_rows(a: RegisterLayout, c: RegisterLayout, a_atom: RegisterLayout, c_a
         raise LayoutConflict(f"dot_async from registers: {error}") from None
     if rows_a.spatial_digits != rows_c.spatial_digits:
         raise LayoutConflict(
-            f"dot_async: the rows of its first operand, {a}, are not with the warps that hold them in its accumulator, {c}"
+            f"dot_async: the rows of its first operand, {a}, are not with the warps that hold them in its accumulator, "
+            f"{c}"
         )
 
 

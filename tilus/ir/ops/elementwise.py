@@ -175,8 +175,10 @@ class CastRandom(Operation):
 
     def infer(self) -> tuple[Type, ...]:
         source, bits = self.x.type, self.random.type
-        tiles = isinstance(source, RegisterType) and isinstance(bits, RegisterType)
-        if not tiles or bits.shape != source.shape or bits.dtype.name != "uint32":  # type: ignore[union-attr]
+        fits = (
+            isinstance(source, RegisterType) and isinstance(bits, RegisterType) and bits.shape == source.shape
+        )
+        if not fits or element_type(self.random).name != "uint32":
             raise TypeMismatch(f"a cast of {source} takes random bits of its shape in uint32, not {bits}")
         own = element_type(self.x)
         narrow = self.dtype.is_integer or (self.dtype.kind == "float" and self.dtype.bits <= 8)

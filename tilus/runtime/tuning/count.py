@@ -375,6 +375,12 @@ class _Walker:
         for which, amount in costly:
             self.instructions(weight, count * amount, which, count * amount)
 
+    def inline_ptx(self, operation: ops.InlinePtx, weight: Any) -> None:
+        types = [value.type for value in (*operation.results, *operation.args)]
+        elements = max((self.per_thread(type) for type in types if isinstance(type, RegisterType)), default=1)
+        count = elements * max(1, operation.template.count(";"))
+        self.instructions(weight, count, "alu", count)
+
     def cast(self, operation: ops.Cast, weight: Any) -> None:
         result, source = operation.result.type, operation.x.type
         if not isinstance(result, RegisterType) or not isinstance(source, RegisterType):
@@ -606,7 +612,7 @@ _HANDLERS: dict[type[Operation], Callable[[_Walker, Any, Any], None]] = {
     ops.Unary: _Walker.elementwise,
     ops.Compare: _Walker.elementwise,
     ops.Select: _Walker.elementwise,
-    ops.InlinePtx: _Walker.elementwise,
+    ops.InlinePtx: _Walker.inline_ptx,
     ops.Table: _Walker.elementwise,
     ops.Cast: _Walker.cast,
     ops.Dot: _Walker.dot,

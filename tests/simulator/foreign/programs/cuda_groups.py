@@ -80,6 +80,17 @@ def _(rng: Generator) -> Launch:
     return Launch([out, x], [Check(out, want)], grid=(8, 1, 1), block=(64, 1, 1), cluster=(4, 1, 1))
 
 
+@program("groups", "wide_tiles")
+def _(rng: Generator) -> Launch:
+    x, out = ints(rng, 0, 100, (3, 64)), zeros((3, 64), np.int32)
+    x[:2, 5] = 7
+    x[2][x[2] == 7] = 8
+    want = x.sum(1, dtype=np.int32) + 3 * x[:, 40] + np.array([1000000, 1000000, 0], np.int32)
+    return Launch(
+        [out, x], [Check(out, np.repeat(want, 64).reshape(3, 64).astype(np.int32))], block=(192, 1, 1)
+    )
+
+
 # Pipelines ---------------------------------------------------------------------------------------------------
 
 

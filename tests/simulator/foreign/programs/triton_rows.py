@@ -62,7 +62,7 @@ def _(name: str, rng: Generator) -> Launch:
     return launch(name, *softmax_case(rng, 4, 300, 300, np.float32), grid=(4,))
 
 
-@program("triton_layer_norm_sm80", "triton_layer_norm_bf16_sm90")
+@program("triton_layer_norm_sm80", "triton_layer_norm_bf16_sm90", "triton_layer_norm_sm120")
 def _(name: str, rng: Generator) -> Launch:
     dtype, rows_per_block, columns = (bfloat16, 2, 240) if "bf16" in name else (np.float16, 4, 100)
     rows = rows_per_block * 2

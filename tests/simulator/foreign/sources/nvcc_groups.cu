@@ -75,3 +75,12 @@ extern "C" __global__ void __cluster_dims__(4, 1, 1) cluster_scan(int *out, cons
     out[i] = scan;
     cluster.sync();
 }
+
+extern "C" __global__ void wide_tiles(int *out, const int *in) {
+    // Tiles of two warps meet through shared memory that the system reserves for them.
+    auto tile = cg::tiled_partition<64>(cg::this_thread_block());
+    int i = threadIdx.x, x = in[i];
+    int sum = cg::reduce(tile, x, cg::plus<int>()) + tile.shfl(x, 40) * 3;
+    tile.sync();
+    out[i] = sum + (tile.any(x == 7) ? 1000000 : 0);
+}

@@ -223,3 +223,5 @@ VARIANTS = {
         kernel=math_functions, arch=80, args=dict(out="*fp32:16", inp="*fp32:16", n="i32", BLOCK=128)
     ),
 }
+# Blackwell stores what warps exchange as pairs.
+VARIANTS["triton_layer_norm_sm120"] = VARIANTS["triton_layer_norm_sm80"] | dict(arch=120)
