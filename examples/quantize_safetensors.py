@@ -253,7 +253,7 @@ def command_line(arguments: list[str]) -> None:
     try:
         re.compile(given.keep)
         dtypes.dtype(given.dtype)
-    except (re.error, TilusError) as error:
+    except (re.error, ValueError, TilusError) as error:
         parser.error(str(error))
     run(given.model, given.output, Options(given.dtype, given.group, given.keep), given.compare)
 

@@ -28,6 +28,7 @@ RUNTIME_MODULES = {
     "platformdirs": "platformdirs",
     "cuda": "cuda-bindings",
     "torch": "torch",
+    "rich": "rich",
 }
 
 
@@ -71,9 +72,9 @@ def test_wheel_states_version_python_and_dependencies(wheel: Path) -> None:
     assert fields["License-Expression"] == "Apache-2.0"
     needed = [line for line in fields.get_all("Requires-Dist") if "extra ==" not in line]
     names = {re.match(r"[\w-]+", line).group() for line in needed}
-    assert names == {*RUNTIME_MODULES.values(), "nvidia-nvjitlink"} - {"torch"}
+    assert names == {*RUNTIME_MODULES.values(), "nvidia-nvjitlink"} - {"torch", "rich"}
     assert all("platform" in line for line in needed if re.match("cuda|nvidia", line))
-    assert {"torch", "demo", "test", "dev", "bench"} <= set(fields.get_all("Provides-Extra"))
+    assert {"torch", "ptxas", "tune", "demo", "test", "dev", "bench"} <= set(fields.get_all("Provides-Extra"))
 
 
 def test_entry_points_name_what_exists(wheel: Path) -> None:

@@ -14,14 +14,20 @@ if TYPE_CHECKING:
     from tilus.runtime.kernel import Kernel as Kernel
     from tilus.runtime.kernel import kernel as kernel
     from tilus.runtime.manifest import load_manifest as load_manifest
+    from tilus.runtime.tuning import Space as Space
+    from tilus.runtime.tuning import autotune as autotune
+    from tilus.runtime.tuning import tune as tune
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Kernel": "tilus.runtime.kernel",
+    "Space": "tilus.runtime.tuning",
     "TilusError": "tilus.errors",
+    "autotune": "tilus.runtime.tuning",
     "kernel": "tilus.runtime.kernel",
     "load_manifest": "tilus.runtime.manifest",
+    "tune": "tilus.runtime.tuning",
 }
 _PACKAGES = (
     "codegen", "dtypes", "errors", "ir", "lang", "layout", "ops", "passes", "runtime", "simulator", "torch",

@@ -99,13 +99,15 @@ def test_blocks_that_nothing_uses_are_left_alone() -> None:
     out = torch.full((1, 48, 64), 7.0).half()
     options = {
         "dtype": float16,
+        "b_dtype": float16,
         "out_dtype": float16,
         "block": 16,
         "block_m": 16,
         "block_n": 64,
         "block_k": 32,
     }
-    grouped_matmul_kernel(a[None], b, out[0], routing.block_expert, out, **options)
+    none = torch.empty(1, 1)
+    grouped_matmul_kernel(a[None], b, out[0], none, none, routing.block_expert, out, **options)
     assert (out[0, :32] == 32.0).all()
     assert (out[0, 32:] == 7.0).all()
 
@@ -204,10 +206,11 @@ def _call(block_m: int, warps: int) -> tuple[list[object], dict[str, object]]:
     owners = torch.tensor([1] * (128 // block_m), dtype=torch.int32)
     out = torch.empty(1, 128, 128).half()
     options: dict[str, object] = {
-        "dtype": float16, "out_dtype": float16, "block": block_m, "block_m": block_m, "block_n": 128,
+        "dtype": float16, "b_dtype": float16, "out_dtype": float16, "block": block_m, "block_m": block_m, "block_n": 128,
         "block_k": 64, "stages": 3, "warps": warps,
     }  # fmt: skip
-    return [a, b, out[0], owners, out], options
+    none = torch.empty(1, 1)
+    return [a, b, out[0], none, none, owners, out], options
 
 
 def test_the_ops_are_well_formed() -> None:
@@ -233,7 +236,7 @@ def test_errors() -> None:
         ops.grouped_matmul(a, b[:3], routing)
     with pytest.raises(ShapeMismatch, match=r"expected torch\.float16 of shape \(experts, k, n\)"):
         ops.grouped_matmul(a, b.float(), routing)
-    with pytest.raises(TypeMismatch, match="float16 or bfloat16"):
+    with pytest.raises(TypeMismatch, match="float16, bfloat16, float8 or int8, not"):
         ops.grouped_matmul(a.float(), b.float(), routing)
     with pytest.raises(ShapeMismatch, match="counts are"):
         ops.grouped_matmul(a, b, torch.zeros(3, dtype=torch.int32))

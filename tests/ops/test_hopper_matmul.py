@@ -267,7 +267,7 @@ def test_int32_wants_int8_and_nothing_after_it() -> None:
 # What a wrong kernel would do: the checks see it.
 
 MISTAKES = {
-    "no fence before the bulk store": ('tilus.inline_ptx("fence.proxy.async.shared::cta;", (), (), volatile=True)', "pass"),
+    "no fence before the bulk store": ('tilus.fence("async")', "pass"),
     "no wait for the buffer of a store": ("tilus.bulk_wait(0 if part == 0 and parts % 2 else 1)", "pass"),
     "no wait for free stages": ("tilus.wait(empty, phase, index=stage)", "pass"),
     "the producer's first phase": ("stage, phase = 0, 1", "stage, phase = 0, 0"),

@@ -31,7 +31,7 @@ def random_codes(dtype: DType, k: int, n: int) -> np.ndarray:
 @pytest.mark.parametrize(("name", "operand"), PAIRS)
 def test_packing_and_unpacking_are_numpys(name: str, operand: str, device: str) -> None:
     dtype, dest = find(name), find(operand)
-    for k, n in ((130, 45), (128, 128), (5, 161)):
+    for k, n in ((130, 45), (5, 161)):
         codes = random_codes(dtype, k, n)
         packed = pack_weight(codes, dtype, dest)
         assert np.array_equal(
@@ -102,7 +102,7 @@ def test_codes_are_the_nearest_there_are(
 def test_quantising_at_random_is_right_on_average(name: str) -> None:
     """The mean of many seeds is nearer to the weight than rounding to nearest, and one seed gives one result."""
     weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
-    found = [quantize(weight, name, 32, seed=seed).dequantize() for seed in range(12)]
+    found = [quantize(weight, name, 32, seed=seed).dequantize() for seed in range(6)]
     again = quantize(weight, name, 32, seed=3).dequantize()
     assert torch.equal(again, found[3])
     assert not torch.equal(found[0], found[1])

@@ -117,7 +117,7 @@ def test_sums_beyond_float32_are_exact_before_they_are_rounded() -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("m", [1, 8, 9, 17, 40])
+@pytest.mark.parametrize("m", [1, 9, 40])
 @pytest.mark.parametrize(
     ("dtype", "k", "n", "group", "activations", "zero_point", "by_block"),
     [
@@ -167,9 +167,7 @@ def test_every_target(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without instructions for float8, both operands become float16."""
     monkeypatch.setenv("TILUS_SIMULATOR_TARGET", target)
     for m in (5, 20):
-        for by_block in (False, True):
-            weight = random_weight(find("float6_e3m2"), 160, 40, 32, FP8)
-            check(weight, tokens(m, 160, FP8, by_block=by_block))
+        check(random_weight(find("float6_e3m2"), 160, 40, 32, FP8), tokens(m, 160, FP8))
         check(random_weight(find("uint4"), 160, 40, 32, torch.int8, True), tokens(m, 160, torch.int8))
 
 

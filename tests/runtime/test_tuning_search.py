@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 import time
@@ -211,7 +212,10 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_progress_is_one_line_on_a_terminal_and_silence_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_a_bar_on_a_terminal_and_silence_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("rich", reason="the bar is rich's: pip install 'tilus[tune]'")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setenv("TERM", "xterm")
     for stream, wanted in ((Terminal(), True), (io.StringIO(), True), (Terminal(), False)):
         monkeypatch.setattr(sys, "stderr", stream)
         fake = FakeMeasure(b32=4e-6, b64=2e-6)
@@ -223,18 +227,13 @@ def test_progress_is_one_line_on_a_terminal_and_silence_elsewhere(monkeypatch: p
             progress=wanted,
             use_cache=False,
         )
-        shown = stream.getvalue()
+        shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
         if not (wanted and isinstance(stream, Terminal)):
             assert shown == ""
             continue
-        assert "\n" not in shown
-        lines = [line.strip() for line in shown.split("\r")]
-        assert lines[1].startswith("tuning scale_add: estimating [                    ] 0/2")
-        assert any(
-            line.startswith("tuning scale_add: measuring [####################] 2/2") for line in lines
-        )
-        assert any(line.endswith("best 2.0 us") for line in lines)
-        assert lines[-1] == ""
+        assert "tuning scale_add: measuring" in shown
+        assert "2/2" in shown
+        assert "best 2.0 us" in shown
 
 
 # The simulator as the measure.

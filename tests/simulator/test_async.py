@@ -364,6 +364,24 @@ def test_what_may_stand_behind_the_fence(behind: str, adds: str, hazards: list[s
     assert kinds(report) == hazards
 
 
+@pytest.mark.parametrize(
+    ("between", "hazards"),
+    [
+        ("", []),
+        ("wgmma.fence.sync.aligned; mov.b32 %f0, 0;", []),
+        ("mov.b32 %f0, 0; wgmma.fence.sync.aligned;", []),
+        # A fence from before the wait orders nothing behind it.
+        ("mov.b32 %f0, 0;", ["missing-wgmma-fence"]),
+    ],
+)
+def test_a_wait_asks_for_another_fence(between: str, hazards: list[str]) -> None:
+    _, _, data = operands()
+    body = wgmma()
+    multiply = body[body.index("wgmma.mma_async") : body.index("mul.wide.u32 %x, %t, 16; add.u64 %a, %out")]
+    report, _ = run(body.replace(multiply, f"{multiply}\n{between}\n{multiply}"), before=data)
+    assert kinds(report) == hazards
+
+
 def test_wgmma_may_read_what_cp_async_copied_and_a_bulk_copy_may_not() -> None:
     _, _, data = operands()
     body = wgmma(proxy="cp.async.wait_all;")

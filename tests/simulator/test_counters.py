@@ -232,21 +232,42 @@ def test_tensor_core_work_by_kind_of_operands() -> None:
 
 def test_a_wait_is_counted_once_however_often_it_is_tried() -> None:
     body = """
-    .reg .pred %q, %leader, %done; .shared .align 8 .b64 bar;
+    .reg .pred %q, %leader, %done; .reg .b32 %i; .shared .align 8 .b64 bar;
     mov.u32 %a, bar; setp.ne.u32 %leader, %t, 0;
-    @%leader bra wait;
+    @%leader bra ready;
     mbarrier.init.shared.b64 [%a], 1;
-    wait: bar.sync 0;
-    setp.ne.u32 %q, %t, 63; @%q bra spin;
-    mbarrier.arrive.shared.b64 _, [%a];
-    spin: mbarrier.try_wait.parity.shared.b64 %done, [%a], 0;
+    ready: bar.sync 0;
+    setp.eq.u32 %q, %t, 63; @%q bra late;
+    spin: mbarrier.{wait}.parity.shared.b64 %done, [%a], 0;
     @!%done bra spin;
+    bra end;
+    late: mov.u32 %i, 0;
+    work: add.u32 %i, %i, 1; ld.volatile.global.u32 %v, [%p]; setp.lt.u32 %q, %i, 50; @%q bra work;
+    mbarrier.arrive.shared.b64 _, [%a];
+    end: ret;
     """
-    report = load(BEGIN + body, ".param .u64 data").launch(1, 64, [np.zeros(16, np.uint8)])
-    report.raise_if_hazards()
-    waits = {row.instruction.split(" ")[0].rstrip(";"): row.barrier_waits for row in report.instructions}
-    assert waits["bar.sync"] == 2
-    assert waits["mbarrier.try_wait.parity.shared.b64"] == 2
+    for wait in ("try_wait", "test_wait"):
+        text = BEGIN + body.format(wait=wait)
+        report = load(text, ".param .u64 data").launch(1, 64, [np.zeros(16, np.uint8)])
+        report.raise_if_hazards()
+        waits = {row.instruction.split(" ")[0].rstrip(";"): row.barrier_waits for row in report.instructions}
+        assert waits["bar.sync"] == 2
+        assert waits[f"mbarrier.{wait}.parity.shared.b64"] == 2
+
+
+def test_counts_of_lanes_that_go_different_ways_add_up() -> None:
+    body = """.reg .pred %q; .reg .b32 %i; and.b32 %a, %t, 7; mov.u32 %i, 0;
+    loop: add.u32 %i, %i, 1; setp.le.u32 %q, %i, %a; @%q bra loop;
+    and.b32 %v, %t, 1; setp.eq.u32 %q, %v, 0; @%q bra even; add.u32 %v, %v, 1; bra.uni done; even: add.u32 %v, %v, 2;
+    done: ret;"""
+    report = load(BEGIN + body, ".param .u64 data").launch(2, 96, [np.zeros(16, np.uint8)])
+    counters = report.counters
+    # 8 turns of 3 instructions; 4 before the loop, 3 behind it, then 2 and 1, and the end.
+    assert counters["warp_instructions"] == 6 * (4 + 8 * 3 + 3 + 2 + 1 + 1)
+    assert counters["thread_instructions"] == 6 * 4 * sum(
+        4 + 3 * (i + 1) + 3 + (2 if i % 2 else 1) + 1 for i in range(8)
+    )
+    assert counters["instructions_by_warp"] == dict.fromkeys(range(3), 2 * (4 + 8 * 3 + 3 + 2 + 1 + 1))
 
 
 def test_reports_of_all_launches_are_collected() -> None:

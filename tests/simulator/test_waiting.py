@@ -35,7 +35,9 @@ NEVER = {
     "an acquire between naps": "L: nanosleep.u32 100; ld.acquire.gpu.global.u32 %v, [%p]; setp.eq.u32 %q, %v, 0;"
     "@%q bra L;",
     "a barrier at each turn": "L: bar.sync 0; ld.global.u32 %v, [%p]; setp.eq.u32 %q, %v, 0; @%q bra L;",
-    "an inner loop of 12 turns": "L: mov.u32 %i, 0; M: add.u32 %i, %i, 1; setp.lt.u32 %q, %i, 12; @%q bra M;"
+    # Most turns are the inner loop's, whose registers change.
+    "an inner loop of 16 turns": "mov.u32 %i, 0; K: add.u32 %i, %i, 1; setp.lt.u32 %q, %i, 4; @%q bra K;"
+    "L: mov.u32 %i, 0; M: add.u32 %i, %i, 1; setp.lt.u32 %q, %i, 16; @%q bra M;"
     "ld.global.u32 %v, [%p]; setp.eq.u32 %q, %v, 0; @%q bra L;",
     "one lane of a warp": "setp.ne.u32 %r, %t, 0; @%r bra W; L: ld.volatile.global.u32 %v, [%p];"
     "setp.eq.u32 %q, %v, 0; @%q bra L; W: bar.warp.sync -1;",

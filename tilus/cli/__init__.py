@@ -1,4 +1,4 @@
-"""The `tilus` command: compile ahead of time, look at what the compiler makes, profile, draw layouts, see what works.
+"""The `tilus` command: compile ahead of time, look at what the compiler makes, profile, tune, draw layouts.
 
 Exit codes: 0 for success, 1 for an error in a kernel or in what it is given, 2 for wrong use of the command.
 """
@@ -16,14 +16,14 @@ from tilus.errors import TilusError
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     from tilus import __version__
-    from tilus.cli import compile, doctor, inspect, layout, profile
+    from tilus.cli import compile, doctor, inspect, layout, profile, tune
 
     parser = argparse.ArgumentParser(
         prog="tilus", description="Thread-block programs over tiles for NVIDIA GPUs."
     )
     parser.add_argument("--version", action="version", version=f"tilus {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (compile, inspect, profile, layout, doctor):
+    for module in (compile, inspect, profile, tune, layout, doctor):
         module.add_command(commands)
     return parser
 

@@ -12,7 +12,7 @@ from tilus.errors import CompileError
 
 _lock = threading.RLock()
 
-# What came after the first PTX version of a target that has it, and in which version (PTX ISA, the instruction's notes).
+# What came after the first PTX version of a target, and in which one (PTX ISA, the instruction's notes).
 _LATER = ((re.compile(r"\bmma\.sync\.[\w.]*\.e[45]m[32]\."), (8, 4)),)
 
 

@@ -2,6 +2,7 @@
 
 from tilus.ops.block_scaled import matmul_block_scaled, quantize_blocks
 from tilus.ops.grouped import QuantizedExperts, grouped_matmul, grouped_quantized_matmul, stack_experts
+from tilus.ops.grouped_block_scaled import grouped_matmul_block_scaled
 from tilus.ops.matmul import matmul
 from tilus.ops.quantized_matmul import quantized_matmul
 from tilus.ops.routing import Routing, combine, gather_rows, route, sort_by_expert
@@ -10,6 +11,7 @@ from tilus.ops.weights import QuantizedWeight, from_codes, gated_pair, quantize
 
 __all__ = [
     "QuantizedExperts", "QuantizedTokens", "QuantizedWeight", "Routing", "combine", "from_codes", "gated_pair",
-    "gather_rows", "grouped_matmul", "grouped_quantized_matmul", "matmul", "matmul_block_scaled", "quantize",
-    "quantize_blocks", "quantize_tokens", "quantized_matmul", "route", "sort_by_expert", "stack_experts",
+    "gather_rows", "grouped_matmul", "grouped_matmul_block_scaled", "grouped_quantized_matmul", "matmul",
+    "matmul_block_scaled", "quantize", "quantize_blocks", "quantize_tokens", "quantized_matmul", "route",
+    "sort_by_expert", "stack_experts",
 ]  # fmt: skip

@@ -28,3 +28,16 @@ def processors(x: torch.Tensor) -> int:
         return 1
     count: int = torch.cuda.get_device_properties(x.device).multi_processor_count
     return count
+
+
+@lru_cache(maxsize=64)
+def _name_of_device(index: int) -> str:
+    name: str = torch.cuda.get_device_properties(index).name
+    return name
+
+
+def device_name(x: torch.Tensor) -> str:
+    """Return the name that the driver gives a tensor's device; none for the CPU."""
+    if x.device.type != "cuda":
+        return ""
+    return _name_of_device(x.device.index if x.device.index is not None else torch.cuda.current_device())

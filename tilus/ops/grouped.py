@@ -21,6 +21,9 @@ from tilus.ops.routing import Routing
 from tilus.ops.weights import QuantizedWeight, interleave
 
 FLOATS = {torch.float16: dtypes.float16, torch.bfloat16: dtypes.bfloat16}
+FLOAT8 = {torch.float8_e4m3fn: dtypes.float8_e4m3, torch.float8_e5m2: dtypes.float8_e5m2}
+OPERANDS = {**FLOATS, **FLOAT8, torch.int8: dtypes.int8}
+OUTPUTS = {**FLOATS, torch.float32: dtypes.float32}
 FEWEST_ROWS = 16
 """The tensor core's first operand has at least so many rows."""
 
@@ -110,48 +113,70 @@ def grouped_matmul(
     rows: Routing | torch.Tensor,
     *,
     bias: torch.Tensor | None = None,
+    a_scale: torch.Tensor | None = None,
+    b_scale: torch.Tensor | None = None,
     activation: str = "",
+    out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     """Multiply rows with the matrices of the experts that they belong to.
 
     Parameters
     ----------
-    a : Tensor of float16 or bfloat16
+    a : Tensor of float16, bfloat16, float8 or int8
         Of shape (capacity, k), in the order of a `Routing` (`gather_rows`); or of shape (experts, capacity, k), of
         which each expert uses as many rows as `rows` says.
     b : Tensor of a's dtype, shape (experts, k, n)
-        Each row-major, or the transpose of a row-major matrix.
+        Each row-major, or the transpose of a row-major matrix; of 8 bits the latter, or it is copied. Both float8
+        types go together.
     rows : Routing, or Tensor of int32 of shape (experts,)
         Whose rows these are, on the device.
-    bias : Tensor of a's dtype, shape (experts, n), optional
+    bias : Tensor of the output's dtype, shape (experts, n), optional
+    a_scale : Tensor of float32, optional
+        Factors of a's rows, of a's shape without the last dimension; or one of all rows, of shape ().
+    b_scale : Tensor of float32, optional
+        A factor of each expert, of shape (experts,); or of each of its columns, of shape (experts, n).
     activation : str
         relu, gelu or silu, or nothing.
+    out_dtype : torch.dtype, optional
+        float16, bfloat16 or float32; a's own dtype unless given, bfloat16 for 8-bit types.
 
     Returns
     -------
-    Tensor of a's dtype, shape (..., n)
-        ``activation(a @ b[expert] + bias[expert])``, accumulated in float32. Rows of blocks that no expert uses are
-        left as they are in memory; others that fill up a block hold what comes of their zeros.
+    Tensor of the output's dtype, shape (..., n)
+        ``activation(a @ b[expert] * a_scale * b_scale[expert] + bias[expert])``, accumulated in float32 (int8 in
+        int32). Rows of blocks that no expert uses are left as they are in memory; others that fill up a block hold what
+        comes of their zeros.
 
     Raises
     ------
     ShapeMismatch, TypeMismatch
         Where the arguments do not fit.
     """
-    if b.ndim != 3 or b.dtype != a.dtype:
+    if a.dtype not in OPERANDS:
+        raise TypeMismatch(
+            f"grouped_matmul takes activations of float16, bfloat16, float8 or int8, not {a.dtype}"
+        )
+    if b.ndim != 3 or (b.dtype != a.dtype and not (a.dtype in FLOAT8 and b.dtype in FLOAT8)):
         raise ShapeMismatch(
             f"b is {b.dtype} of shape {tuple(b.shape)}, expected {a.dtype} of shape (experts, k, n)"
         )
     count, k, n = b.shape
-    owners, block = _owners(a, rows, count, k)
-    if block and block < FEWEST_ROWS:
-        raise ShapeMismatch(
-            f"blocks of {block} rows are fewer than the tensor core's {FEWEST_ROWS}",
-            hint=f"sort_by_expert(..., block={FEWEST_ROWS})",
-        )
-    _check_epilogue(bias, activation, (count, n), a.dtype)
-    out: torch.Tensor = torch.ops.tilus.grouped_matmul(a, b, owners, block, bias, activation)
+    owners, block = owners_of(a, rows, count, k)
+    result = out_dtype or result_dtype(a)
+    if result not in OUTPUTS:
+        raise TypeMismatch(f"grouped_matmul gives float16, bfloat16 or float32, not {result}")
+    _check_epilogue(bias, activation, (count, n), result)
+    _check_scale("a_scale", a_scale, ((), tuple(a.shape[:-1])))
+    _check_scale("b_scale", b_scale, ((count,), (count, n)))
+    out: torch.Tensor = torch.ops.tilus.grouped_matmul(
+        a, b, owners, block, bias, activation, a_scale, b_scale, out_dtype
+    )
     return out
+
+
+def result_dtype(a: torch.Tensor) -> torch.dtype:
+    """Return the output's dtype where none is asked for."""
+    return torch.bfloat16 if a.itemsize == 1 else a.dtype
 
 
 def grouped_quantized_matmul(
@@ -192,7 +217,7 @@ def grouped_quantized_matmul(
             f"activations are {a.dtype}, but the experts were quantised for {experts.scale.dtype}",
             hint=f"quantize(..., scale_dtype={a.dtype})",
         )
-    owners, block = _owners(a, rows, count, k)
+    owners, block = owners_of(a, rows, count, k, fewest=1)
     _check_epilogue(bias, activation, (count, n), a.dtype)
     if bias is not None and experts.gated:
         bias = torch.stack([interleave(row[: n // 2], row[n // 2 :]) for row in bias])
@@ -203,10 +228,10 @@ def grouped_quantized_matmul(
     return out
 
 
-def _owners(a: torch.Tensor, rows: Routing | torch.Tensor, count: int, k: int) -> tuple[torch.Tensor, int]:
+def owners_of(
+    a: torch.Tensor, rows: Routing | torch.Tensor, count: int, k: int, fewest: int = FEWEST_ROWS
+) -> tuple[torch.Tensor, int]:
     """Return what says whose rows these are, and how many rows a block has, 0 for counts of each expert."""
-    if a.dtype not in FLOATS:
-        raise TypeMismatch(f"grouped products take activations of float16 or bfloat16, not {a.dtype}")
     if isinstance(rows, Routing):
         if a.ndim != 2 or tuple(a.shape) != (rows.rows.shape[0], k):
             raise ShapeMismatch(
@@ -214,6 +239,11 @@ def _owners(a: torch.Tensor, rows: Routing | torch.Tensor, count: int, k: int) -
             )
         if rows.counts.shape[0] != count:
             raise ShapeMismatch(f"the routing is for {rows.counts.shape[0]} experts, but there are {count}")
+        if rows.block < fewest:
+            raise ShapeMismatch(
+                f"blocks of {rows.block} rows are fewer than the tensor core's {fewest}",
+                hint=f"sort_by_expert(..., block={fewest})",
+            )
         return rows.block_expert, rows.block
     if rows.dtype != torch.int32 or tuple(rows.shape) != (count,):
         raise ShapeMismatch(
@@ -237,8 +267,17 @@ def _check_epilogue(
         )
 
 
+def _check_scale(name: str, scale: torch.Tensor | None, shapes: tuple[tuple[int, ...], ...]) -> None:
+    if scale is not None and (scale.dtype != torch.float32 or tuple(scale.shape) not in shapes):
+        raise ShapeMismatch(
+            f"{name} is {scale.dtype} of shape {tuple(scale.shape)}, expected {torch.float32} of shape "
+            + " or ".join(map(str, shapes))
+        )
+
+
 LIBRARY.define(
-    "grouped_matmul(Tensor a, Tensor b, Tensor owners, int block, Tensor? bias=None, str activation='') -> Tensor",
+    "grouped_matmul(Tensor a, Tensor b, Tensor owners, int block, Tensor? bias=None, str activation='', "
+    "Tensor? a_scale=None, Tensor? b_scale=None, ScalarType? out_dtype=None) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 LIBRARY.define(
@@ -255,10 +294,20 @@ def tile_rows(block: int, rows: int, most: int) -> int:
     return next((size for size in (16, 32, 64) if rows <= size), most)
 
 
-def _with_groups(a: torch.Tensor) -> torch.Tensor:
+def with_groups(a: torch.Tensor) -> torch.Tensor:
     """Return activations as (groups, rows, k), with rows that are contiguous."""
     whole = a if a.ndim == 3 else a.unsqueeze(0)
     return whole if whole.stride(-1) == 1 else whole.contiguous()
+
+
+def _matrices(b: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """Return the experts' matrices with rows that are contiguous, and whether they are given as their transposes."""
+    turned = b.transpose(1, 2)
+    if b.itemsize == 1:
+        return (turned if turned.stride(2) == 1 else turned.contiguous()), True
+    if b.stride(2) != 1 and b.stride(1) == 1:
+        return turned, True
+    return (b if b.stride(2) == 1 else b.contiguous()), False
 
 
 def _run(
@@ -268,32 +317,44 @@ def _run(
     block: int,
     bias: torch.Tensor | None = None,
     activation: str = "",
+    a_scale: torch.Tensor | None = None,
+    b_scale: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    out = a.new_empty((*a.shape[:-1], b.shape[2]))
+    out = _fake(a, b, owners, block, bias, activation, a_scale, b_scale, out_dtype)
     if not out.numel():
         return out
-    turned = b.stride(2) != 1 and b.stride(1) == 1
-    matrices = b.transpose(1, 2) if turned else b if b.stride(2) == 1 else b.contiguous()
-    rows = _with_groups(a)
+    matrices, turned = _matrices(b)
+    rows, dtype = with_groups(a), OPERANDS[a.dtype]
     target = target_of(a)
     block_m = tile_rows(block, rows.shape[1], 128)
     warps = 8 if block_m == 128 and target.has("wgmma") else 4
+    native = a.dtype not in FLOAT8 or target.has("mma_fp8")
+    none = torch.empty((1, 1), dtype=torch.float32, device=a.device)
     grouped_matmul_kernel(
         rows,
         matrices,
         bias if bias is not None else out.view(-1, out.shape[-1]),
+        none if a_scale is None else a_scale.reshape(rows.shape[:2] if a_scale.ndim else (1, 1)),
+        none if b_scale is None else b_scale.reshape(b_scale.shape[0], -1),
         owners,
         out.view(*rows.shape[:2], -1),
-        dtype=FLOATS[a.dtype],
-        out_dtype=FLOATS[a.dtype],
+        dtype=dtype,
+        b_dtype=OPERANDS[b.dtype],
+        out_dtype=OUTPUTS[out.dtype],
+        acc_dtype=dtypes.int32 if dtype.is_integer else dtypes.float32,
+        native=native,
         b_turned=turned,
         masked=block == 0,
         has_bias=bias is not None,
+        a_scales="" if a_scale is None else "rows" if a_scale.ndim else "tensor",
+        b_scales="" if b_scale is None else "columns" if b_scale.ndim == 2 else "experts",
         activation=activation,
         block=block or block_m,
         block_m=block_m,
         block_n=128 if b.shape[2] > 64 else 64,
-        block_k=64,
+        # 128 bytes, the widest rows that need no more than one swizzle.
+        block_k=1024 // dtype.bits,
         stages=4 if target.shared_bytes >= 160_000 else 3 if block_m < 128 else 2,
         warps=warps,
     )
@@ -307,8 +368,11 @@ def _fake(
     block: int,
     bias: torch.Tensor | None = None,
     activation: str = "",
+    a_scale: torch.Tensor | None = None,
+    b_scale: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    return a.new_empty((*a.shape[:-1], b.shape[2]))
+    return a.new_empty((*a.shape[:-1], b.shape[2]), dtype=out_dtype or result_dtype(a))
 
 
 def grouped_schedule(block: int, rows: int, form: WeightForm, target: Target) -> Schedule:
@@ -339,7 +403,7 @@ def _run_quantized(
     out = a.new_empty((*a.shape[:-1], n // 2 if gated else n))
     if not out.numel():
         return out
-    rows = _with_groups(a)
+    rows = with_groups(a)
     target, code_type, own = target_of(a), dtypes.dtype(dtype), FLOATS[a.dtype]
     form = WeightForm(code_type, own, group, zero is not None)
     chosen = grouped_schedule(block, rows.shape[1], form, target)

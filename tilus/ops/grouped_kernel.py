@@ -2,12 +2,17 @@
 
 Who owns a block, or how many rows an expert has, is read on the device: the grid covers what there may be at most, and
 blocks of which nothing is used run no step and store nothing.
+
+Blocks that run together take `ORDER` tiles below one another before the next columns (`place`). A routing puts the rows
+of an expert below one another, so these tiles read the same part of its matrix, and all but the first find it in the
+L2 cache; the matrix need not fit there as a whole.
 """
 
 from __future__ import annotations
 
 import tilus
-from tilus import Tensor, constexpr, float32, int32, uint8
+from tilus import Tensor, constexpr, float16, float32, int32, uint8
+from tilus.ops.hopper_matmul_kernel import place
 from tilus.ops.matmul_kernel import activate
 from tilus.ops.prepack import UNIT_K, UNIT_N, unit_bytes
 from tilus.ops.quantized_parts import (
@@ -20,6 +25,9 @@ from tilus.ops.quantized_parts import (
     scaled,
     stored,
 )
+
+ORDER = 8
+"""Rows of tiles that are worked on together."""
 
 
 @tilus.inline
@@ -37,17 +45,23 @@ def owner(experts, bi, batch, block, block_m, masked):
 @tilus.kernel
 def grouped_matmul_kernel(
     a: Tensor["dtype", "groups rows k"],
-    b: Tensor["dtype", "experts b_rows b_columns"],
+    b: Tensor["b_dtype", "experts b_rows b_columns"],
     bias: Tensor["out_dtype", "bias_experts bias_n"],
+    a_scale: Tensor[float32, "scale_groups scale_rows"],
+    b_scale: Tensor[float32, "scale_experts scale_n"],
     experts: Tensor[int32, "owners"],
     c: Tensor["out_dtype", "groups rows n"],
     *,
     dtype: constexpr,
+    b_dtype: constexpr,
     out_dtype: constexpr,
     acc_dtype: constexpr = float32,
+    native: constexpr = True,
     b_turned: constexpr = False,
     masked: constexpr = False,
     has_bias: constexpr = False,
+    a_scales: constexpr = "",
+    b_scales: constexpr = "",
     activation: constexpr = "",
     block: constexpr = 64,
     block_m: constexpr = 64,
@@ -56,11 +70,16 @@ def grouped_matmul_kernel(
     stages: constexpr = 3,
     warps: constexpr = 4,
 ):
-    """c[g, r] = activation(a[g, r] @ b[expert of row r of group g] + bias of that expert)."""
+    """c[g, r] = activation(a[g, r] @ b[expert of row r of group g] + bias of that expert).
+
+    The product is multiplied with `a_scales` of the "tensor" or its "rows", and with `b_scales` of "experts" or of
+    their "columns". Tensor cores that have no float8 (not `native`) get it as float16, which is exact.
+    """
     groups, rows, k = a.shape
     n = c.shape[2]
-    tilus.grid(tilus.cdiv(n, block_n), tilus.cdiv(rows, block_m), groups, warps=warps)
-    bj, bi, batch = tilus.block_id()
+    down, across = tilus.cdiv(rows, block_m), tilus.cdiv(n, block_n)
+    tilus.grid(down * across * groups, warps=warps)
+    batch, bi, bj = place(tilus.block_id(0), down, across, ORDER)
     row, column = bi * block_m, bj * block_n
     expert, used = owner(experts, bi, batch, block, block_m, masked)
     end = k if used else 0
@@ -68,17 +87,28 @@ def grouped_matmul_kernel(
     for k0 in tilus.pipeline(range(0, end, block_k), stages=stages):
         sa = tilus.shared(dtype, (block_m, block_k))
         tilus.copy_async(sa, a, (batch, row, k0))
+        left = tilus.load(sa)
         if b_turned:
-            sb = tilus.shared(dtype, (block_n, block_k))
+            sb = tilus.shared(b_dtype, (block_n, block_k))
             tilus.copy_async(sb, b, (expert, column, k0))
             right = tilus.load(sb.transpose())
         else:
-            sb = tilus.shared(dtype, (block_k, block_n))
+            sb = tilus.shared(b_dtype, (block_k, block_n))
             tilus.copy_async(sb, b, (expert, k0, column))
             right = tilus.load(sb)
-        acc = tilus.dot(tilus.load(sa), right, acc)
+        if not native:
+            left, right = left.to(float16), right.to(float16)
+        acc = tilus.dot(left, right, acc)
     if used:
         out = tilus.cast(acc, float32)
+        if a_scales == "rows":
+            out = out * tilus.load(a_scale, (batch, row), block_m)[:, None]
+        elif a_scales == "tensor":
+            out = out * tilus.load(a_scale, (0, 0))
+        if b_scales == "columns":
+            out = out * tilus.load(b_scale, (expert, column), block_n)[None, :]
+        elif b_scales == "experts":
+            out = out * tilus.load(b_scale, (expert, 0))
         if has_bias:
             out = out + tilus.cast(tilus.load(bias, (expert, column), (1, block_n)), float32)
         tilus.store(c, tilus.cast(activate(out, activation), out_dtype), (batch, row, column))
@@ -114,8 +144,9 @@ def grouped_quantized_kernel(
 ):
     """The same with quantised weights, (b - zero) * scale * alpha of each expert."""
     groups, rows, k = a.shape
-    tilus.grid(tilus.cdiv(n, block_n), tilus.cdiv(rows, block_m), groups, warps=warps)
-    bj, bi, batch = tilus.block_id()
+    down, across = tilus.cdiv(rows, block_m), tilus.cdiv(n, block_n)
+    tilus.grid(down * across * groups, warps=warps)
+    batch, bi, bj = place(tilus.block_id(0), down, across, ORDER)
     row, column = bi * block_m, bj * block_n
     expert, used = owner(experts, bi, batch, block, block_m, masked)
     end = k if used else 0

@@ -214,8 +214,7 @@ def send(c, sc, out, batch, row, column, part, parts, bulk_store):
         tilus.bulk_wait(0 if part == 0 and parts % 2 else 1)
         tilus.sync()
         tilus.store(sc[part % 2], out)
-        # A fence of all memory, which tilus.fence("async") is, would wait for the whole device.
-        tilus.inline_ptx("fence.proxy.async.shared::cta;", (), (), volatile=True)
+        tilus.fence("async")
         tilus.sync()
         tilus.store_bulk(c, sc[part % 2], (batch, row, column))
         tilus.bulk_commit()

@@ -12,7 +12,7 @@ from tilus import dtypes
 from tilus.codegen import Target
 from tilus.dtypes import DType
 from tilus.errors import ShapeMismatch, TypeMismatch
-from tilus.ops.device import processors, target_of
+from tilus.ops.device import device_name, processors, target_of
 from tilus.ops.hopper_matmul_kernel import hopper_matmul_kernel
 from tilus.ops.library import LIBRARY
 from tilus.ops.matmul_kernel import matmul_kernel
@@ -20,11 +20,16 @@ from tilus.ops.schedules import (
     FEWER_ACCUMULATORS,
     MOST_ACCUMULATORS,
     HopperSchedule,
+    accumulators,
+    estimated_cycles,
     fits_bulk_copies,
     hopper_schedule,
+    shared_bytes,
+    suits,
     work_of,
 )
 from tilus.ops.stream_k_kernel import stream_k_kernel
+from tilus.ops.tuned import lookup
 
 DTYPES = {torch.float16: dtypes.float16, torch.bfloat16: dtypes.bfloat16}
 OPERANDS = {
@@ -224,8 +229,8 @@ def _run(
     }
     if target.has("wgmma") and k and fits_bulk_copies(left) and fits_bulk_copies(right):
         many = residual is not None or (a_scale is not None and bias is not None)
-        chosen = hopper_schedule(
-            result.shape[1], n, k, result.shape[0], dtype.bits, OUTPUTS[out].bits, target, processors(a),
+        chosen = chosen_schedule(
+            a, result.shape[1], n, k, result.shape[0], OUTPUTS[out].bits, target,
             FEWER_ACCUMULATORS if many else MOST_ACCUMULATORS,
         )  # fmt: skip
         run_hopper(left, right, result, epilogue, (alpha, beta), chosen, types, finishing)
@@ -233,6 +238,28 @@ def _run(
         plain = schedule(result.shape[1], n, dtype.bits, target)
         matmul_kernel(left, right, result, *epilogue, alpha, beta, **types, **finishing, **vars(plain))
     return c
+
+
+SLOWER = 1.25
+"""What is known of a class of sizes is not used for a problem of which the estimate is so much longer."""
+
+
+def chosen_schedule(
+    a: torch.Tensor, m: int, n: int, k: int, batches: int, out_bits: int, target: Target, most: int
+) -> HopperSchedule:
+    """Return the schedule that was tuned or ships for a product, or else that of the heuristic."""
+    bits = OPERANDS[a.dtype].bits
+    own = hopper_schedule(m, n, k, batches, bits, out_bits, target, processors(a), most)
+    # What is known is known of whole devices; the simulator counts as one multiprocessor.
+    if batches > 1 or a.device.type != "cuda":
+        return own
+    known = lookup("matmul", target, {"bits": bits, "m": m, "n": n, "k": k}, device_name(a))
+    if known is None:
+        return own
+    other = HopperSchedule(**known)
+    fits = shared_bytes(other, out_bits) <= target.shared_bytes and accumulators(other) <= most
+    lengths = [estimated_cycles(x, m, n, k, batches, bits, processors(a)) for x in (other, own)]
+    return other if fits and suits(other, m, n) and lengths[0] <= SLOWER * lengths[1] else own
 
 
 def run_hopper(

@@ -225,7 +225,8 @@ def quantize(
             up = high / positive if positive > 0 else np.zeros_like(high)
             down = -low / negative if negative > 0 else np.zeros_like(low)
             scale = np.maximum(up, down)
-    stored, alpha = split_scales(np.where(scale > 0, scale, scale.max() or 1.0), scale_dtype)
+    positive_scale = np.where(scale > 0, scale, scale.max() or 1.0)
+    stored, alpha = split_scales(positive_scale, scale_dtype, highest_scale(code_type, scale_dtype, activations))
     stored = stored.clamp_min(torch.finfo(scale_dtype).smallest_normal * torch.finfo(scale_dtype).eps)
     # Codes are chosen for the scales that will multiply them.
     scale = stored.to(torch.float64).numpy() * alpha
@@ -256,6 +257,14 @@ def reach(code_type: DType, activations: torch.dtype) -> tuple[float, float]:
     return float(values.max()), -float(values.min())
 
 
+def highest_scale(code_type: DType, dtype: torch.dtype, activations: torch.dtype | None = None) -> float:
+    """Return the power of two that scales are to stay below, 2 unless values times scales leave their type's range."""
+    if activations in BYTES:
+        return 2.0
+    room = torch.finfo(dtype).max / max(*reach(code_type, dtype), 1.0)
+    return min(2.0, 2.0 ** float(np.floor(np.log2(room))))
+
+
 def check_group(k: int, group_size: int, activations: torch.dtype | None = None) -> int:
     """Return the group size, with -1 resolved, or say what is wrong with it."""
     group = k if group_size == -1 else group_size
@@ -284,14 +293,14 @@ def split_scales(
 ) -> tuple[torch.Tensor, float]:
     """Return positive scales in a 16-bit type, and a power of two to multiply them with.
 
-    The power is 1 where they fit as they are. Else the largest is brought between 1 and 2, so that small scales are no
-    subnormal numbers, which have few bits, and none is so large that a kernel may not multiply it with the power of two
-    that a cast leaves out.
+    The power is 1 where they fit as they are. Else the largest is brought below `highest`, a power of two, by less than
+    a factor of two, so that small scales are no subnormal numbers, which have few bits, and none is so large that a
+    kernel may not multiply it with the power of two that a cast leaves out.
     """
     sizes = np.abs(scale[np.isfinite(scale) & (scale != 0)])
     alpha = 1.0
     if sizes.size and (sizes.max() >= highest or sizes.min() < float(torch.finfo(dtype).smallest_normal)):
-        alpha = 2.0 ** float(np.floor(np.log2(sizes.max())))
+        alpha = 2.0 ** float(np.floor(np.log2(sizes.max()))) * 2.0 / highest
     stored = torch.from_numpy(np.ascontiguousarray(scale / alpha)).to(dtype)
     if (stored.abs() >= highest).any():
         # The largest one was rounded up.
@@ -320,8 +329,8 @@ def from_codes(
     dtype : DType
         Of 1 to 8 bits.
     scale : Tensor of float16 or bfloat16, shape (groups, n)
-        One row for each group of `group_size` elements along k. Scales of 2 and more are stored divided by a power of
-        two, by which `alpha` grows.
+        One row for each group of `group_size` elements along k. Scales of 2 and more, or by which the largest value
+        would leave the scale's type, are stored divided by a power of two, by which `alpha` grows.
     zero : Tensor or None
         Of the scale's shape and dtype.
     group_size : int
@@ -343,8 +352,9 @@ def from_codes(
             raise ShapeMismatch(
                 f"{name} has shape {tuple(tensor.shape)}, expected {(groups, n)} for groups of {group}"
             )
-    if (scale.abs() >= 2).any():
-        scale, factor = split_scales(scale.detach().to("cpu", torch.float64).numpy(), scale.dtype)
+    highest = highest_scale(dtype, scale.dtype, activations)
+    if (scale.abs() >= highest).any():
+        scale, factor = split_scales(scale.detach().to("cpu", torch.float64).numpy(), scale.dtype, highest)
         alpha *= factor
     operand = operand_type(dtype, activations or scale.dtype)
     packed = torch.from_numpy(pack_weight(codes, dtype, operand))

@@ -370,7 +370,8 @@ class Wait(Control):
         done = self._done(state, sel, table, slots)
         if not done.all() and self._retry(engine, group):
             return None
-        engine.counters.barrier(self.instruction, len(sel.warps))
+        if done.any():
+            engine.counters.barrier(self.instruction, len(np.unique(sel.index[done] >> 5)))
         if done.any() and self.acquire and state.order is not None:
             self._acquire(state, sel, table, slots, done)
         self.writes[0].put(state, sel, done)

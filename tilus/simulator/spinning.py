@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-# A prime: the turns at which a loop is looked at fall on every place of a nest of loops sooner or later.
+# A prime, so that the turns at which loops are looked at soon fall on every place of a nest of loops.
 _LOOK_EVERY = 509
 _TURNS_BEFORE_YIELD = 4096
 _WATCH_FROM = 1000

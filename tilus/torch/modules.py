@@ -11,7 +11,7 @@ from torch import nn
 
 from tilus.dtypes import DType
 from tilus.dtypes import dtype as find_dtype
-from tilus.errors import ShapeMismatch
+from tilus.errors import ShapeMismatch, TypeMismatch
 from tilus.ops import QuantizedWeight, quantize
 
 TENSORS = ("packed", "scale", "zero", "order", "bias")
@@ -48,7 +48,12 @@ class QuantizedLinear(nn.Module):
                 f"bias has shape {tuple(bias.shape)}, expected {(self.out_features,)} for a weight of "
                 f"{self.in_features} x {self.out_features}"
             )
+        if weight.gated:
+            raise TypeMismatch(
+                "a linear layer has no gate", hint="call tilus.ops.quantized_matmul with a gated pair and an activation"
+            )
         self.weight_dtype = weight.dtype.name
+        self.activations = weight.activations
         self.group_size = weight.group_size
         self.alpha = weight.alpha
         self.register_buffer("packed", weight.packed)
@@ -60,12 +65,13 @@ class QuantizedLinear(nn.Module):
     @classmethod
     def from_linear(
         cls, linear: nn.Linear, dtype: DType | str, group_size: int = 128, *, zero_point: bool = False,
-        scale_dtype: torch.dtype = torch.float16,
+        scale_dtype: torch.dtype = torch.float16, activations: torch.dtype | None = None,
     ) -> QuantizedLinear:  # fmt: skip
         """Quantise a linear layer; see `tilus.ops.quantize` for the arguments."""
         weight = quantize(
-            linear.weight.detach().t(), dtype, group_size, zero_point=zero_point, scale_dtype=scale_dtype
-        )
+            linear.weight.detach().t(), dtype, group_size, zero_point=zero_point, scale_dtype=scale_dtype,
+            activations=activations,
+        )  # fmt: skip
         return cls(weight.to(linear.weight.device), linear.bias)
 
     @classmethod
@@ -84,7 +90,7 @@ class QuantizedLinear(nn.Module):
         packed, scale = state_dict[prefix + "packed"], state_dict[prefix + "scale"]
         weight = QuantizedWeight(
             find_dtype(config["dtype"]), (config["in_features"], config["out_features"]), config["group_size"],
-            packed, scale, found["zero"], config["alpha"], found["order"],
+            packed, scale, found["zero"], config["alpha"], found["order"], activations_named(config),
         )  # fmt: skip
         return cls(weight, found["bias"])
 
@@ -93,16 +99,29 @@ class QuantizedLinear(nn.Module):
         """The quantised weight."""
         return QuantizedWeight(
             find_dtype(self.weight_dtype), (self.in_features, self.out_features), self.group_size, self.packed,
-            self.scale, self.zero, self.alpha, self.order,
+            self.scale, self.zero, self.alpha, self.order, self.activations,
         )  # fmt: skip
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the layer's output in x's dtype; x of another float dtype is converted to that of the scales."""
+        given = x.to(self.scale.dtype)
+        if self.activations in (torch.int8, torch.float8_e4m3fn):
+            return self._with_bytes(given).to(x.dtype)
         out = torch.ops.tilus.quantized_matmul(
-            x.to(self.scale.dtype), self.packed, self.scale, self.zero, self.weight_dtype, self.in_features,
+            given, self.packed, self.scale, self.zero, self.weight_dtype, self.in_features,
             self.out_features, self.group_size, self.alpha, self.order, self.bias,
         )  # fmt: skip
         return out.to(x.dtype)
+
+    def _with_bytes(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the output with activations rounded to 8 bits, each token with a scale of its own."""
+        rows = x if self.order is None else x.index_select(-1, self.order)
+        values, factors = torch.ops.tilus.quantize_tokens(rows, self.activations, False)
+        out: torch.Tensor = torch.ops.tilus.quantized_matmul_bytes(
+            values, factors, self.packed, self.scale, self.zero, self.weight_dtype, self.in_features,
+            self.out_features, self.group_size, self.alpha, self.bias,
+        )  # fmt: skip
+        return out.reshape(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         """Say what the layer is."""
@@ -126,6 +145,7 @@ class QuantizedLinear(nn.Module):
         config = {
             "dtype": self.weight_dtype, "in_features": self.in_features, "out_features": self.out_features,
             "group_size": self.group_size, "alpha": self.alpha,
+            "activations": "" if self.activations is None else str(self.activations).removeprefix("torch."),
         }  # fmt: skip
         destination[prefix + CONFIG] = torch.tensor(list(json.dumps(config).encode()), dtype=torch.uint8)
 
@@ -146,7 +166,7 @@ class QuantizedLinear(nn.Module):
                 )
                 return
             self.weight_dtype, self.group_size = config["dtype"], config["group_size"]
-            self.alpha = config["alpha"]
+            self.alpha, self.activations = config["alpha"], activations_named(config)
             for name in TENSORS:
                 found = state_dict.get(prefix + name)
                 setattr(
@@ -163,6 +183,12 @@ def read_config(stored: torch.Tensor) -> dict[str, Any]:
     return config
 
 
+def activations_named(config: Mapping[str, Any]) -> torch.dtype | None:
+    """Return the dtype of activations that a layer's weight was packed for."""
+    name = config.get("activations", "")
+    return getattr(torch, name) if name else None
+
+
 def quantize_linears(
     model: nn.Module,
     dtype: DType | str,
@@ -170,6 +196,7 @@ def quantize_linears(
     *,
     zero_point: bool = False,
     scale_dtype: torch.dtype = torch.float16,
+    activations: torch.dtype | None = None,
     select: Callable[[str, nn.Linear], bool] = lambda name, linear: True,
     progress: Callable[[str], None] = lambda name: None,
 ) -> list[str]:
@@ -179,7 +206,7 @@ def quantize_linears(
     ----------
     model : Module
         Changed in place.
-    dtype, group_size, zero_point, scale_dtype
+    dtype, group_size, zero_point, scale_dtype, activations
         As for `tilus.ops.quantize`.
     select : callable
         From a layer's name and the layer to whether it is replaced.
@@ -194,7 +221,7 @@ def quantize_linears(
     chosen = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and select(n, m)]
     for name, linear in chosen:
         made = QuantizedLinear.from_linear(
-            linear, dtype, group_size, zero_point=zero_point, scale_dtype=scale_dtype
+            linear, dtype, group_size, zero_point=zero_point, scale_dtype=scale_dtype, activations=activations
         )
         _replace(model, name, made)
         progress(name)

@@ -65,7 +65,7 @@ class TensorMap:
 def elected(ctx: Context) -> Iterator[None]:
     """Emit code for one thread of the group, always the same.
 
-    The thread that `elect.sync` finds, so that the assembler knows it to be one: bulk copies then need no loop over lanes.
+    The thread that `elect.sync` finds, so that the assembler knows it to be one: copies then need no loop over lanes.
     """
     w = ctx.w
     inside, after = w.label(), w.label()

@@ -429,6 +429,7 @@ def lower_fence(ctx: Context, op: ops.Fence) -> None:
         "block": "membar.cta;",
         "device": "membar.gl;",
         "system": "membar.sys;",
-        "async": "fence.proxy.async;",
+        # Of shared memory alone: without a state space it would wait for the whole device.
+        "async": "fence.proxy.async.shared::cta;",
     }
     ctx.w.asm("void", texts[op.kind], "~{memory}", effects=True)

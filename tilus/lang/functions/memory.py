@@ -184,7 +184,8 @@ def wait(barrier: Barrier, phase: Any, *, index: Any = None) -> None:
     barrier : Barrier
         An array of barriers.
     phase : int or Scalar
-        0 or 1.
+        0 for the first phase, 1 for the second, and so on; only the lowest bit counts. A fresh barrier takes the phase
+        before its first, of parity 1, as complete.
     index : int or Scalar, optional
         Which barrier of the array.
     """

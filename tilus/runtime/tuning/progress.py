@@ -1,20 +1,14 @@
-"""The progress of a search: one line on a terminal, else silence."""
+"""The progress of a search: a bar by rich on a terminal, else silence."""
 
 from __future__ import annotations
 
-import shutil
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TextIO
-
-BAR = 20
-"""Characters of the bar."""
 
 
 class Progress:
-    """Says nothing; `shown` yields one that does where that makes sense."""
+    """Says nothing; `shown` returns one that does where that makes sense."""
 
     def stage(self, name: str, total: int) -> None:
         """Begin a stage of so many steps."""
@@ -23,49 +17,38 @@ class Progress:
         """One step is done; `words` say what stands best."""
 
 
-class _Line(Progress):
-    """Rewrites one line: the stage, a bar, steps, seconds, and what stands best."""
-
-    def __init__(self, title: str, stream: TextIO) -> None:
-        self._title, self._stream = title, stream
-        self._name, self._done, self._total = "", 0, 0
-        self._start = time.monotonic()
+class _Bar(Progress):
+    def __init__(self, bar: object, title: str) -> None:
+        self._bar, self._title = bar, title
+        self._task: object = None
 
     def stage(self, name: str, total: int) -> None:
-        self._name, self._done, self._total = name, 0, total
-        self._show("")
+        if self._task is not None:
+            self._bar.remove_task(self._task)  # type: ignore[attr-defined]
+        self._task = self._bar.add_task(f"{self._title}: {name}", total=total, best="")  # type: ignore[attr-defined]
 
     def step(self, words: str = "") -> None:
-        self._done += 1
-        self._show(words)
-
-    def _show(self, words: str) -> None:
-        full = BAR * self._done // max(self._total, 1)
-        seconds = time.monotonic() - self._start
-        text = f"{self._title}: {self._name} [{'#' * full}{' ' * (BAR - full)}] {self._done}/{self._total}"
-        self._write(f"{text} {seconds:.0f} s {words}".rstrip())
-
-    def _write(self, text: str) -> None:
-        # A line that wraps could not be rewritten.
-        width = shutil.get_terminal_size().columns - 1
-        self._stream.write("\r" + text[:width].ljust(width))
-        self._stream.flush()
-
-    def clear(self) -> None:
-        """Leave the line empty."""
-        self._write("")
-        self._stream.write("\r")
-        self._stream.flush()
+        self._bar.update(self._task, advance=1, best=words)  # type: ignore[attr-defined]
 
 
 @contextmanager
 def shown(title: str, wanted: bool) -> Iterator[Progress]:
-    """Yield a progress line on standard error, or a silent one where it is not wanted or no terminal."""
+    """Yield a progress bar on standard error, or a silent one: not wanted, not a terminal, or rich not installed."""
     if not wanted or not sys.stderr.isatty():
         yield Progress()
         return
-    line = _Line(title, sys.stderr)
     try:
-        yield line
-    finally:
-        line.clear()
+        from rich import progress
+        from rich.console import Console
+    except ImportError:
+        yield Progress()
+        return
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("{task.fields[best]}"),
+    )
+    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield _Bar(bar, title)

@@ -1,0 +1,135 @@
+"""The kernels behind `grouped_matmul_block_scaled`: each block of rows is multiplied with its own expert's matrix.
+
+Both are made as those of `block_scaled_kernel`: sums over 128 of k are exact enough in the tensor core, and are scaled
+and added up in float32 registers. Tiles come in the order of `grouped_kernel`.
+"""
+
+from __future__ import annotations
+
+from math import gcd
+
+import tilus
+from tilus import Tensor, constexpr, float16, float32, int32
+from tilus.ops.block_scaled_kernel import BLOCK
+from tilus.ops.grouped_kernel import ORDER, owner
+from tilus.ops.hopper_matmul_kernel import fetch, following, place, release, send
+
+
+@tilus.kernel
+def hopper_grouped_block_scaled_kernel(
+    a: Tensor["dtype", "groups rows k"],
+    b: Tensor["b_dtype", "experts n k"],
+    c: Tensor["out_dtype", "groups rows n"],
+    a_scale: Tensor[float32, "groups k_blocks padded_rows"],
+    b_scale: Tensor[float32, "experts n_blocks k_blocks"],
+    owners: Tensor[int32, "owners"],
+    *,
+    dtype: constexpr,
+    b_dtype: constexpr,
+    out_dtype: constexpr,
+    masked: constexpr = False,
+    block: constexpr = 128,
+    block_m: constexpr = 128,
+    block_n: constexpr = 128,
+    stages: constexpr = 5,
+    consumers: constexpr = 2,
+    bulk_store: constexpr = True,
+):
+    """c[g, r] = (a[g, r] * its scales) @ (b[expert of row r of group g] * its scales).T, one tile for each block.
+
+    The multiprocessors take tiles as they get free: how many there are is known on the device only.
+    """
+    groups, rows, k = a.shape
+    n = c.shape[2]
+    warps = 4 * consumers
+    down, across = tilus.cdiv(rows, block_m), tilus.cdiv(n, block_n)
+    tilus.grid(down * across * groups, warps=warps + 4)
+    batch, bi, bj = place(tilus.block_id(0), down, across, ORDER)
+    row, column = bi * block_m, bj * block_n
+    expert, used = owner(owners, bi, batch, block, block_m, masked)
+    steps = tilus.cdiv(k, BLOCK) if used else 0
+
+    sa = tilus.shared(dtype, (stages, block_m, BLOCK))
+    sb = tilus.shared(b_dtype, (stages, block_n, BLOCK))
+    ss = tilus.shared(float32, (stages, block_m))
+    full = tilus.barrier(stages)
+    empty = tilus.barrier(stages, arrivals=warps)
+    budget = consumers > 1
+
+    with tilus.warps(warps, 4, registers=40 if budget else 0):
+        with tilus.warps(warps, 1):
+            stage, phase = 0, 1
+            for step in range(steps):
+                tilus.wait(empty, phase, index=stage)
+                tilus.arrive(full, index=stage, bytes=(block_m + block_n) * BLOCK + 4 * block_m)
+                at = step * BLOCK
+                fetch(sa[stage], a, batch, row, at, True, full, stage, 0, 1, 0)
+                fetch(sb[stage], b, expert, column, at, True, full, stage, 0, 1, 0)
+                tilus.copy_bulk(ss[stage], a_scale, (batch, step, row), full, index=stage)
+                stage, phase = following(stage, phase, stages)
+
+    with tilus.warps(0, warps, registers=232 if budget else 0):
+        width = gcd(block_n, 1024 // out_dtype.bits)
+        sc = tilus.shared(out_dtype, (2, block_m, width))
+        stage, phase = 0, 0
+        acc = tilus.zeros((block_m, block_n), float32)
+        for step in range(steps):
+            # On its way while the operands are.
+            factor = tilus.load(b_scale, (expert, column // BLOCK, step))
+            tilus.wait(full, phase, index=stage)
+            sums = tilus.dot_async(sa[stage], sb[stage].transpose(), out_dtype=float32)
+            factors = tilus.load(ss[stage]) * factor
+            sums = tilus.dot_wait(sums)
+            release(empty, stage, 1)
+            acc += sums * factors[:, None]
+            stage, phase = following(stage, phase, stages)
+        if used:
+            for part in tilus.static_range(block_n // width):
+                out = tilus.cast(acc[:, part * width : (part + 1) * width], out_dtype)
+                send(c, sc, out, batch, row, column + part * width, part, block_n // width, bulk_store)
+            if bulk_store:
+                tilus.bulk_wait(0, read=False)
+
+
+@tilus.kernel
+def grouped_block_scaled_kernel(
+    a: Tensor["dtype", "groups rows k"],
+    b: Tensor["b_dtype", "experts n k"],
+    c: Tensor["out_dtype", "groups rows n"],
+    a_scale: Tensor[float32, "groups k_blocks padded_rows"],
+    b_scale: Tensor[float32, "experts n_blocks k_blocks"],
+    owners: Tensor[int32, "owners"],
+    *,
+    dtype: constexpr,
+    b_dtype: constexpr,
+    out_dtype: constexpr,
+    native: constexpr = True,
+    masked: constexpr = False,
+    block: constexpr = 64,
+    block_m: constexpr = 64,
+    block_n: constexpr = 64,
+    stages: constexpr = 3,
+    warps: constexpr = 4,
+):
+    """The same on every target: tensor cores that have no float8 (`native`) get it as float16, which is exact."""
+    groups, rows, k = a.shape
+    n = c.shape[2]
+    down, across = tilus.cdiv(rows, block_m), tilus.cdiv(n, block_n)
+    tilus.grid(down * across * groups, warps=warps)
+    batch, bi, bj = place(tilus.block_id(0), down, across, ORDER)
+    row, column = bi * block_m, bj * block_n
+    expert, used = owner(owners, bi, batch, block, block_m, masked)
+    end = k if used else 0
+    acc = tilus.zeros((block_m, block_n), float32)
+    for k0 in tilus.pipeline(range(0, end, BLOCK), stages=stages):
+        sa, sb = tilus.shared(dtype, (block_m, BLOCK)), tilus.shared(b_dtype, (block_n, BLOCK))
+        tilus.copy_async(sa, a, (batch, row, k0))
+        tilus.copy_async(sb, b, (expert, column, k0))
+        left, right = tilus.load(sa), tilus.load(sb.transpose())
+        if not native:
+            left, right = left.to(float16), right.to(float16)
+        factor = tilus.load(b_scale, (expert, column // BLOCK, k0 // BLOCK))
+        factors = tilus.load(a_scale, (batch, k0 // BLOCK, row), block_m) * factor
+        acc += tilus.dot(left, right, out_dtype=float32) * factors[:, None]
+    if used:
+        tilus.store(c, acc.to(out_dtype), (batch, row, column))
