@@ -219,6 +219,9 @@ REFUSED = {
     "scale_type": lambda: quantize(torch.zeros(32, 8), "float8_e8m0", 32),
     "zero_point_of_signed": lambda: quantize(torch.zeros(32, 8), "int4", 32, zero_point=True),
     "scales_in_float32": lambda: quantize(torch.zeros(32, 8), "int4", 32, scale_dtype=torch.float32),
+    "activations_of_another_float": lambda: quantize(
+        torch.zeros(32, 8), "float4_e2m1", 32, scale_dtype=torch.bfloat16, activations=torch.float16
+    ),
     "not_finite": lambda: quantize(torch.full((32, 8), float("inf")), "int4", 32),
     "scale_shape": lambda: from_codes(np.zeros((32, 8), np.uint8), uint4, torch.ones(2, 8).half(), None, 32),
     "zero_shape": lambda: from_codes(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.ops.support import FLOATS, WEIGHT_TYPES, check_product, finite_codes, in_activations_type
-from tilus.dtypes import DType
+from tilus.dtypes import DType, decode, float8_e5m2
 from tilus.errors import ShapeMismatch, TypeMismatch
 from tilus.ops import QuantizedWeight, from_codes, quantize, quantized_matmul
 
@@ -163,6 +163,32 @@ def test_nan_and_infinity_of_activations_reach_their_row_only() -> None:
     assert torch.equal(found[[0, 3]], clean[[0, 3]])
     assert found[1].isnan().all()
     assert not found[2].isfinite().any()
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize("dtype", ["float8_e5m2", "float7_e5m1", "float8_e6m1", "float6_e5m0"])
+def test_values_times_scales_stay_in_range(
+    dtype: str, target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The largest values of these types have less than a factor of two to the end of float16."""
+    monkeypatch.setenv("TILUS_SIMULATOR_TARGET", target)
+    torch.manual_seed(0)
+    weight = quantize(torch.randn(64, 40), dtype, 32)
+    check(weight, torch.randn(5, 64).half())
+    check(weight, torch.randn(17, 64).half())
+
+
+def test_large_values_times_scales_that_are_given_stay_in_range() -> None:
+    codes = np.random.default_rng(0).choice(finite_codes(float8_e5m2, torch.float16), (64, 40))
+    scale = torch.linspace(0.5, 1.9, 80).reshape(2, 40).half()
+    weight = from_codes(codes, float8_e5m2, scale, None, 32, alpha=2.0**-12)
+    assert torch.equal(weight.dequantize(), given_values(codes, scale) * 2.0**-12)
+    check(weight, torch.randn(5, 64).half())
+
+
+def given_values(codes: np.ndarray, scale: torch.Tensor) -> torch.Tensor:
+    values = torch.from_numpy(decode(codes, float8_e5m2).astype(np.float64))
+    return values * scale.double().repeat_interleave(32, dim=0)
 
 
 def test_checks_notice_wrong_kernels() -> None:

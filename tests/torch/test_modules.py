@@ -12,8 +12,8 @@ from torch import nn
 
 from tests.ops.support import check_product, in_activations_type
 from tilus.dtypes import uint3
-from tilus.errors import ShapeMismatch
-from tilus.ops import from_codes, quantize
+from tilus.errors import ShapeMismatch, TypeMismatch
+from tilus.ops import from_codes, gated_pair, quantize
 from tilus.torch import QuantizedLinear, load_quantized, quantize_linears
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -271,3 +271,31 @@ def test_exports() -> None:
     assert targets.count("tilus.quantized_matmul.default") == 2
     with torch.no_grad():
         assert torch.equal(exported.module()(x), made(x))
+
+
+@pytest.mark.parametrize("activations", [torch.int8, torch.float8_e4m3fn], ids=str)
+def test_layers_with_activations_of_8_bits(activations: torch.dtype) -> None:
+    plain = linear(128, 40)
+    layer = QuantizedLinear.from_linear(plain, "uint4", 32, zero_point=True, activations=activations)
+    x = torch.randn(2, 5, 128).half()
+    found = layer(x)
+    exact = x.double() @ layer.weight.dequantize() + layer.bias.double()
+    # Each row is rounded to 8 bits: to 1/127 of its largest value, or with 3 bits of mantissa.
+    step = (
+        x.abs().amax(-1, keepdim=True).double() / 127 if activations == torch.int8 else x.abs().double() / 8
+    )
+    allowed = (step / 2).expand(x.shape) @ layer.weight.dequantize().abs() + 1e-2
+    assert ((found - exact).abs() <= allowed).all()
+    assert exact.abs().max() > allowed.max()
+    again = QuantizedLinear.from_state_dict(saved(layer.state_dict()))
+    assert again.activations == activations
+    assert torch.equal(again(x), found)
+    other = QuantizedLinear.from_linear(plain, "uint4", 32, zero_point=True)
+    other.load_state_dict(saved(layer.state_dict()))
+    assert torch.equal(other(x), found)
+
+
+def test_gated_pairs_are_no_linear_layer() -> None:
+    weight = quantize(torch.randn(64, 32), "uint4", 32)
+    with pytest.raises(TypeMismatch, match="no gate"):
+        QuantizedLinear(gated_pair(weight, weight))

@@ -235,7 +235,10 @@ def _run(
         )  # fmt: skip
         run_hopper(left, right, result, epilogue, (alpha, beta), chosen, types, finishing)
     else:
-        plain = schedule(result.shape[1], n, dtype.bits, target)
+        plain = None
+        if result.shape[0] == 1 and a.device.type == "cuda":
+            plain = known_plain_schedule(result.shape[1], n, k, dtype.bits, target, device_name(a))
+        plain = plain or schedule(result.shape[1], n, dtype.bits, target)
         matmul_kernel(left, right, result, *epilogue, alpha, beta, **types, **finishing, **vars(plain))
     return c
 
@@ -253,13 +256,31 @@ def chosen_schedule(
     # What is known is known of whole devices; the simulator counts as one multiprocessor.
     if batches > 1 or a.device.type != "cuda":
         return own
-    known = lookup("matmul", target, {"bits": bits, "m": m, "n": n, "k": k}, device_name(a))
-    if known is None:
-        return own
-    other = HopperSchedule(**known)
-    fits = shared_bytes(other, out_bits) <= target.shared_bytes and accumulators(other) <= most
-    lengths = [estimated_cycles(x, m, n, k, batches, bits, processors(a)) for x in (other, own)]
-    return other if fits and suits(other, m, n) and lengths[0] <= SLOWER * lengths[1] else own
+    return known_schedule(own, m, n, k, bits, out_bits, target, processors(a), most, device_name(a)) or own
+
+
+def known_schedule(
+    own: HopperSchedule, m: int, n: int, k: int, bits: int, out_bits: int, target: Target, processors: int,
+    most: int, device: str,
+) -> HopperSchedule | None:  # fmt: skip
+    """Return what is known of products like this one, unless it does not fit, or suits worse than the heuristic's."""
+    found = lookup("matmul", target, {"bits": bits, "m": m, "n": n, "k": k}, device)
+    if found is None:
+        return None
+    known = HopperSchedule(**found)
+    fits = shared_bytes(known, out_bits) <= target.shared_bytes and accumulators(known) <= most
+    if not fits or not suits(known, m, n):
+        return None
+    lengths = [estimated_cycles(x, m, n, k, 1, bits, processors) for x in (known, own)]
+    return known if lengths[0] <= SLOWER * lengths[1] else None
+
+
+def known_plain_schedule(m: int, n: int, k: int, bits: int, target: Target, device: str) -> Schedule | None:
+    """Return what is known of products like this one on targets without wgmma."""
+    if target.has("wgmma"):
+        return None
+    found = lookup("matmul", target, {"bits": bits, "m": m, "n": n, "k": k}, device)
+    return None if found is None else Schedule(**found)
 
 
 def run_hopper(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,14 +11,15 @@ from tilus import dtypes
 from tilus.codegen import Target
 from tilus.codegen.casts import stored_exponent
 from tilus.errors import ShapeMismatch, TypeMismatch
-from tilus.ops.device import processors, target_of
+from tilus.ops.device import device_name, processors, target_of
 from tilus.ops.library import LIBRARY
 from tilus.ops.prepack import UNIT_K
 from tilus.ops.quantized_kernel import quantized_matmul_kernel, quantized_sums_kernel, sum_parts_kernel
-from tilus.ops.quantized_schedule import Schedule, WeightForm, choose
+from tilus.ops.quantized_schedule import Schedule, WeightForm, choose, fits_deep, scales_late, stage_bytes
 from tilus.ops.quantized_wgmma import WgmmaSchedule, bulk_readable, wgmma_call, wgmma_schedule
 from tilus.ops.quantized_wgmma_kernel import quantized_wgmma_kernel
 from tilus.ops.tokens import QuantizedTokens, quantize_tokens
+from tilus.ops.tuned import lookup
 from tilus.ops.weights import BYTES, QuantizedWeight, interleave, operand_type
 from tilus.runtime.kernel import Kernel
 
@@ -211,6 +212,44 @@ def call_of(
     )
 
 
+def known_schedule(
+    m: int, n: int, k: int, form: WeightForm, target: Target, device: str, bulk: bool
+) -> Schedule | WgmmaSchedule | None:
+    """Return the schedule that was tuned or ships for products like this one, None where there is none that fits.
+
+    Parameters
+    ----------
+    m, n, k : int
+    form : WeightForm
+    target : Target
+    device : str
+        The device's name.
+    bulk : bool
+        Whether TMA can read the activations.
+    """
+    if form.dtype.kind not in ("uint", "int"):
+        # Casts of floats take registers that schedules for integers do not reckon with.
+        return None
+    key = {
+        "bits": form.dtype.bits, "activations": form.activations.bits, "group": form.group, "zero": form.has_zero,
+        "m": m, "n": n, "k": k,
+    }  # fmt: skip
+    found = lookup("quantized_matmul", target, key, device)
+    if found is None:
+        return None
+    if "resident" in found:
+        return WgmmaSchedule(**found) if bulk and target.has("wgmma") else None
+    known = Schedule(**found)
+    steps = -(-k // (UNIT_K * known.deep))
+    if (
+        stage_bytes(known, form) * known.stages > target.shared_bytes
+        or steps < known.splits
+        or (known.deep > 1 and not fits_deep(form.group, k, known.deep))
+    ):
+        return None
+    return replace(known, late=scales_late(known, k, form))
+
+
 def _multiply(
     rows: torch.Tensor,
     row_scale: torch.Tensor | None,
@@ -226,7 +265,10 @@ def _multiply(
     target = target_of(rows)
     form = WeightForm(weight.dtype, OPERANDS[rows.dtype], weight.group_size, weight.zero is not None)
     schedule: Schedule | WgmmaSchedule | None = None
-    if bulk_readable(rows):
+    # What is known is known of whole devices; the simulator counts as one multiprocessor.
+    if rows.device.type == "cuda" and not weight.gated:
+        schedule = known_schedule(m, n, k, form, target, device_name(rows), bulk_readable(rows))
+    if schedule is None and bulk_readable(rows):
         schedule = wgmma_schedule(m, n, k, form, target, processors(rows), weight.gated)
     schedule = schedule or choose(m, n, k, form, target, processors(rows)).schedule
     whole = schedule.splits == 1

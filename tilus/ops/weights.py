@@ -197,7 +197,7 @@ def quantize(
         )
     k, n = weight.shape
     group = check_group(k, group_size, activations)
-    operand = operand_type(code_type, activations or scale_dtype)
+    operand = operand_type(code_type, _activations_of(scale_dtype, activations))
     if seed is not None and code_type.kind == "table":
         raise TypeMismatch(f"{code_type} is not rounded to at random", hint="leave out the seed")
     # On the GPU, and to round at random, codes are made by a kernel; else here, in float64.
@@ -263,6 +263,16 @@ def highest_scale(code_type: DType, dtype: torch.dtype, activations: torch.dtype
         return 2.0
     room = torch.finfo(dtype).max / max(*reach(code_type, dtype), 1.0)
     return min(2.0, 2.0 ** float(np.floor(np.log2(room))))
+
+
+def _activations_of(scale_dtype: torch.dtype, activations: torch.dtype | None) -> torch.dtype:
+    """Return the type of the activations; those of 16 bits have that of the scales."""
+    if activations in SCALES and activations != scale_dtype:
+        raise TypeMismatch(
+            f"activations of {activations} do not go with scales of {scale_dtype}",
+            hint=f"scales of {activations}, or activations of 8 bits",
+        )
+    return activations or scale_dtype
 
 
 def check_group(k: int, group_size: int, activations: torch.dtype | None = None) -> int:
@@ -356,7 +366,7 @@ def from_codes(
     if (scale.abs() >= highest).any():
         scale, factor = split_scales(scale.detach().to("cpu", torch.float64).numpy(), scale.dtype, highest)
         alpha *= factor
-    operand = operand_type(dtype, activations or scale.dtype)
+    operand = operand_type(dtype, _activations_of(scale.dtype, activations))
     packed = torch.from_numpy(pack_weight(codes, dtype, operand))
     return _assembled(packed, dtype, (k, n), scale, zero, group, alpha, order, activations)
 

@@ -50,7 +50,8 @@ class QuantizedLinear(nn.Module):
             )
         if weight.gated:
             raise TypeMismatch(
-                "a linear layer has no gate", hint="call tilus.ops.quantized_matmul with a gated pair and an activation"
+                "a linear layer has no gate",
+                hint="call tilus.ops.quantized_matmul with a gated pair and an activation",
             )
         self.weight_dtype = weight.dtype.name
         self.activations = weight.activations
