@@ -27,6 +27,7 @@ from _harness import (
 from quantized_matmul import widen, worst_of_equal_columns
 
 from tilus import ops
+from tilus.ops.routing import capacity
 
 ROWS = (16, 4096, 64, 1, 256, 1024)
 
@@ -182,16 +183,16 @@ def grouped_fp8(bench: Bench, found: Problem, matrices: torch.Tensor) -> OwnRefe
 
 
 def tilus_bf16(found: Problem, matrices: torch.Tensor) -> OwnReference:
+    """Return our product in bfloat16."""
     some = matrices.bfloat16()
     reference = product(found.x, found.ids, some)
     b = some.repeat(1, found.layer.n // COLUMNS, 1).transpose(1, 2)
     a, routing = found.padded, found.routing
-    return OwnReference(
-        lambda: ops.grouped_matmul(a, b, routing), reference, found.from_padded(reference)
-    )
+    return OwnReference(lambda: ops.grouped_matmul(a, b, routing), reference, found.from_padded(reference))
 
 
 def tilus_fp8(found: Problem, matrices: torch.Tensor) -> OwnReference:
+    """Return our product in float8, scaled by rows and columns."""
     some, columns = rounded(matrices)
     times, routing = found.layer.n // COLUMNS, found.routing
     codes, scale = rounded(found.x)
@@ -205,26 +206,34 @@ def tilus_fp8(found: Problem, matrices: torch.Tensor) -> OwnReference:
     )
 
 
+def rounded_blocks(matrices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return matrices in float8 and a scale for each BLOCK along k, which all of the few columns share."""
+    experts, columns, k = matrices.shape
+    steps = -(-k // BLOCK)
+    padded = torch.nn.functional.pad(matrices, (0, steps * BLOCK - k)).view(experts, columns, steps, BLOCK)
+    scale = padded.abs().amax((1, 3)).clamp(min=1e-4) / 448
+    codes = (padded / scale[:, None, :, None]).view(experts, columns, -1)[..., :k]
+    return codes.to(FLOAT8), scale[:, None, :]
+
+
 def tilus_fp8_blocks(found: Problem, matrices: torch.Tensor) -> OwnReference:
+    """Return our product in float8, scaled by 1 x 128 and 128 x 128."""
     layer, routing = found.layer, found.routing
-    flat, scale = ops.quantize_blocks(matrices.transpose(0, 1).reshape(COLUMNS, -1), rows=BLOCK)
-    some, by_block = _experts_of(flat, scale, layer)
+    some, scale = rounded_blocks(matrices)
     codes, rows_scale = ops.quantize_blocks(found.x)
-    dense = some.double() * by_block.double().repeat_interleave(BLOCK, 2)[:, :, : layer.k]
-    rows = codes.double() * rows_scale.double().repeat_interleave(BLOCK, 1)[:, : layer.k]
-    reference = product(rows, found.ids, dense)
+    left, right = (
+        x.double() * y.double().repeat_interleave(BLOCK, -1)[..., : layer.k]
+        for x, y in ((codes, rows_scale), (some, scale))
+    )
+    reference = product(left, found.ids, right)
     a, a_scale = ops.quantize_blocks(found.padded)
     b = some.repeat(1, layer.n // COLUMNS, 1)
-    b_scale = by_block.repeat(1, -(-layer.n // BLOCK), 1)
+    b_scale = scale.repeat(1, -(-layer.n // BLOCK), 1)
     return OwnReference(
         lambda: ops.grouped_matmul_block_scaled(a, b, a_scale, b_scale, routing),
         reference,
         found.from_padded(reference),
     )
-
-
-def _experts_of(codes: torch.Tensor, scale: torch.Tensor, layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
-    raise AssertionError
 
 
 def tilus_uint4(bench: Bench, found: Problem) -> OwnReference:
@@ -251,3 +260,176 @@ def tilus_uint4(bench: Bench, found: Problem) -> OwnReference:
     return OwnReference(
         lambda: ops.grouped_quantized_matmul(a, experts, routing), reference, found.from_padded(reference)
     )
+
+
+BITS = {"bf16": (16, 16), "fp8": (8, 8), "fp8_blocks": (8, 8), "uint4": (16, 4)}
+"""Of activations and of matrices."""
+
+
+def contenders(bench: Bench, name: str, found: Problem) -> list[Contender]:
+    """Return who multiplies in a type; bfloat16 is beside all of them."""
+    matrices = narrow(bench, found.layer)
+    ours: dict[str, Callable[[], OwnReference]] = {
+        "bf16": lambda: tilus_bf16(found, matrices),
+        "fp8": lambda: tilus_fp8(found, matrices),
+        "fp8_blocks": lambda: tilus_fp8_blocks(found, matrices),
+        "uint4": lambda: tilus_uint4(bench, found),
+    }
+    theirs = [Contender("grouped_mm bf16", lambda: grouped_bf16(found, matrices))]
+    if name.startswith("fp8"):
+        theirs.append(Contender("scaled_grouped_mm", lambda: grouped_fp8(bench, found, matrices)))
+    # Weights of 4 bits are rounded to bfloat16 once more before they are multiplied.
+    return [*theirs, Contender("tilus", ours[name], bound=0.01 if name == "uint4" else None)]
+
+
+def run_case(bench: Bench, layer: Layer, m: int, name: str, bandwidth: float) -> None:
+    """Compare on one case of products."""
+    case = {"layer": layer.name, "type": name, "m": m, **sizes(layer)}
+    if bench.done(case):
+        return
+    block = block_of(layer, m, *((8, 64) if name == "uint4" else (16, 128)))
+    found = problem(bench, layer, m, block)
+    a_bits, b_bits = BITS[name]
+    rows, hit = found.x.shape[0], found.ids.unique().numel()
+    flops = 2 * rows * layer.n * layer.k
+    size = hit * layer.n * layer.k * b_bits / 8 + rows * (layer.k * a_bits / 8 + 2 * layer.n)
+    typical = torch.randn(4096, dtype=torch.float64)
+    table = bench.compare(
+        case,
+        contenders(bench, name, found),
+        typical,
+        2 * rounding_error(typical, torch.bfloat16),
+        lambda us: {
+            "tflops": flops / us / 1e6,
+            "gbps": size / us / 1e3,
+            "floor_share": size / bandwidth * 1e6 / us,
+        },
+        raise_bound_by="scaled_grouped_mm",
+    )
+    table["tilus"].note = table["tilus"].note or f"blocks of {block} rows"
+    bench.save()
+
+
+def sizes(layer: Layer) -> dict[str, int]:
+    """Return what a case says of a layer besides its name."""
+    return {key: value for key, value in asdict(layer).items() if key != "name"}
+
+
+def torch_route(logits: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return weights and experts as `ops.route` does, in torch's operations."""
+    weights, ids = logits.softmax(-1).topk(top_k)
+    return weights / weights.sum(-1, keepdim=True), ids.int()
+
+
+def torch_sort(ids: torch.Tensor, experts: int, block: int) -> torch.Tensor:
+    """Return `ops.sort_by_expert(...).rows` in torch's operations, without waiting for the device."""
+    flat = ids.flatten().long()
+    order = flat.argsort(stable=True)
+    counts = torch.zeros(experts, dtype=torch.int64, device=ids.device).scatter_add_(
+        0, flat, torch.ones_like(flat)
+    )
+    filled = (counts + block - 1) // block * block
+    starts, firsts = filled.cumsum(0) - filled, counts.cumsum(0) - counts
+    mine = flat[order]
+    places = starts[mine] + torch.arange(flat.numel(), device=ids.device) - firsts[mine]
+    rows = torch.full((capacity(flat.numel(), experts, block),), -1, device=ids.device)
+    return rows.scatter_(0, places, order)
+
+
+def run_routing(bench: Bench, layer: Layer, m: int, step: str, bandwidth: float) -> None:
+    """Compare one of the steps around the products with the same in torch's operations."""
+    case = {"layer": layer.name, "type": step, "m": m, **sizes(layer)}
+    if bench.done(case):
+        return
+    block = block_of(layer, m, 16, 128)
+    found = problem(bench, layer, m, block)
+    routing, top_k = found.routing, layer.top_k
+    logits = torch.randn(m, layer.experts, device=bench.device)
+    weights, ids = torch_route(logits, top_k)
+    taken, places = routing.rows.long().clamp(min=0), routing.places.long()
+    filled = (routing.rows < 0)[:, None]
+    x = torch.randn(m, layer.k, device=bench.device).bfloat16()
+    y = torch.randn(routing.rows.shape[0], layer.k, device=bench.device).bfloat16()
+
+    def torch_gather() -> torch.Tensor:
+        return x[taken // top_k].masked_fill_(filled, 0)
+
+    def torch_combine() -> torch.Tensor:
+        return torch.einsum("mtk,mt->mk", y[places].float(), weights).bfloat16()
+
+    # What torch runs, what we run, what is exact, the error allowed, and the bytes to move.
+    doubled = torch_route(logits.double(), top_k)[0]
+    gathered = x.double()[taken // top_k].masked_fill_(filled, 0)
+    combined = torch.einsum("mtk,mt->mk", y[places].double(), weights.double())
+    steps: dict[str, tuple[Run, Run, torch.Tensor, float, int]] = {
+        "route": (
+            lambda: torch_route(logits, top_k)[0], lambda: ops.route(logits, top_k)[0], doubled, 1e-5,
+            4 * logits.numel() + 8 * ids.numel(),
+        ),
+        "sort": (
+            lambda: torch_sort(ids, layer.experts, block),
+            lambda: ops.sort_by_expert(ids, layer.experts, block).rows,
+            torch_sort(ids, layer.experts, block).double(), 0.0, 4 * (2 * ids.numel() + routing.rows.numel()),
+        ),
+        "gather": (
+            torch_gather, lambda: ops.gather_rows(x, routing, top_k), gathered, 0.0, 2 * (x.numel() + y.numel()),
+        ),
+        "combine": (
+            torch_combine, lambda: ops.combine(y, weights, routing), combined,
+            2 * rounding_error(combined, torch.bfloat16), 2 * (x.numel() + ids.numel() * layer.k),
+        ),
+    }  # fmt: skip
+    theirs, ours, exact, bound, size = steps[step]
+    bench.compare(
+        case,
+        [Contender("torch ops", lambda: theirs), Contender("tilus", lambda: ours)],
+        exact,
+        bound,
+        lambda us: {"tflops": 0.0, "gbps": size / us / 1e3, "floor_share": size / bandwidth * 1e6 / us},
+    )
+
+
+STEPS = ("route", "sort", "gather", "combine")
+
+
+def cases(dry_run: bool, types: list[str]) -> Iterator[tuple[Layer, int, str]]:
+    """Yield cases, the most telling rows and layers first, and the steps around products after them."""
+    if dry_run:
+        for m, name in (
+            (3, "bf16"),
+            (37, "bf16"),
+            (9, "fp8"),
+            (3, "fp8_blocks"),
+            (200, "fp8_blocks"),
+            (3, "uint4"),
+        ):
+            yield from ((layer, m, name) for layer in DRY_LAYERS if name in types)
+        yield from ((DRY_LAYERS[0], 19, step) for step in STEPS)
+        return
+    for i, m in enumerate(ROWS):
+        yield from ((layer, m, name) for layer in LAYERS for name in types)
+        if i < 2:
+            yield from ((layer, m, step) for layer in LAYERS if layer.name.endswith("up") for step in STEPS)
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--types", nargs="*", choices=TYPES, default=list(TYPES), help="of the products")
+    parsed = parser.parse_args()
+    if needs_gpu(parsed):
+        return
+    bench = Bench("mixture_of_experts", parsed)
+    bandwidth = 4.0e12 if bench.dry_run else copy_bandwidth()
+    bench.facts["copy_bytes_per_second"] = bandwidth
+    for layer, m, name in cases(bench.dry_run, parsed.types):
+        if bench.out_of_time:
+            break
+        try:
+            (run_routing if name in STEPS else run_case)(bench, layer, m, name, bandwidth)
+        except torch.OutOfMemoryError as error:
+            print(f"{layer.name} {name} m={m}: {str(error).splitlines()[0]}")
+    bench.finish()
+
+
+if __name__ == "__main__":
+    main()

@@ -44,6 +44,7 @@ PARTS = (
     Part("tune", 0.25),
     Part("matmul", 0.28),
     Part("quantized_matmul", 0.3),
+    Part("mixture_of_experts", 0.2),
     Part("launch_overhead", 0.05, ("--json",), resumes=False),
 )
 

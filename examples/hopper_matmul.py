@@ -14,6 +14,7 @@ import torch
 
 import tilus
 from tilus import Tensor, constexpr, float16, float32
+from tilus.errors import TilusError
 
 TARGET = "sm_90a"
 
@@ -231,5 +232,12 @@ def run(m: int, n: int, k: int) -> None:
 
 
 if __name__ == "__main__":
-    sizes = [int(x) for x in sys.argv[1:4]] or [256, 256, 512]
-    run(*sizes)
+    try:
+        m, n, k = [int(x) for x in sys.argv[1:]] or (256, 256, 512)
+        assert min(m, n, k) > 0
+    except (AssertionError, ValueError):
+        sys.exit("usage: python examples/hopper_matmul.py [m n k], three positive integers")
+    try:
+        run(m, n, k)
+    except TilusError as error:
+        sys.exit(str(error))

@@ -131,13 +131,15 @@ def make_checkpoint(folder: Path, config: dict[str, Any], k: int, n: int) -> Pat
     if config["quant_method"] == "awq":
         layer |= {"qweight": pack_columns(codes), "qzeros": pack_columns(zeros)}
     else:
-        # With "act-order", rows of one group lie anywhere; zero points are stored less one.
+        # With "act-order", rows of one group lie anywhere. The first version stores zero points less one.
         group = torch.arange(k) // config["group_size"]
+        if config["checkpoint_format"] == "gptq":
+            zeros = zeros - 1
         if config["desc_act"]:
             group = group[torch.randperm(k, generator=generator)]
         layer |= {
             "qweight": pack_rows(codes, bits),
-            "qzeros": pack_rows((zeros - 1).t(), bits).t().contiguous(),
+            "qzeros": pack_rows(zeros.t(), bits).t().contiguous(),
         }
         layer["g_idx"] = group.to(torch.int32)
     folder.mkdir()
@@ -180,15 +182,22 @@ def run(folder: Path | None = None, count: int = 4, rows: int = 4, k: int = 256,
     if folder is not None:
         check(folder, count, rows)
         return
-    made = {
-        "gptq": {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": False},
-        "gptq-3": {"quant_method": "gptq", "bits": 3, "group_size": 64, "desc_act": False},
-        "gptq-act-order": {"quant_method": "gptq", "bits": 4, "group_size": 64, "desc_act": True},
-        "awq": {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemm"},
+    gptq = {
+        "quant_method": "gptq",
+        "bits": 4,
+        "group_size": 64,
+        "desc_act": False,
+        "checkpoint_format": "gptq",
     }
+    made = [
+        gptq,
+        gptq | {"bits": 3, "checkpoint_format": "gptq_v2"},
+        gptq | {"desc_act": True},
+        {"quant_method": "awq", "bits": 4, "group_size": 64, "version": "gemm"},
+    ]
     with tempfile.TemporaryDirectory() as scratch:
-        for name, config in made.items():
-            check(make_checkpoint(Path(scratch, name), config, k, n), count, rows)
+        for number, config in enumerate(made):
+            check(make_checkpoint(Path(scratch, str(number)), config, k, n), count, rows)
 
 
 def command_line(arguments: list[str]) -> None:

@@ -211,6 +211,8 @@ def table(rows: list[Row]) -> Table:
     """Return the table that is shown."""
     out = Table(
         title="Weight types",
+        # Without borders the columns fit into a terminal of 80 characters.
+        box=None,
         caption="bits per weight with scales; cosine to the float32 embedding; whether the three best sentences "
         "stay; the kernel's error against float64 and what rounding allows; cold compile time in seconds",
     )

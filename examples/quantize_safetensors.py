@@ -169,8 +169,9 @@ def compare(layers: dict[str, Path], output: Path, rows: int, device: str) -> No
     print(f"{'layer':34}{'k x n':>12}{'bits':>7}{'lost':>8}{'error':>10}{'allowed':>10}")
     for name, file in layers.items():
         layer = QuantizedLinear.from_state_dict(read_layer(output / file.name, name), name + ".").to(device)
-        plain = read_layer(file, name)[name + ".weight"].double().t()
-        bias = 0 if layer.bias is None else layer.bias.double().cpu()
+        given = read_layer(file, name)
+        plain = given[name + ".weight"].double().t()
+        bias = given.get(name + ".bias", torch.zeros(1)).to(layer.scale.dtype).double()
         generator = torch.Generator().manual_seed(0)
         x = torch.randn(rows, layer.in_features, generator=generator).to(layer.scale.dtype)
         with torch.no_grad():

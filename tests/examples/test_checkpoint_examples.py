@@ -84,8 +84,10 @@ def test_quantised_weights_are_near_the_given_ones_and_load_into_a_model(
     plain = torch.nn.Sequential(torch.nn.Linear(64, 48), torch.nn.Linear(48, 32, bias=False))
     source = model(tmp_path / "in", **{k.replace(".", "__"): v for k, v in plain.state_dict().items()})
     weights = [layer.weight.detach().double() for layer in plain]
+    bias = plain[0].bias.detach().half()
     quantizing.convert(source, tmp_path / "out", quantizing.Options("uint6", 16))
     load_quantized(plain, load_file(tmp_path / "out" / "model.safetensors"))
+    assert torch.equal(plain[0].bias, bias)
     for layer, weight in zip(plain, weights):
         assert isinstance(layer, QuantizedLinear)
         # Half a step of the group's own range, which is at most that of the whole weight, and float16 scales.
@@ -165,7 +167,13 @@ def test_packing_is_that_of_the_formats(loading: ModuleType) -> None:
 
 
 def checkpoint(loading: ModuleType, folder: Path, **changes: Any) -> Path:
-    config = {"quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": False}
+    config = {
+        "quant_method": "gptq",
+        "bits": 4,
+        "group_size": 32,
+        "desc_act": False,
+        "checkpoint_format": "gptq",
+    }
     made: Path = loading.make_checkpoint(folder, config, 64, 32)
     (made / "config.json").write_text(json.dumps({"quantization_config": config | changes}))
     return made

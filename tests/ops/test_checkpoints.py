@@ -239,3 +239,57 @@ def test_bitnet():
     assert torch.equal(found.dequantize(), torch.from_numpy(values.T * 0.75))
     with pytest.raises(TypeMismatch, match="no value"):
         from_bitnet(torch.from_numpy(packed | 3), 1.0)
+
+
+def zeros(*shape, dtype=torch.int32) -> torch.Tensor:
+    return torch.zeros(shape, dtype=dtype)
+
+
+HALF, BYTE = torch.float16, torch.uint8
+MISREAD = {
+    "gptq with words of 64 bits": lambda: from_gptq(
+        zeros(4, 8, dtype=torch.int64), zeros(1, 1), zeros(1, 8, dtype=HALF)
+    ),
+    "gptq without groups": lambda: from_gptq(zeros(4, 8), zeros(0, 1), zeros(0, 8, dtype=HALF)),
+    "gptq with half a word of zero points": lambda: from_gptq(
+        zeros(3, 8), zeros(1, 0), zeros(1, 8, dtype=HALF), bits=3
+    ),
+    "gptq with a negative group": lambda: from_gptq(
+        zeros(4, 8), zeros(1, 1), zeros(1, 8, dtype=HALF), torch.full((32,), -1)
+    ),
+    "awq with words of 64 bits": lambda: from_awq(
+        zeros(32, 8, dtype=torch.int64), zeros(1, 8), zeros(1, 64, dtype=HALF)
+    ),
+    "compressed tensors with zero points of other columns": lambda: from_compressed_tensors(
+        zeros(8, 4), zeros(8, 1, dtype=HALF), zeros(3, 1)
+    ),
+    "compressed tensors with too few words": lambda: from_compressed_tensors(
+        zeros(8, 4), zeros(8, 1, dtype=HALF), shape=(8, 64)
+    ),
+    "compressed tensors of other rows": lambda: from_compressed_tensors(
+        zeros(8, 4), zeros(8, 1, dtype=HALF), shape=(16, 32)
+    ),
+    "compressed tensors without groups": lambda: from_compressed_tensors(
+        zeros(8, 4), zeros(8, 0, dtype=HALF)
+    ),
+    "fp8 as a vector": lambda: from_fp8(zeros(8, dtype=torch.float8_e4m3fn), torch.ones(())),
+    "fp8 with a scale of NaN": lambda: from_fp8(
+        zeros(8, 32, dtype=torch.float8_e4m3fn), torch.full((8,), float("nan"))
+    ),
+    "fp8 without scales": lambda: from_fp8(zeros(8, 32, dtype=torch.float8_e4m3fn), torch.ones(1, 0)),
+    "mxfp4 in words": lambda: from_mxfp4(zeros(8, 32), zeros(8, 2, dtype=BYTE)),
+    "nvfp4 with an infinite factor": lambda: from_nvfp4(
+        zeros(8, 32, dtype=BYTE), zeros(8, 4, dtype=torch.float8_e4m3fn), float("inf")
+    ),
+    "nf4 in words": lambda: from_nf4(zeros(256), torch.ones(8), (8, 64)),
+    "nf4 in blocks of nothing": lambda: from_nf4(
+        zeros(256, dtype=BYTE), torch.ones(8), (8, 64), block_size=0
+    ),
+    "bitnet in words": lambda: from_bitnet(zeros(8, 32), 1.0),
+}
+
+
+@pytest.mark.parametrize("name", MISREAD)
+def test_tensors_that_would_be_misread_are_refused(name):
+    with pytest.raises((ShapeMismatch, TypeMismatch)):
+        MISREAD[name]()

@@ -205,3 +205,22 @@ def test_refusals(name: str, golden: Any) -> None:
     with pytest.raises((ShapeMismatch, TypeMismatch)) as error:
         REFUSED[name]()
     golden(str(error.value), f"{name}.txt")
+
+
+def test_arguments_that_are_no_tensors_or_elsewhere() -> None:
+    a, b = torch.zeros(4, 8).half(), torch.zeros(8, 4).half()
+    with pytest.raises(TypeMismatch, match="b is a list, expected a tensor"):
+        matmul(a, [1.0])  # type: ignore[arg-type]
+    with pytest.raises(TypeMismatch, match="a is a str"):
+        matmul("a", b)  # type: ignore[arg-type]
+    with pytest.raises(TypeMismatch, match="a is on cpu, but b on meta"):
+        matmul(a, b.to("meta"))
+    with pytest.raises(TypeMismatch, match="a is on cpu, but bias on meta"):
+        matmul(a, b, bias=torch.zeros(4, device="meta").half())
+
+
+def test_float8_is_refused_where_tensor_cores_lack_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TILUS_SIMULATOR_TARGET", "sm_80")
+    a = torch.zeros(16, 32).to(torch.float8_e4m3fn)
+    with pytest.raises(TypeMismatch, match="sm_80 has no tensor cores for float8"):
+        matmul(a, a.t())

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from tests.ops.support import FLOATS, WEIGHT_TYPES, finite_codes
 from tilus import dtypes
-from tilus.dtypes import DType, decode, dtype, uint4
+from tilus.dtypes import DType, decode, dtype, float16, uint4
 from tilus.errors import TilusError
-from tilus.ops import from_codes, quantize
+from tilus.ops import from_codes, gated_pair, quantize
 from tilus.ops.prepack import CODES, THREADS, UNIT_K, UNIT_N, pack_weight, unit_bytes, unpack_weight
 
 GROUPS = [16, 32, 64, 128, 256, -1]
@@ -223,6 +223,25 @@ REFUSED = {
         torch.zeros(32, 8), "float4_e2m1", 32, scale_dtype=torch.bfloat16, activations=torch.float16
     ),
     "not_finite": lambda: quantize(torch.full((32, 8), float("inf")), "int4", 32),
+    "no_elements": lambda: quantize(torch.zeros(32, 0), "uint4", 32),
+    "complex": lambda: quantize(torch.zeros(32, 8, dtype=torch.complex64), "uint4", 32),
+    "codes_of_16_bits": lambda: from_codes(
+        np.zeros((32, 8), np.uint8), float16, torch.ones(1, 8).half(), None, 32
+    ),
+    "codes_vector": lambda: from_codes(np.zeros(32, np.uint8), uint4, torch.ones(1, 8).half(), None, 32),
+    "scale_not_finite": lambda: from_codes(
+        np.zeros((32, 8), np.uint8), uint4, torch.full((1, 8), float("nan")).half(), None, 32
+    ),
+    "zero_type": lambda: from_codes(
+        np.zeros((32, 8), np.uint8), uint4, torch.ones(1, 8).half(), torch.ones(1, 8), 32
+    ),
+    "order_too_short": lambda: from_codes(
+        np.zeros((32, 8), np.uint8), uint4, torch.ones(1, 8).half(), None, 32, order=torch.arange(31)
+    ),
+    "order_out_of_range": lambda: from_codes(
+        np.zeros((32, 8), np.uint8), uint4, torch.ones(1, 8).half(), None, 32, order=torch.arange(1, 33)
+    ),
+    "gated_twice": lambda: gated_pair(*[gated_pair(*[quantize(torch.zeros(32, 8), "uint4", 32)] * 2)] * 2),
     "scale_shape": lambda: from_codes(np.zeros((32, 8), np.uint8), uint4, torch.ones(2, 8).half(), None, 32),
     "zero_shape": lambda: from_codes(
         np.zeros((32, 8), np.uint8), uint4, torch.ones(1, 8).half(), torch.ones(1, 7).half(), 32

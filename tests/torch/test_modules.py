@@ -48,6 +48,16 @@ def test_forward_is_the_product_with_the_dequantised_weight(
     check_product(found, exact, by_torch.to(dtype))
 
 
+@pytest.mark.parametrize("activations", [None, torch.int8], ids=str)
+@pytest.mark.parametrize("shape", [(3, 60), (3, 80), ()])
+def test_an_input_of_another_width_is_refused(
+    shape: tuple[int, ...], activations: torch.dtype | None
+) -> None:
+    layer = QuantizedLinear(quantize(torch.randn(64, 40), "uint4", 32, activations=activations))
+    with pytest.raises(ShapeMismatch, match="takes 64 features, but its input has shape"):
+        layer(torch.randn(shape))
+
+
 def test_bfloat16_layers() -> None:
     layer = QuantizedLinear.from_linear(linear(), "int6", 32, scale_dtype=torch.bfloat16)
     assert layer(torch.randn(5, 64).bfloat16()).dtype == torch.bfloat16
@@ -299,3 +309,13 @@ def test_gated_pairs_are_no_linear_layer() -> None:
     weight = quantize(torch.randn(64, 32), "uint4", 32)
     with pytest.raises(TypeMismatch, match="no gate"):
         QuantizedLinear(gated_pair(weight, weight))
+
+
+def test_wrong_inputs_of_layers() -> None:
+    layer = QuantizedLinear.from_linear(linear(), "uint4", 32)
+    with pytest.raises(ShapeMismatch, match=r"takes 64 features, but its input has shape \(4, 128\)"):
+        layer(torch.zeros(4, 128))
+    with pytest.raises(ShapeMismatch, match=r"it lacks x\.packed, x\.scale, x\.config"):
+        QuantizedLinear.from_state_dict({}, "x.")
+    with pytest.raises(ShapeMismatch, match=r"^2: a group of 64"):
+        quantize_linears(nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 8)), "uint4", 64)

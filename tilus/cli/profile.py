@@ -19,7 +19,7 @@ from tilus.cli import UsageError, arguments, kernels
 from tilus.errors import TilusError
 
 if TYPE_CHECKING:
-    from tilus.codegen.devices import Device
+    from tilus.codegen.figures import Figures
     from tilus.simulator import LineCounters, Report
 
 _EXAMPLES = """\
@@ -111,17 +111,17 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def find_target(target: str | None, card: str | None) -> tuple[str, Device | None]:
-    """Return the target whose PTX runs, and the card whose figures are used, if there is one."""
+def find_target(target: str | None, card: str | None) -> tuple[str, Figures]:
+    """Return the target whose PTX runs, and the card whose figures are used."""
     from tilus.codegen import target as find
-    from tilus.codegen.devices import DEVICES, device
+    from tilus.codegen.figures import figures
     from tilus.runtime.simulate import default_target
 
     if card is not None:
-        found = device(card)
+        found = figures(card)
         return find(target or found.target).name, found
     name = find(target or default_target()).name
-    return name, next((each for each in DEVICES.values() if each.target == name), None)
+    return name, figures(name)
 
 
 def find_call(options: argparse.Namespace) -> Callable[[], object]:
@@ -185,8 +185,8 @@ class Profile:
     ----------
     kernel, target : str
         Names.
-    card : Device or None
-        Whose figures the estimate takes; None where there are none for the target.
+    card : Figures
+        Whose figures the estimate takes.
     reports : list of Report
         One for each launch.
     seconds : dict
@@ -197,7 +197,7 @@ class Profile:
 
     kernel: str
     target: str
-    card: Device | None
+    card: Figures
     reports: Sequence[Report]
     seconds: dict[str, float]
     estimate: float
@@ -224,7 +224,7 @@ class Profile:
         return {
             "kernel": self.kernel,
             "target": self.target,
-            "card": self.card.name if self.card is not None else None,
+            "card": self.card.name,
             "launches": [{"grid": list(report.grid), "block": list(report.block)} for report in self.reports],
             "seconds": self.seconds,
             "limit": next(iter(self.seconds), None),
@@ -246,25 +246,21 @@ class Profile:
         return "\n".join([head, "", *table(self.lines()), "", *totals(self.counters), "", *self._roofline()])
 
     def _roofline(self) -> list[str]:
-        if self.card is None:
-            return [
-                f"no estimate: there are no figures of a card for {self.target}, --card NAME takes another's"
-            ]
         rows = [f"roofline on {self.card.name}: {_time(self.estimate)} at least"]
         limit = next(iter(self.seconds))
         for name, seconds in self.seconds.items():
             mark = "  <- the limit" if name == limit and seconds else ""
             rows.append(f"  {_RESOURCES[name]:20}{_time(seconds):>12}{mark}")
         blocks = sum(report.grid[0] * report.grid[1] * report.grid[2] for report in self.reports)
-        if blocks < self.card.sm_count * len(self.reports):
+        if blocks < self.card.processors * len(self.reports):
             rows.append(
-                f"  {blocks // len(self.reports)} blocks a launch leave some of the card's {self.card.sm_count}"
+                f"  {blocks // len(self.reports)} blocks a launch leave some of the card's {self.card.processors}"
                 " multiprocessors idle"
             )
         return rows
 
 
-def collect(reports: Sequence[Report], target: str, card: Device | None) -> list[Profile]:
+def collect(reports: Sequence[Report], target: str, card: Figures) -> list[Profile]:
     """Group launches by kernel, and estimate each."""
     groups: dict[str, list[Report]] = {}
     for report in reports:
@@ -273,10 +269,9 @@ def collect(reports: Sequence[Report], target: str, card: Device | None) -> list
     for kernel, launches in groups.items():
         seconds: dict[str, float] = {}
         estimate = 0.0
-        for report in launches if card is not None else ():
-            assert card is not None
+        for report in launches:
             try:
-                needed = report.roofline(card.figures())
+                needed = report.roofline(card.per_second())
             except ValueError as error:
                 raise TilusError(f"{card.name} cannot run {kernel}: {error}", hint="another --card") from None
             _add(seconds, needed)

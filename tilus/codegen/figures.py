@@ -31,6 +31,10 @@ class TensorRates:
     f16, tf32, f8, i8, f64 : int
         For float16 and bfloat16 with float32 sums, tfloat32, 8-bit floats, 8-bit integers and float64; 0 where the
         card has none.
+    f16_in_f16, f8_in_f16 : int
+        With float16 sums, where those are faster.
+    i4, b1, f4 : int
+        For 4-bit integers, bits and 4-bit floats, where they have a rate of their own.
     """
 
     f16: int
@@ -38,6 +42,11 @@ class TensorRates:
     f8: int
     i8: int
     f64: int = 0
+    f16_in_f16: int = 0
+    f8_in_f16: int = 0
+    i4: int = 0
+    b1: int = 0
+    f4: int = 0
 
 
 @dataclass(frozen=True)
@@ -151,7 +160,6 @@ class Figures:
     def per_second(self) -> dict[str, float]:
         """Return what the whole chip does per second, by the names that `tilus.simulator.Report.roofline` takes."""
         clocks = self.processors * self.clock
-        kinds = {"f16": "f16", "tf32": "tf32", "f8": "f8", "int8": "i8", "f64": "f64"}
         return {
             "sm_count": float(self.processors),
             "dram_bytes": self.global_bandwidth * self.global_share,
@@ -161,7 +169,7 @@ class Figures:
             "special_functions": clocks * self.lanes.special / WARP,
             **{
                 f"tensor_core_flops.{kind}": clocks * getattr(self.tensor, field)
-                for kind, field in kinds.items()
+                for kind, field in _TENSOR_KINDS.items()
                 if getattr(self.tensor, field)
             },
         }
@@ -173,6 +181,12 @@ _TENSOR_TYPES = {
     "e4m3": "f8", "e5m2": "f8", "float8_e4m3": "f8", "float8_e5m2": "f8",
     "s8": "i8", "u8": "i8", "int8": "i8", "uint8": "i8",
     "f64": "f64", "float64": "f64",
+}  # fmt: skip
+
+# As the simulator's counters name kinds of operands, and the field of `TensorRates` for each.
+_TENSOR_KINDS = {
+    "f16": "f16", "f16 in f16": "f16_in_f16", "tf32": "tf32", "f8": "f8", "f8 in f16": "f8_in_f16", "f4": "f4",
+    "int8": "i8", "int4": "i4", "b1": "b1", "f64": "f64",
 }  # fmt: skip
 
 _GUIDE = "CUDA C++ programming guide, compute capabilities and arithmetic throughput"
@@ -224,7 +238,7 @@ _AMPERE = Figures(
     l2_bytes=40 * MIB,
     l2_bytes_per_clock=5120,
     shared_bytes_per_clock=128,
-    tensor=TensorRates(f16=2048, tf32=1024, f8=0, i8=4096, f64=128),
+    tensor=TensorRates(f16=2048, tf32=1024, f8=0, i8=4096, f64=128, i4=8192, b1=32768),
     mma_sync_share=1.0,
     lanes=LaneRates(fma=64, alu=64, half2=128, special=16, convert=64, shuffle=32),
     issue_per_clock=4,
@@ -295,7 +309,7 @@ _OTHERS = (
         global_bandwidth=1008e9,
         l2_bytes=72 * MIB,
         # GeForce cards run float16 and 8-bit floats at half the rate where the sums are float32.
-        tensor=TensorRates(f16=512, tf32=256, f8=1024, i8=2048),
+        tensor=TensorRates(f16=512, tf32=256, f8=1024, i8=2048, f16_in_f16=1024, f8_in_f16=2048, i4=4096),
         sources=(
             ("processors, clock, tensor", "NVIDIA Ada whitepaper: 165.2 TFLOP/s are 128 x 512 x 2.52 GHz"),
             ("global_bandwidth, l2_bytes", "NVIDIA Ada whitepaper"),
@@ -311,7 +325,7 @@ _OTHERS = (
         global_bandwidth=936e9,
         l2_bytes=6 * MIB,
         l2_bytes_per_clock=3072,
-        tensor=TensorRates(f16=512, tf32=256, f8=0, i8=2048),
+        tensor=TensorRates(f16=512, tf32=256, f8=0, i8=2048, f16_in_f16=1024, i4=4096),
         blocks=16,
         sources=(
             ("processors, clock, tensor", "NVIDIA GA102 whitepaper: 71 TFLOP/s are 82 x 512 x 1.695 GHz"),
@@ -328,7 +342,7 @@ _OTHERS = (
         global_bandwidth=320e9,
         l2_bytes=4 * MIB,
         l2_bytes_per_clock=1024,
-        tensor=TensorRates(f16=1024, tf32=0, f8=0, i8=2048),
+        tensor=TensorRates(f16=1024, tf32=0, f8=0, i8=2048, i4=4096, b1=16384),
         lanes=LaneRates(fma=64, alu=64, half2=64, special=16, convert=16, shuffle=32),
         shared_bytes=64 * KIB,
         threads=1024,
@@ -347,7 +361,7 @@ _OTHERS = (
         processors=170,
         clock=2.407e9,
         global_bandwidth=1792e9,
-        tensor=TensorRates(f16=512, tf32=256, f8=1024, i8=2048),
+        tensor=TensorRates(f16=512, tf32=256, f8=1024, i8=2048, f16_in_f16=1024, f8_in_f16=2048, f4=4096),
         sources=(
             (
                 "processors, clock, tensor",
@@ -415,9 +429,11 @@ def figures(name: str) -> Figures:
     Parameters
     ----------
     name : str
-        A card such as ``"H200"``, or a target such as ``"sm_90a"``.
+        A card such as ``"H200"`` or ``"rtx-4090"``, or a target such as ``"sm_90a"`` or ``"sm_90"``.
     """
-    found = FIGURES.get(name) or FIGURES.get(_OF_TARGET.get(name, ""))
+    target = name if name in _OF_TARGET else f"{name}a"
+    asked = _OF_TARGET.get(target, name).lower().replace("-", " ")
+    found = next((card for card in FIGURES.values() if card.name.lower() == asked), None)
     if found is None:
         raise TargetNotSupported(
             f"there are no figures of {name!r}", hint="one of " + ", ".join([*FIGURES, *_OF_TARGET])

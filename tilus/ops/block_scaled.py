@@ -90,7 +90,7 @@ def quantize_blocks(x: torch.Tensor, *, rows: int = 1) -> tuple[torch.Tensor, to
     -------
     codes : Tensor of float8_e4m3fn, shape (m, k)
     scale : Tensor of float32, shape (ceil(m / rows), ceil(k / 128))
-        x is about ``codes * scale``.
+        x is about ``codes * scale``. A block whose largest value is below 1e-4 is scaled as if it were that.
 
     Raises
     ------

@@ -22,6 +22,7 @@ from tilus.ops.weights import QuantizedWeight, from_codes, split_scales
 Array = np.ndarray[Any, Any]
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 GPTQ_BITS = {2: dtypes.uint2, 3: dtypes.uint3, 4: dtypes.uint4, 8: dtypes.uint8}
+SCALES = (torch.float16, torch.bfloat16)
 FP8 = {torch.float8_e4m3fn: dtypes.float8_e4m3, torch.float8_e5m2: dtypes.float8_e5m2}
 
 
@@ -30,6 +31,15 @@ def _bits(words: torch.Tensor, dtype: DType, count: int, axis: int) -> Array:
     moved = np.ascontiguousarray(np.moveaxis(words.detach().cpu().numpy(), axis, -1))
     found = unpack(moved.view(np.uint8)[..., : dtype.packed_nbytes(count)], dtype, count)
     return np.moveaxis(found, -1, axis)
+
+
+def _expect(name: str, tensor: torch.Tensor, types: tuple[torch.dtype, ...], ndim: int) -> None:
+    """Refuse a tensor of other types, or with other dimensions, than a format has: its bits would be misread."""
+    if tensor.dtype not in types or tensor.ndim != ndim:
+        expected = " or ".join(str(t) for t in types)
+        raise TypeMismatch(
+            f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, expected {expected} with {ndim} dimensions"
+        )
 
 
 def from_gptq(
@@ -67,10 +77,14 @@ def from_gptq(
         raise TypeMismatch(
             f"GPTQ of {bits} bits, version {version}", hint="bits 2, 3, 4 or 8, and version 1 or 2"
         )
+    for name, tensor in (("qweight", qweight), ("qzeros", qzeros)):
+        _expect(name, tensor, (torch.int32,), 2)
+    _expect("scales", scales, SCALES, 2)
     dtype = GPTQ_BITS[bits]
     groups, n = scales.shape
     k = qweight.shape[0] * 32 // bits
-    if qweight.shape[1] != n or qzeros.shape != (groups, n * bits // 32) or k % groups:
+    fits = qweight.shape[1] == n and qzeros.shape == (groups, n * bits // 32) and n * bits % 32 == 0
+    if not (fits and groups and k % groups == 0):
         raise ShapeMismatch(
             f"GPTQ tensors of shapes {tuple(qweight.shape)}, {tuple(qzeros.shape)} and {tuple(scales.shape)} do not "
             f"fit {bits} bits"
@@ -82,9 +96,7 @@ def from_gptq(
     order = None
     if g_idx is not None:
         index = g_idx.detach().cpu().numpy().astype(np.int64)
-        if index.shape != (k,) or not np.array_equal(
-            np.bincount(index, minlength=groups), np.full(groups, k // groups)
-        ):
+        if index.shape != (k,) or not np.array_equal(np.sort(index), np.arange(k) // (k // groups)):
             raise ShapeMismatch(f"g_idx does not put {k // groups} of {k} rows into each of {groups} groups")
         if not np.array_equal(index, np.arange(k) // (k // groups)):
             sort = np.argsort(index, kind="stable")
@@ -112,9 +124,13 @@ def from_awq(
         Zero points in the same order.
     scales : Tensor of float16 or bfloat16, shape (groups, n)
     """
+    for name, tensor in (("qweight", qweight), ("qzeros", qzeros)):
+        _expect(name, tensor, (torch.int32,), 2)
+    _expect("scales", scales, SCALES, 2)
     k, n = qweight.shape[0], qweight.shape[1] * 8
     groups = scales.shape[0]
-    if scales.shape != (groups, n) or qzeros.shape != (groups, n // 8) or k % groups:
+    fits = scales.shape == (groups, n) and qzeros.shape == (groups, n // 8)
+    if not (fits and groups and k % groups == 0):
         raise ShapeMismatch(
             f"AWQ tensors of shapes {tuple(qweight.shape)}, {tuple(qzeros.shape)} and {tuple(scales.shape)} do not fit"
         )
@@ -154,17 +170,25 @@ def from_compressed_tensors(
     """
     if bits not in (4, 8):
         raise TypeMismatch(f"compressed-tensors packs 4 and 8 bits, not {bits}")
+    _expect("weight_packed", weight_packed, (torch.int32,), 2)
+    _expect("weight_scale", weight_scale, SCALES, 2)
     dtype = GPTQ_BITS[bits]
-    n = weight_packed.shape[0]
-    k = weight_packed.shape[1] * 32 // bits if shape is None else shape[1]
+    rows, words = weight_packed.shape
+    n, k = (rows, words * 32 // bits) if shape is None else shape
+    if n != rows or -(-k * bits // 32) != words:
+        raise ShapeMismatch(f"packed codes of shape {(rows, words)} do not fit a weight of {n} x {k}")
     groups = weight_scale.shape[1]
-    if weight_scale.shape[0] != n or k % groups:
+    if weight_scale.shape[0] != n or not groups or k % groups:
         raise ShapeMismatch(f"scales of shape {tuple(weight_scale.shape)} do not fit a weight of {n} x {k}")
     codes = _bits(weight_packed, dtype, k, 1)
     middle = float(1 << (bits - 1))
     if weight_zero_point is None:
         zeros = np.full((groups, n), middle)
     else:
+        _expect("weight_zero_point", weight_zero_point, (torch.int32,), 2)
+        wanted = (-(-n * bits // 32), groups)
+        if tuple(weight_zero_point.shape) != wanted:
+            raise ShapeMismatch(f"zero points have shape {tuple(weight_zero_point.shape)}, expected {wanted}")
         zeros = _bits(weight_zero_point, dtype, n, 0).T.astype(np.float64)
     scale = weight_scale.t().contiguous()
     return from_codes(
@@ -196,6 +220,7 @@ def from_fp8(
     """
     if weight.dtype not in FP8:
         raise TypeMismatch(f"from_fp8 takes float8_e4m3fn or float8_e5m2, not {weight.dtype}")
+    _expect("weight", weight, tuple(FP8), 2)
     n, k = weight.shape
     codes = np.ascontiguousarray(weight.detach().cpu().view(torch.uint8).numpy().T)
     values = scale.detach().to(torch.float64).cpu().numpy()
@@ -207,7 +232,7 @@ def from_fp8(
     if values.size == n and values.ndim in (1, 2) and values.shape[0] == n:
         tensor, alpha = split_scales(values.reshape(1, n), scale_dtype)
         return from_codes(codes, FP8[weight.dtype], tensor, None, k, alpha=alpha, activations=activations)
-    if values.ndim == 2:
+    if values.ndim == 2 and values.size:
         rows, columns = values.shape
         block_n, block_k = -(-n // rows), -(-k // columns)
         step_n = 1 << (block_n - 1).bit_length()
@@ -291,6 +316,7 @@ def from_mxfp8(
     """
     if weight.dtype not in FP8:
         raise TypeMismatch(f"from_mxfp8 takes float8_e4m3fn or float8_e5m2, not {weight.dtype}")
+    _expect("weight", weight, tuple(FP8), 2)
     codes = weight.detach().cpu().view(torch.uint8).numpy()
     values = decode(scales.detach().cpu().view(torch.uint8).numpy(), dtypes.float8_e8m0)
     return _in_blocks(codes, FP8[weight.dtype], values, 1.0, 32, scale_dtype, activations)
@@ -304,6 +330,7 @@ def _fp4(
     scale_dtype: torch.dtype,
     activations: torch.dtype | None,
 ) -> QuantizedWeight:
+    _expect("the packed weight", blocks, (torch.uint8,), 3 if blocks.ndim == 3 else 2)
     stored = blocks.detach().cpu().numpy().reshape(blocks.shape[0], -1)
     codes = unpack(stored, dtypes.float4_e2m1, stored.shape[1] * 2)
     return _in_blocks(codes, dtypes.float4_e2m1, scales, factor, group, scale_dtype, activations)
@@ -368,7 +395,14 @@ def from_nf4(
         float16 or bfloat16, to which scales are rounded.
     """
     n, k = shape
-    if k % block_size or weight.numel() != n * k // 2 or absmax.numel() != n * k // block_size:
+    if weight.dtype != torch.uint8:
+        raise TypeMismatch(f"from_nf4 takes bytes, not {weight.dtype}", hint="weight.view(torch.uint8)")
+    if (
+        block_size < 1
+        or k % block_size
+        or weight.numel() != n * k // 2
+        or absmax.numel() != n * k // block_size
+    ):
         raise ShapeMismatch(
             f"{weight.numel()} bytes and {absmax.numel()} scales do not fit {n} x {k} in blocks of {block_size}",
             hint="a block size that divides k",
@@ -400,6 +434,7 @@ def from_bitnet(
     scale_dtype : torch.dtype
         float16 or bfloat16, of the activations.
     """
+    _expect("weight", weight, (torch.uint8,), 2)
     stored = weight.detach().cpu().numpy()
     codes = np.concatenate([(stored >> (2 * i)) & 3 for i in range(4)], axis=0)
     if (codes == 3).any():

@@ -353,7 +353,7 @@ def _run(
         block=block or block_m,
         block_m=block_m,
         block_n=128 if b.shape[2] > 64 else 64,
-        # 128 bytes, the widest rows that need no more than one swizzle.
+        # Rows of 128 bytes, the widest that a swizzle has.
         block_k=1024 // dtype.bits,
         stages=4 if target.shared_bytes >= 160_000 else 3 if block_m < 128 else 2,
         warps=warps,

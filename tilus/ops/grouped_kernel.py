@@ -42,6 +42,21 @@ def owner(experts, bi, batch, block, block_m, masked):
     return tilus.maximum(expert, 0), expert >= 0
 
 
+@tilus.inline
+def rescaled(out, a_scale, b_scale, batch, row, expert, column, a_scales, b_scales):
+    """Multiply a tile that lies at a row and a column with the scales of its rows and of its expert."""
+    height, width = out.shape
+    if a_scales == "rows":
+        out = out * tilus.load(a_scale, (batch, row), height)[:, None]
+    elif a_scales == "tensor":
+        out = out * tilus.load(a_scale, (0, 0))
+    if b_scales == "columns":
+        out = out * tilus.load(b_scale, (expert, column), width)[None, :]
+    elif b_scales == "experts":
+        out = out * tilus.load(b_scale, (expert, 0))
+    return out
+
+
 @tilus.kernel
 def grouped_matmul_kernel(
     a: Tensor["dtype", "groups rows k"],
@@ -101,14 +116,7 @@ def grouped_matmul_kernel(
         acc = tilus.dot(left, right, acc)
     if used:
         out = tilus.cast(acc, float32)
-        if a_scales == "rows":
-            out = out * tilus.load(a_scale, (batch, row), block_m)[:, None]
-        elif a_scales == "tensor":
-            out = out * tilus.load(a_scale, (0, 0))
-        if b_scales == "columns":
-            out = out * tilus.load(b_scale, (expert, column), block_n)[None, :]
-        elif b_scales == "experts":
-            out = out * tilus.load(b_scale, (expert, 0))
+        out = rescaled(out, a_scale, b_scale, batch, row, expert, column, a_scales, b_scales)
         if has_bias:
             out = out + tilus.cast(tilus.load(bias, (expert, column), (1, block_n)), float32)
         tilus.store(c, tilus.cast(activate(out, activation), out_dtype), (batch, row, column))

@@ -99,6 +99,16 @@ def _check(
     a_scale: torch.Tensor | None, b_scale: torch.Tensor | None, activation: str, alpha: float,
     out_dtype: torch.dtype | None,
 ) -> None:  # fmt: skip
+    named = {
+        "a": a, "b": b, "bias": bias, "residual": residual, "a_scale": a_scale, "b_scale": b_scale,
+    }  # fmt: skip
+    for name, x in named.items():
+        if x is None and name not in ("a", "b"):
+            continue
+        if not isinstance(x, torch.Tensor):
+            raise TypeMismatch(f"{name} is a {type(x).__name__}, expected a tensor")
+        if x.device != a.device:
+            raise TypeMismatch(f"a is on {a.device}, but {name} on {x.device}", hint=f"{name}.to(a.device)")
     fp8 = (torch.float8_e4m3fn, torch.float8_e5m2)
     if a.dtype not in OPERANDS or (a.dtype != b.dtype and not (a.dtype in fp8 and b.dtype in fp8)):
         raise TypeMismatch(
@@ -191,6 +201,11 @@ def _run(
     alpha: float = 1.0, beta: float = 1.0, out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:  # fmt: skip
     target = target_of(a)
+    if OPERANDS[a.dtype].bits == 8 and a.dtype != torch.int8 and not target.has("mma_fp8"):
+        raise TypeMismatch(
+            f"{target.name} has no tensor cores for float8, which begin with sm_89",
+            hint="matmul(a.half(), b.half()), with the factors of scales in alpha",
+        )
     out = out_dtype or result_dtype(a)
     k, n = b.shape[-2:]
     c = torch.empty((*a.shape[:-1], n), dtype=out, device=a.device)

@@ -59,6 +59,19 @@ def quantized_matmul(
     ShapeMismatch, TypeMismatch
         Where a, the weight and the bias do not fit.
     """
+    if not isinstance(weight, QuantizedWeight):
+        raise TypeMismatch(
+            f"the weight is a {type(weight).__name__}, expected a QuantizedWeight",
+            hint='tilus.ops.quantize(weight, "uint4")',
+        )
+    if not isinstance(a, (torch.Tensor, QuantizedTokens)):
+        raise TypeMismatch(f"activations are a {type(a).__name__}, expected a tensor or QuantizedTokens")
+    values = a.values if isinstance(a, QuantizedTokens) else a
+    if values.device != weight.packed.device:
+        raise TypeMismatch(
+            f"activations are on {values.device}, but the weight on {weight.packed.device}",
+            hint="weight.to(activations.device)",
+        )
     k, n = weight.shape
     wanted = weight.activations or weight.scale.dtype
     if activation not in EPILOGUES:

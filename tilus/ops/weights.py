@@ -195,6 +195,10 @@ def quantize(
         raise TypeMismatch(
             f"zero points go with unsigned integers, not {code_type}", hint="use uint1 to uint8"
         )
+    if not weight.numel() or weight.is_complex():
+        raise ShapeMismatch(
+            f"quantize takes a matrix of real numbers, not {weight.dtype} of shape {tuple(weight.shape)}"
+        )
     k, n = weight.shape
     group = check_group(k, group_size, activations)
     operand = operand_type(code_type, _activations_of(scale_dtype, activations))
@@ -226,7 +230,9 @@ def quantize(
             down = -low / negative if negative > 0 else np.zeros_like(low)
             scale = np.maximum(up, down)
     positive_scale = np.where(scale > 0, scale, scale.max() or 1.0)
-    stored, alpha = split_scales(positive_scale, scale_dtype, highest_scale(code_type, scale_dtype, activations))
+    stored, alpha = split_scales(
+        positive_scale, scale_dtype, highest_scale(code_type, scale_dtype, activations)
+    )
     stored = stored.clamp_min(torch.finfo(scale_dtype).smallest_normal * torch.finfo(scale_dtype).eps)
     # Codes are chosen for the scales that will multiply them.
     scale = stored.to(torch.float64).numpy() * alpha
@@ -352,6 +358,10 @@ def from_codes(
     activations : torch.dtype, optional
         As for `quantize`.
     """
+    if codes.ndim != 2:
+        raise ShapeMismatch(f"codes have shape {tuple(codes.shape)}, expected (k, n)")
+    if not 1 <= dtype.bits <= 8 or dtype.kind in ("bool", "scale"):
+        raise TypeMismatch(f"codes are of a number type of 1 to 8 bits, not {dtype}")
     k, n = codes.shape
     group = check_group(k, group_size, activations)
     if not np.isfinite(decode(np.unique(codes), dtype).astype(np.float64)).all():
@@ -362,11 +372,17 @@ def from_codes(
             raise ShapeMismatch(
                 f"{name} has shape {tuple(tensor.shape)}, expected {(groups, n)} for groups of {group}"
             )
+    operand = operand_type(dtype, _activations_of(scale.dtype, activations))
+    if zero is not None and zero.dtype != scale.dtype:
+        raise TypeMismatch(f"zero points are {zero.dtype}, expected the scale's {scale.dtype}")
+    if not (torch.isfinite(scale).all() and np.isfinite(alpha)):
+        raise TypeMismatch("a scale is infinite or NaN", hint="finite scales")
+    if order is not None and not torch.equal(order.detach().cpu().sort().values, torch.arange(k)):
+        raise ShapeMismatch(f"the order is no permutation of the {k} rows of codes")
     highest = highest_scale(dtype, scale.dtype, activations)
     if (scale.abs() >= highest).any():
         scale, factor = split_scales(scale.detach().to("cpu", torch.float64).numpy(), scale.dtype, highest)
         alpha *= factor
-    operand = operand_type(dtype, _activations_of(scale.dtype, activations))
     packed = torch.from_numpy(pack_weight(codes, dtype, operand))
     return _assembled(packed, dtype, (k, n), scale, zero, group, alpha, order, activations)
 
@@ -404,6 +420,8 @@ def gated_pair(gate: QuantizedWeight, up: QuantizedWeight) -> QuantizedWeight:
     QuantizedWeight
         Of both weights' columns. `quantized_matmul` with it returns half as many.
     """
+    if gate.gated or up.gated:
+        raise TypeMismatch("a gate, or what it multiplies, is a gated pair itself", hint="the two weights")
     same = (gate.dtype, gate.shape, gate.group_size, gate.scale.dtype, gate.activations, gate.zero is None)
     if same != (up.dtype, up.shape, up.group_size, up.scale.dtype, up.activations, up.zero is None):
         raise TypeMismatch(

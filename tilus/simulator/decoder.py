@@ -25,6 +25,9 @@ _DYNAMIC_SPECIALS = (
     "%globaltimer_hi",
     "%activemask",
 )
+SPECIAL_VECTORS = frozenset(
+    "%tid %ntid %ctaid %nctaid %clusterid %nclusterid %cluster_ctaid %cluster_nctaid".split()
+)
 _SPECIALS = frozenset(
     "%laneid %warpid %nwarpid %smid %nsmid %gridid %clock %clock_hi %clock64 %globaltimer %globaltimer_lo "
     "%globaltimer_hi %lanemask_eq %lanemask_le %lanemask_lt %lanemask_ge %lanemask_gt %dynamic_smem_size "
@@ -32,20 +35,7 @@ _SPECIALS = frozenset(
     "%reserved_smem_offset_begin %reserved_smem_offset_end %reserved_smem_offset_cap %reserved_smem_offset_0 "
     "%reserved_smem_offset_1 %activemask "
     "%current_graph_exec".split()
-    + [
-        f"{n}.{c}"
-        for n in (
-            "%tid",
-            "%ntid",
-            "%ctaid",
-            "%nctaid",
-            "%clusterid",
-            "%nclusterid",
-            "%cluster_ctaid",
-            "%cluster_nctaid",
-        )
-        for c in "xyz"
-    ]
+    + [f"{n}.{c}" for n in SPECIAL_VECTORS for c in "xyz"]
     + [f"%pm{i}" for i in range(8)]
     + [f"%pm{i}_64" for i in range(8)]
     + [f"%envreg{i}" for i in range(32)]
@@ -233,6 +223,9 @@ class Decoder:
 
     def components(self, operand: Any) -> tuple[Any, ...]:
         """The components of a vector; anything else is its own only component."""
+        if isinstance(operand, Name) and operand.text in SPECIAL_VECTORS:
+            # The fourth component is always zero.
+            return (*(Name(f"{operand.text}.{c}") for c in "xyz"), Integer(0))
         if isinstance(operand, Name):
             operand = self.scope.vector(operand.text) or operand
         return operand.items if isinstance(operand, Vector) else (operand,)

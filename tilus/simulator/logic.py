@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .decoder import Decoder
+from .decoder import Decoder, operand_text
 from .operands import Constant, Register
 from .operations import Map, Operation
 from .syntax import Vector
@@ -396,12 +396,21 @@ def _decode_mov(d: Decoder) -> Operation:
     d.count(2)
     target, source = d.operands
     if width is not None:
-        raise d.fail("mov of special vector registers is not supported; read the components")
+        return _move_vector(d, type, int(width[1]), target, source)
     if isinstance(source, Vector) or isinstance(target, Vector):
         return _pack_or_unpack(d, type, target, source)
     operation = _moving(_same, [d.target(target, type)], [d.source(source, type)], 1)
     operation.copies = isinstance(operation.reads[0], Register) and d.statement.guard is None
     return operation
+
+
+def _move_vector(d: Decoder, type: ScalarType, count: int, target: object, source: object) -> Operation:
+    """A vector, such as that of a special register, into another."""
+    for operand in (target, source):
+        found = len(d.components(operand))
+        if found != count:
+            raise d.fail(f"{operand_text(operand)} has {found} components, expected {count}")
+    return _moving(lambda *values: values, d.targets(target, type), d.sources(source, type), count)
 
 
 def _same(value: Any) -> Any:

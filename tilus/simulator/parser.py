@@ -7,6 +7,8 @@ import struct
 from functools import lru_cache
 from typing import Any
 
+from .constants import EXPRESSION, evaluate
+from .constants import integer_literal as parse_integer
 from .errors import PtxError
 from .syntax import (
     Address,
@@ -48,9 +50,10 @@ variable: linkage* SPACE var_part* declarators ";"
 ?linkage: ".visible" | ".weak" | ".common" | EXTERN
 declarators: declarator ("," declarator)*
 declarator: WORD dim* ("=" initial)?
-dim: "[" NUMBER? "]"
-initial: number | WORD | WORD "+"? NUMBER | braces | "generic" "(" WORD ("+"? NUMBER)? ")" ("+"? NUMBER)?
-       | NUMBER "(" WORD ")" -> masked_initial
+dim: "[" _count? "]"
+_count: NUMBER | EXPRESSION
+initial: number | braces | symbolic | NUMBER "(" (symbolic | number) ")" -> masked_initial
+symbolic: WORD | WORD "+"? _count | "generic" "(" WORD ("+"? _count)? ")" ("+"? _count)?
 braces: "{" (initial ("," initial)*)? "}"
 var_part: DOTWORD | ".align" NUMBER -> var_align | ".attribute" "(" attribute_item ("," attribute_item)* ")" -> ignored
 attribute_item: DOTWORD | DOTWORD "(" NUMBER "," NUMBER ")"
@@ -77,16 +80,17 @@ guard: "@" WORD | "@" "!" WORD -> negative_guard
 
 ?operand: simple | pair | vector | address | group
 ?simple: name | number | "!" simple -> negated | "-" WORD -> negated_name
-name: WORD | WORD "+" NUMBER -> offset_name | WORD NUMBER -> offset_name
+name: WORD | WORD "+" _count -> offset_name | WORD _count -> offset_name
 pair: simple "|" simple
 vector: "{" (operand ("," operand)*)? "}"
 group: "(" (operand ("," operand)*)? ")"
-address: "[" base ("," operand)* "]" | WORD "[" NUMBER "]" -> indexed
-base: WORD | NUMBER -> absolute | WORD "+" NUMBER -> base_plus | WORD NUMBER -> base_plus
+address: "[" base ("," operand)* "]" | WORD "[" _count "]" -> indexed
+base: WORD | _count -> absolute | WORD "+" _count -> base_plus | WORD _count -> base_plus
     | NUMBER "+" NUMBER -> absolute_plus
-?number: NUMBER -> integer | FLOAT -> floating
+?number: NUMBER -> integer | FLOAT -> floating | EXPRESSION
 
 PLAIN.6: /%PLAIN%/
+EXPRESSION.7: /%EXPRESSION%/
 PRAGMA.9: /\.pragma\s+"[^"]*"(\s*,\s*"[^"]*")*\s*;/
 VERSION.9: /\.version\s+[\d.]+/
 TARGET.9: /\.target\s+[\w]+(\s*,\s*[\w]+)*/
@@ -106,7 +110,7 @@ WORD: /[A-Za-z_$%](::|[\w$.])*/
 COMMENT: /\/\/[^\n]*/ | /\/\*([^*]|\*(?!\/))*\*\//
 %ignore COMMENT
 %ignore /[ \t\r\f\n]+/
-""".replace("%PLAIN%", _PLAIN)
+""".replace("%PLAIN%", _PLAIN).replace("%EXPRESSION%", EXPRESSION.replace("/", r"\/"))
 
 _PARTS = re.compile(r"(?:@(!?)(\S+)\s+)?([\w.:]+)\s*(.*);", re.DOTALL)
 _OPERANDS = re.compile(r"[^,\s{[]+|\{[^}]*\}|\[[^]]*\]")
@@ -141,20 +145,6 @@ def plain_instruction(text: str, line: int) -> Statement:
         Guard(guard, bool(negated)) if guard is not None else None,
         line,
     )
-
-
-def parse_integer(text: str) -> int:
-    """The value of a PTX integer literal (decimal, octal, hexadecimal or binary, with an optional U)."""
-    text = text.rstrip("U")
-    sign = -1 if text.startswith("-") else 1
-    digits = text.lstrip("+-")
-    if digits[:2] in ("0x", "0X"):
-        return sign * int(digits, 16)
-    if digits[:2] in ("0b", "0B"):
-        return sign * int(digits, 2)
-    if len(digits) > 1 and digits[0] == "0":
-        return sign * int(digits, 8)
-    return sign * int(digits)
 
 
 def parse_float(text: str) -> Float:
@@ -197,6 +187,9 @@ def _lark() -> Any:
         def SECTION(self, token: Any) -> Any:
             return ";"
 
+        def EXPRESSION(self, token: Any) -> Integer | Float:
+            return evaluate(str(token), token.line)
+
         def integer(self, items: list[Any]) -> Integer:
             return Integer(parse_integer(items[0]))
 
@@ -207,7 +200,7 @@ def _lark() -> Any:
             return Name(str(items[0]))
 
         def offset_name(self, items: list[Any]) -> Name:
-            return Name(str(items[0]), parse_integer(items[1]))
+            return Name(str(items[0]), _count(items[1]))
 
         def negated(self, items: list[Any]) -> Negated:
             return Negated(items[0])
@@ -228,19 +221,19 @@ def _lark() -> Any:
             return Address(Name(str(items[0])), 0)
 
         def absolute(self, items: list[Any]) -> Address:
-            return Address(Integer(parse_integer(items[0])), 0)
+            return Address(Integer(_count(items[0])), 0)
 
         def absolute_plus(self, items: list[Any]) -> Address:
             return Address(Integer(parse_integer(items[0])), parse_integer(items[1]))
 
         def base_plus(self, items: list[Any]) -> Address:
-            return Address(Name(str(items[0])), parse_integer(items[1]))
+            return Address(Name(str(items[0])), _count(items[1]))
 
         def address(self, items: list[Any]) -> Address:
             return items[0]._replace(extra=tuple(items[1:])) if len(items) > 1 else items[0]
 
         def indexed(self, items: list[Any]) -> Address:
-            return Address(Name(str(items[0])), parse_integer(items[1]))
+            return Address(Name(str(items[0])), _count(items[1]))
 
         def guard(self, items: list[Any]) -> Guard:
             return Guard(str(items[0]), False)
@@ -289,7 +282,7 @@ def _lark() -> Any:
             return Scope(tuple(items))
 
         def dim(self, items: list[Any]) -> Any:
-            return ("dim", parse_integer(items[0]) if items else 0)
+            return ("dim", _count(items[0]) if items else 0)
 
         def var_part(self, items: list[Any]) -> Any:
             return ("part", str(items[0])[1:])
@@ -304,13 +297,13 @@ def _lark() -> Any:
             return Discard
 
         def initial(self, items: list[Any]) -> Any:
-            if len(items) == 1:
-                item = items[0]
-                return item if isinstance(item, (tuple, list)) else Name(str(item))
-            return Name(str(items[0]), sum(parse_integer(item) for item in items[1:]))
+            return items[0]
+
+        def symbolic(self, items: list[Any]) -> Name:
+            return Name(str(items[0]), sum(map(_count, items[1:])))
 
         def masked_initial(self, items: list[Any]) -> Any:
-            return ("mask", parse_integer(items[0]), str(items[1]))
+            return ("mask", parse_integer(items[0]), items[1])
 
         def braces(self, items: list[Any]) -> Any:
             return list(items)
@@ -373,6 +366,13 @@ def _lark() -> Any:
         maybe_placeholders=False,
         cache=False,
     )
+
+
+def _count(item: Any) -> int:
+    """A number or an integer expression, as an offset or a size."""
+    if isinstance(item, Float):
+        raise PtxError(f"a floating-point expression of value {item.value}, expected an integer one")
+    return item.value if isinstance(item, Integer) else parse_integer(item)
 
 
 def _variable(

@@ -190,21 +190,23 @@ class ModuleMemory:
                 return np.array(item.value, np.float16).tobytes()
             return struct.pack("<d", item.value)
         if isinstance(item, tuple) and item and item[0] == "mask":
-            value = self._address(item[2], variable, functions)
+            value = (
+                item[2].value
+                if isinstance(item[2], Integer)
+                else self._symbolic(item[2], variable, functions)
+            )
             shift = (item[1] & -item[1]).bit_length() - 1
             return ((value & item[1]) >> shift & mask).to_bytes(element.bytes, "little")
         if isinstance(item, Name):
-            return ((self._address(item.text, variable, functions) + item.offset) & mask).to_bytes(
-                element.bytes, "little"
-            )
+            return (self._symbolic(item, variable, functions) & mask).to_bytes(element.bytes, "little")
         raise PtxError(f"initial value of {variable.name} is not a constant", variable.line)
 
-    def _address(self, name: str, variable: Variable, functions: dict[str, int]) -> int:
-        if name in self.places:
-            return self.places[name].address
-        if name in functions:
-            return functions[name]
-        raise PtxError(f"initial value of {variable.name} names unknown {name!r}", variable.line)
+    def _symbolic(self, item: Name, variable: Variable, functions: dict[str, int]) -> int:
+        if item.text in self.places:
+            return self.places[item.text].address + item.offset
+        if item.text in functions:
+            return functions[item.text] + item.offset
+        raise PtxError(f"initial value of {variable.name} names unknown {item.text!r}", variable.line)
 
 
 def _flat(items: Any) -> Any:
@@ -450,7 +452,11 @@ class _Builder:
         callee = operands[0] if operands else None
         if not isinstance(callee, Name):
             raise PtxError(f"{render(statement)!r} names no function", statement.line)
-        arguments = operands[1] if len(operands) > 1 and isinstance(operands[1], Group) else Group(())
+        arguments = Group(())
+        if len(operands) > 1 and isinstance(operands[1], (Group, Integer, Float)):
+            # A constant in parentheses is read as an expression.
+            arguments = operands[1] if isinstance(operands[1], Group) else Group((operands[1],))
+            operands[1] = arguments
         if scope.register(callee.text) is not None:
             self.indirect_call(statement, scope, callee, returns, arguments, operands)
             return

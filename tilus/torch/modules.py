@@ -11,7 +11,7 @@ from torch import nn
 
 from tilus.dtypes import DType
 from tilus.dtypes import dtype as find_dtype
-from tilus.errors import ShapeMismatch, TypeMismatch
+from tilus.errors import ShapeMismatch, TilusError, TypeMismatch
 from tilus.ops import QuantizedWeight, quantize
 
 TENSORS = ("packed", "scale", "zero", "order", "bias")
@@ -86,6 +86,9 @@ class QuantizedLinear(nn.Module):
         prefix : str
             What the layer's keys begin with, with the dot.
         """
+        missing = [prefix + name for name in ("packed", "scale", CONFIG) if prefix + name not in state_dict]
+        if missing:
+            raise ShapeMismatch("the state dict holds no quantised layer: it lacks " + ", ".join(missing))
         found = {name: state_dict.get(prefix + name) for name in TENSORS}
         config = read_config(state_dict[prefix + CONFIG])
         packed, scale = state_dict[prefix + "packed"], state_dict[prefix + "scale"]
@@ -105,6 +108,10 @@ class QuantizedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the layer's output in x's dtype; x of another float dtype is converted to that of the scales."""
+        if x.ndim == 0 or x.shape[-1] != self.in_features:
+            raise ShapeMismatch(
+                f"the layer takes {self.in_features} features, but its input has shape {tuple(x.shape)}"
+            )
         given = x.to(self.scale.dtype)
         if self.activations in (torch.int8, torch.float8_e4m3fn):
             return self._with_bytes(given).to(x.dtype)
@@ -221,9 +228,17 @@ def quantize_linears(
     """
     chosen = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and select(n, m)]
     for name, linear in chosen:
-        made = QuantizedLinear.from_linear(
-            linear, dtype, group_size, zero_point=zero_point, scale_dtype=scale_dtype, activations=activations
-        )
+        try:
+            made = QuantizedLinear.from_linear(
+                linear,
+                dtype,
+                group_size,
+                zero_point=zero_point,
+                scale_dtype=scale_dtype,
+                activations=activations,
+            )
+        except TilusError as error:
+            raise type(error)(f"{name}: {error.message}", error.location, hint=error.hint) from error
         _replace(model, name, made)
         progress(name)
     return [name for name, _ in chosen]
