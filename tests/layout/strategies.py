@@ -41,10 +41,14 @@ def register_layouts(
 ) -> RegisterLayout:
     """Layouts of up to a few thousand cells, with digits of any small size in any order."""
     rank = draw(st.integers(1, 3)) if rank is None else rank
-    shape, digits = [], []
+    shape, digits, cells = [], [], 1
     for dim in range(rank):
         stride = 1
         for size in draw(st.lists(sizes, max_size=max_digits)):
+            if cells * size > max_threads * max_elements:
+                # Many large digits would fill the machine's memory with the tables of a product.
+                continue
+            cells *= size
             digits.append(Digit(size, dim, stride))
             stride *= size
         shape.append(stride)
