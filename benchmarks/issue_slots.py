@@ -3,26 +3,29 @@
     python benchmarks/issue_slots.py [--target sm_90a] [--types uint4 ...] [--write]
 
 With few rows a product is as fast as its weights come from memory, unless decoding them takes longer. A multiprocessor
-of an H200 gets about 18.6 bytes a clock and issues for 128 lanes: that is the budget of a weight of so many bits, its
-share of scales and zero points counted. The disassembler is NVIDIA's nvdisasm (`pip install nvidia-cuda-nvdisasm`).
+issues for 128 lanes a clock, and its memory brings so many bytes: that is the budget of a weight of so many bits, its
+share of scales and zero points counted. Integer logic has half as many lanes, and the tensor core its own rate. The
+disassembler is NVIDIA's nvdisasm (`pip install nvidia-cuda-nvdisasm`).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import tempfile
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from _flow import issued
 from cast_cost import find_nvdisasm
 
 from tilus import dtypes
 from tilus.codegen import Compiled
 from tilus.codegen.assemble import available
+from tilus.codegen.figures import Figures, figures
 from tilus.codegen.target import target as find_target
 from tilus.ops import QuantizedWeight, quantize
 from tilus.ops.quantized_matmul import OPERANDS, call_of
@@ -30,11 +33,22 @@ from tilus.ops.quantized_schedule import Schedule, WeightForm, choose
 from tilus.ops.tokens import ALIGN
 
 RESULTS = Path(__file__).parent / "results" / "issue_slots.json"
-BYTES_A_CLOCK = 18.6
+CARDS = {"sm_80": "A100", "sm_89": "L40S", "sm_90a": "H200"}
 LANES = 128
-PROCESSORS = 132
 N, K = 57344, 8192
 ACTIVATIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
+# What instructions are for, by how their names begin; the first that fits.
+CAUSES = (
+    ("tensor core", ("HMMA", "IMMA", "QMMA")),
+    ("scales", ("FFMA", "FMUL", "FADD", "HADD2.F32", "I2FP", "I2F")),
+    ("cast", ("LOP3", "SHF.R", "SHF.L.W", "PRMT", "HFMA2", "HADD2", "HMUL2", "IMAD.SHL", "F2F", "F2FP")),
+    ("rows", ("LDSM",)),
+    ("weights", ("LDS.128",)),
+    ("scales", ("LDS",)),
+    ("copies", ("LDGSTS", "UTMALDG", "SYNCS", "LDGDEPBAR", "DEPBAR", "BAR", "ELECT")),
+)
+# What the units for integers execute, at half of the lanes.
+ALU = ("LOP3", "SHF", "PRMT", "ISETP", "SEL", "IADD3", "LEA", "VIADD", "PLOP3", "I2FP")
 
 
 @dataclass(frozen=True)
@@ -57,7 +71,11 @@ class Row:
     slots, budget : float
         Instructions for each weight, and how many there is time for at the memory's full rate.
     share : float
-        The part of the memory's rate for which issue slots suffice.
+        The part of the memory's rate for which issue slots, the units for integers and the tensor core suffice.
+    limit : str
+        Which of them is the tightest.
+    causes : dict
+        The instructions for each weight by what they are for.
     registers, spills : int
     """
 
@@ -69,6 +87,8 @@ class Row:
     slots: float
     budget: float
     share: float
+    limit: str
+    causes: dict[str, float]
     registers: int
     spills: int
 
@@ -99,24 +119,16 @@ def compiled(case: Case, target: str) -> tuple[Compiled, Schedule]:
     weight = small_weight(case, 256, 256)
     own = OPERANDS[ACTIVATIONS[case.activations]]
     form = WeightForm(weight.dtype, own, K if case.group == -1 else case.group, weight.zero is not None)
-    schedule = choose(case.m, N, K, form, machine, PROCESSORS).schedule
+    schedule = choose(case.m, N, K, form, machine, figures(CARDS[target]).processors).schedule
     rows = torch.zeros(case.m, 256, dtype=ACTIVATIONS[case.activations])
     scale = torch.ones(1, ALIGN) if own.bits == 8 else None
     call = call_of(rows, weight, schedule, machine, row_scale=scale)
     return call.kernel.compile(*call.arguments, target=target, **call.options), schedule
 
 
-def loop_of(listing: str) -> list[str]:
-    """Return the names of the instructions of the longest loop of a disassembly."""
-    lines = listing.splitlines()
-    labels = {m[1]: i for i, line in enumerate(lines) if (m := re.match(r"\s*(\.L_x_\d+):", line))}
-    best: list[str] = []
-    for i, line in enumerate(lines):
-        jump = re.search(r"BRA.*`\((\.L_x_\d+)\)", line)
-        if jump and labels.get(jump[1], i) < i and i - labels[jump[1]] > len(best):
-            best = lines[labels[jump[1]] : i + 1]
-    names = [re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", line) for line in best]
-    return [name[1] for name in names if name]
+def cause_of(opcode: str) -> str:
+    """Return what an instruction is for."""
+    return next((cause for cause, names in CAUSES if opcode.startswith(names)), "other")
 
 
 def measure(case: Case, target: str, nvdisasm: Path) -> Row:
@@ -128,15 +140,40 @@ def measure(case: Case, target: str, nvdisasm: Path) -> Row:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(made.cubin)
         listing = subprocess.run([nvdisasm, "-c", path], capture_output=True, text=True, check=True).stdout
+    counts = issued(listing, schedule.warps)
+    card = figures(CARDS[target])
     weights = 128 * schedule.deep * schedule.block_n // schedule.warps
-    # What goes to the uniform unit is issued too.
-    slots = 32 * len(loop_of(listing)) / weights
     side = 0.0 if case.group == -1 else 16 / case.group * (2 if case.zero_point else 1)
-    budget = LANES * (dtypes.dtype(case.dtype).bits + side) / 8 / BYTES_A_CLOCK
+    arriving = (
+        card.global_bandwidth / card.clock / ((dtypes.dtype(case.dtype).bits + side) / 8) / card.processors
+    )
+    # What goes to the uniform unit is issued too.
+    slots = 32 * sum(counts.values()) / weights
+    shares = {
+        "issue": LANES / arriving / slots,
+        "integers": card.lanes.alu / arriving / (32 * count_of(counts, ALU) / weights),
+        "tensor core": 1 / arriving / tensor_clocks(counts, case, card) * weights,
+    }
+    limit = min(shares, key=lambda name: shares[name])
+    causes: Counter[str] = Counter()
+    for opcode, count in counts.items():
+        causes[cause_of(opcode)] += count
     return Row(
-        case.dtype, case.activations, case.m, case.group, case.zero_point, round(slots, 3), round(budget, 3),
-        round(min(1.0, budget / slots), 3), made.resources.registers, made.resources.spill_stores,
+        case.dtype, case.activations, case.m, case.group, case.zero_point, round(slots, 3), round(LANES / arriving, 3),
+        round(min(1.0, shares[limit]), 3), limit, {k: round(32 * v / weights, 3) for k, v in causes.most_common()},
+        made.resources.registers, made.resources.spill_stores,
     )  # fmt: skip
+
+
+def count_of(counts: Counter[str], names: tuple[str, ...]) -> float:
+    """Return how many instructions have names that begin so."""
+    return sum(count for opcode, count in counts.items() if opcode.startswith(names))
+
+
+def tensor_clocks(counts: Counter[str], case: Case, card: Figures) -> float:
+    """Return the clocks of a multiprocessor's tensor cores that a warp's turn of the loop takes."""
+    k = 32 if case.activations == "int8" else 16
+    return count_of(counts, CAUSES[0][1]) * 2 * 16 * 8 * k / card.tensor_ops(case.activations)
 
 
 def main() -> None:
@@ -151,10 +188,12 @@ def main() -> None:
     if available() is not None:
         raise SystemExit(f"no assembler here: {available()}")
     print(
-        f"instructions per weight on {options.target}, {N} x {K}; share: of the memory's rate that they allow"
+        f"instructions per weight on {options.target}, {N} x {K}; share: of the memory's rate of a "
+        f"{CARDS[options.target]} that they allow"
     )
     print(
-        f"{'weight':>12} {'rows of':>9} {'m':>3} {'group':>5} {'slots':>7} {'budget':>7} {'share':>6} registers"
+        f"{'weight':>12} {'rows of':>9} {'m':>3} {'group':>5} {'zero':>5} {'slots':>6} {'budget':>7} {'share':>6} "
+        f"{'registers':>9}  {'limit':11} by cause"
     )
     rows = []
     for case in CASES:
@@ -163,8 +202,10 @@ def main() -> None:
         row = measure(case, options.target, nvdisasm)
         rows.append(row)
         print(
-            f"{row.dtype:>12} {row.activations:>9} {row.m:3} {row.group:5} {row.slots:7.2f} {row.budget:7.2f} "
-            f"{row.share:6.0%} {row.registers:5}{' spills' if row.spills else ''}",
+            f"{row.dtype:>12} {row.activations:>9} {row.m:3} {row.group:5} {'yes' if row.zero_point else '':>5} "
+            f"{row.slots:6.2f} {row.budget:7.2f} {row.share:6.0%} {row.registers:9}  {row.limit:11} "
+            + ", ".join(f"{name} {value:.2f}" for name, value in row.causes.items())
+            + (" spills" if row.spills else ""),
             flush=True,
         )
     if options.write:

@@ -29,28 +29,24 @@ ALLOWED = 0.02
 
 def cases() -> list[tuple[str, Key]]:
     """Return what is tuned, in order of importance."""
-    found: list[tuple[str, Key]] = [
-        ("matmul", {"bits": bits, "m": side, "n": side, "k": side})
+    found = [
+        ("matmul", PROBLEMS["matmul"].key(bits, side, side, side))
         for bits in (16, 8)
         for side in (8192, 4096)
     ]
-    weight = {"activations": 16, "group": 128, "zero": False}
     for m in (16, 1, 128, 1024, 4096):
         for n, k in LAYERS:
             found += [
-                ("quantized_matmul", {"bits": bits, **weight, "m": m, "n": n, "k": k}) for bits in (4, 3, 2)
+                ("quantized_matmul", PROBLEMS["quantized_matmul"].key(bits, m, n, k)) for bits in (4, 3, 2)
             ]
-            found.append(("matmul", {"bits": 16, "m": m, "n": n, "k": k}))
+            found.append(("matmul", PROBLEMS["matmul"].key(16, m, n, k)))
     return found
 
 
 def small_cases() -> list[tuple[str, Key]]:
     """Return what a dry run tries."""
-    weight = {"activations": 16, "group": 128, "zero": False}
-    return [
-        ("matmul", {"bits": 16, "m": 48, "n": 128, "k": 128}),
-        ("quantized_matmul", {"bits": 4, **weight, "m": 5, "n": 128, "k": 512}),
-    ]
+    sizes = {"matmul": (16, 48, 128, 128), "quantized_matmul": (4, 5, 128, 512)}
+    return [(name, PROBLEMS[name].key(*given)) for name, given in sizes.items()]
 
 
 def dry_run(bench: Bench, problem: Problem, key: Key, row: Row) -> None:
@@ -69,9 +65,7 @@ def dry_run(bench: Bench, problem: Problem, key: Key, row: Row) -> None:
     row.status = "checked" if row.error is not None and row.error <= ALLOWED else "wrong"
 
 
-def tune(
-    card: Figures, problem: Problem, key: Key, row: Row, keep: int, device: int
-) -> dict[str, Any] | None:
+def tune(workshop: Workshop, problem: Problem, key: Key, row: Row, keep: int, device: int) -> dict[str, Any]:
     """Measure schedules; fill the row, and return the fastest as an entry."""
     card = workshop.card
     found = measure(workshop, problem, key, device, keep)

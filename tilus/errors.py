@@ -87,12 +87,16 @@ class NameNotFound(TilusError):
     """A name that is not defined, or not on every path."""
 
 
-class TypeMismatch(TilusError):
+class TypeMismatch(TilusError, TypeError):
     """A dtype or kind of value other than the one expected."""
 
 
-class ShapeMismatch(TilusError):
+class ShapeMismatch(TilusError, ValueError):
     """Shapes that do not agree."""
+
+
+class InvalidValue(TilusError, ValueError):
+    """A name, a number or an array that a function does not take, though of the right kind."""
 
 
 class LayoutConflict(TilusError):
@@ -117,3 +121,7 @@ class LaunchError(TilusError):
 
 class CompileError(TilusError):
     """A failure of LLVM or of the assembler on code that tilus made."""
+
+
+class NoGradient(TilusError, RuntimeError):
+    """A backward pass through an operator that has no gradient."""

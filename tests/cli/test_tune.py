@@ -126,7 +126,7 @@ def test_an_ops_schedules_as_json_are_what_the_generator_takes(capsys: pytest.Ca
     assert found["op"] == "quantized_matmul"
     assert found["target"] == "sm_89"
     assert found["key"] == {
-        "bits": 3, "m": 1, "n": 1024, "k": 1024, "activations": 16, "group": 128, "zero": False,
+        "code": "int3", "m": 1, "n": 1024, "k": 1024, "activations": 16, "group": 128, "zero": False,
     }  # fmt: skip
     assert found["schedule"]["block_n"] > 0
 

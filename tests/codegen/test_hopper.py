@@ -207,7 +207,7 @@ def test_a_bulk_store_adds():
 
 def test_rows_that_are_not_whole_16_bytes_are_refused():
     x = torch.zeros(64, 65, dtype=torch.float16)
-    with pytest.raises(TypeMismatch, match="strides of whole 16 bytes"):
+    with pytest.raises(TypeMismatch, match="strides of whole 16 bytes, and stride 0 of x is only"):
         through_shared.simulate(x, x.clone(), target=TARGET, dtype=float16, block=(32, 64))
 
 

@@ -86,6 +86,17 @@ def test_every_tile(
     check(normal(block_m + 24, 136), normal(2 * block_n + 8, 136).t())
 
 
+@pytest.mark.parametrize("rows", [64, 128])
+@pytest.mark.parametrize("width", [80, 112])
+def test_widths_that_are_no_power_of_two(monkeypatch: pytest.MonkeyPatch, width: int, rows: int) -> None:
+    """Also of a row-major b, whose tiles have rows of that many elements, and copied by two blocks for one another."""
+    force(monkeypatch, rows, width, rows // 64, stages=2, blocks=2)
+    check(normal(rows + 24, 136), normal(2 * width + 8, 136).t())
+    check(normal(rows + 24, 136), normal(136, 2 * width + 8))
+    force(monkeypatch, rows, width, rows // 64, stages=2, blocks=4, cluster_m=2)
+    check(normal(rows + 24, 136), normal(2 * width + 8, 136).t())
+
+
 @pytest.mark.parametrize("pingpong", [False, True])
 @pytest.mark.parametrize("blocks", [1, 3, 8])
 def test_numbers_of_blocks(monkeypatch: pytest.MonkeyPatch, blocks: int, pingpong: bool) -> None:
@@ -95,6 +106,7 @@ def test_numbers_of_blocks(monkeypatch: pytest.MonkeyPatch, blocks: int, pingpon
     check(normal(2 * (64 if pingpong else 128), 328), normal(4 * 64, 328).t())
 
 
+@pytest.mark.parametrize("pingpong", [False, True], ids=["one consumer", "ping-pong"])
 @pytest.mark.parametrize(
     ("shape", "blocks"),
     [
@@ -107,10 +119,10 @@ def test_numbers_of_blocks(monkeypatch: pytest.MonkeyPatch, blocks: int, pingpon
     ids=str,
 )
 def test_tiles_that_all_blocks_share(
-    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], blocks: int
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], blocks: int, pingpong: bool
 ) -> None:
     m, n, k = shape
-    force(monkeypatch, 64, 64, 1, blocks=blocks, stages=2, stream=True)
+    force(monkeypatch, 64, 64, 2 if pingpong else 1, blocks=blocks, stages=3, stream=True, pingpong=pingpong)
     a, b = normal(m, k), normal(n, k).t()
     first = check(a, b)
     assert torch.equal(first, matmul(a, b)), "the order of the sums must be the same each time"
@@ -149,10 +161,14 @@ def test_clusters_read_what_they_share_once() -> None:
     assert read[1] - read[2] == 128 * 128 * 2
 
 
+@pytest.mark.parametrize("pingpong", [False, True], ids=["cooperative", "ping-pong"])
 @pytest.mark.parametrize("cluster", [(2, 1), (1, 2)], ids=str)
-def test_clusters_share_out_the_last_tiles(monkeypatch: pytest.MonkeyPatch, cluster: tuple[int, int]) -> None:
+def test_clusters_share_out_the_last_tiles(
+    monkeypatch: pytest.MonkeyPatch, cluster: tuple[int, int], pingpong: bool
+) -> None:
     down, across = cluster
-    force(monkeypatch, 128, 128, blocks=6, stages=2, stream=True, cluster_m=down, cluster_n=across)
+    shape = {"cluster_m": down, "cluster_n": across, "pingpong": pingpong}
+    force(monkeypatch, 128, 128, blocks=6, stages=2, stream=True, **shape)
     check(normal(200, 328), normal(392, 328).t())
 
 
@@ -195,6 +211,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "cooperative": {"block_m": 128, "block_n": 64},
     "ping-pong": {"block_m": 64, "block_n": 64, "pingpong": True},
     "stream": {"block_m": 64, "block_n": 64, "consumers": 1, "stream": True, "stages": 2, "blocks": 5},
+    "ping-pong stream": {"block_m": 64, "block_n": 64, "pingpong": True, "stream": True, "blocks": 5},
 }
 
 
@@ -390,6 +407,7 @@ def test_no_tile_spills(shape: tuple[int, int, int, bool], cluster: tuple[int, i
     assert ("multicast::cluster" in made.ptx) == (cluster != (1, 1))
 
 
+PINGPONG = (64, 128, 2, True)
 EPILOGUES: list[tuple[tuple[int, int, int, bool], dict[str, Any]]] = [
     (TILES[0], {"activation": "gelu"}),
     (TILES[0], {"activation": "silu", "has_bias": True, "stream": True}),
@@ -399,7 +417,11 @@ EPILOGUES: list[tuple[tuple[int, int, int, bool], dict[str, Any]]] = [
         {"activation": "gelu", "has_bias": True, "has_residual": True, "scales": "rows", "stream": True},
     ),
     (TILES[1], {"activation": "silu", "has_residual": True}),
-    (TILES[5], {"activation": "gelu", "has_bias": True, "has_residual": True, "scales": "rows"}),
+    (PINGPONG, {"activation": "gelu", "has_bias": True, "has_residual": True, "scales": "rows"}),
+    (PINGPONG, {"activation": "silu", "has_bias": True, "scales": "rows", "stream": True}),
+    ((128, 128, 2, True), {"stream": True, "cluster_m": 2}),
+    ((128, 240, 2, False), {"activation": "silu", "has_bias": True, "cluster_m": 2}),
+    ((64, 80, 1, False), {"activation": "silu", "has_bias": True, "has_residual": True, "scales": "rows"}),
 ]
 
 

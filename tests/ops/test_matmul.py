@@ -211,7 +211,7 @@ def test_arguments_that_are_no_tensors_or_elsewhere() -> None:
     a, b = torch.zeros(4, 8).half(), torch.zeros(8, 4).half()
     with pytest.raises(TypeMismatch, match="b is a list, expected a tensor"):
         matmul(a, [1.0])  # type: ignore[arg-type]
-    with pytest.raises(TypeMismatch, match="a is a str"):
+    with pytest.raises(TypeMismatch, match="a is 'a', expected a tensor"):
         matmul("a", b)  # type: ignore[arg-type]
     with pytest.raises(TypeMismatch, match="a is on cpu, but b on meta"):
         matmul(a, b.to("meta"))
@@ -219,8 +219,14 @@ def test_arguments_that_are_no_tensors_or_elsewhere() -> None:
         matmul(a, b, bias=torch.zeros(4, device="meta").half())
 
 
-def test_float8_is_refused_where_tensor_cores_lack_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TILUS_SIMULATOR_TARGET", "sm_80")
-    a = torch.zeros(16, 32).to(torch.float8_e4m3fn)
-    with pytest.raises(TypeMismatch, match="sm_80 has no tensor cores for float8"):
-        matmul(a, a.t())
+@pytest.mark.parametrize("name", ["sm_75", "sm_80"])
+def test_float8_is_multiplied_as_float16_where_tensor_cores_lack_it(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TILUS_SIMULATOR_TARGET", name)
+    a, b = normal(17, 48).to(torch.float8_e5m2), normal(24, 48).to(torch.float8_e4m3fn).t()
+    factors = torch.rand(17) + 0.5, torch.rand(24) + 0.5
+    found = matmul(a, b, a_scale=factors[0], b_scale=factors[1])
+    exact = a.double() @ b.double() * factors[0].double()[:, None] * factors[1].double()
+    assert found.dtype == torch.bfloat16
+    check_product(found, exact, (a.float() @ b.float() * factors[0][:, None] * factors[1]).bfloat16())

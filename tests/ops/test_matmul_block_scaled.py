@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,24 @@ import torch
 
 from tests.benchmarks.test_dry_run import dry_run
 from tests.ops.support import check_product
-from tests.ops.test_hopper_matmul import changed_module
+from tests.ops.test_hopper_matmul import changed_module, main_loop, sass
 from tilus import dtypes
 from tilus.codegen import target
-from tilus.codegen.assemble import available
+from tilus.codegen.assemble import available, ptxas_path
 from tilus.errors import ShapeMismatch, TypeMismatch
 from tilus.ops import matmul_block_scaled, quantize_blocks
 from tilus.ops.block_scaled_kernel import block_scaled_kernel, hopper_block_scaled_kernel
-from tilus.ops.schedules import BLOCK_SCALED_TILES, HopperSchedule, Work, deepest, work_of
+from tilus.ops.schedules import (
+    BLOCK_SCALED_TILES,
+    FEWEST_PROMOTED,
+    PRODUCTS_PER_CYCLE,
+    SCALE_BYTES,
+    HopperSchedule,
+    Work,
+    accumulators,
+    deepest,
+    work_of,
+)
 
 MODULE = sys.modules["tilus.ops.block_scaled"]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -86,13 +97,17 @@ def test_every_target(name: str, shape: tuple[int, int, int], monkeypatch: pytes
     check(*shape)
 
 
-@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("block_m", "block_n", "consumers"), BLOCK_SCALED_TILES, ids=str)
-def test_every_tile(
-    monkeypatch: pytest.MonkeyPatch, block_m: int, block_n: int, consumers: int, stream: bool
-) -> None:
-    force(monkeypatch, block_m, block_n, consumers, blocks=3 if stream else 2, stages=2, stream=stream)
-    check(block_m + 24, block_n + 40, 528)
+def test_every_tile(monkeypatch: pytest.MonkeyPatch, block_m: int, block_n: int, consumers: int) -> None:
+    """Six tiles of which some lie in two blocks of columns, and none but the first are whole."""
+    force(monkeypatch, block_m, block_n, consumers, blocks=2, stages=2)
+    check(block_m + 24, 2 * block_n + 40, 272)
+
+
+@pytest.mark.parametrize("tile", [(128, 192, 2), (128, 112, 2), (64, 80, 1)], ids=str)
+def test_tiles_that_all_blocks_share(monkeypatch: pytest.MonkeyPatch, tile: tuple[int, int, int]) -> None:
+    force(monkeypatch, *tile, blocks=3, stages=2, stream=True)
+    check(tile[0] + 24, tile[1] + 40, 528)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -204,8 +219,8 @@ def test_the_ops_are_torch_ops() -> None:
 E4M3: dict[str, Any] = dict(dtype=dtypes.float8_e4m3, b_dtype=dtypes.float8_e4m3, out_dtype=dtypes.bfloat16)
 MISTAKES = {
     "scales are freed before they are read": (
-        "factors = tilus.load(ss[stage]) * factor\n",
-        "release(empty, stage, size)\n                factors = tilus.load(ss[stage]) * factor\n",
+        "factors = tilus.load(ss[stage])\n",
+        "release(empty, stage, size)\n        factors = tilus.load(ss[stage])\n",
     ),
     "bytes of scales are not waited for": ("BLOCK + 4 * block_m", "BLOCK"),
     "a stage too few": ("tilus.shared(b_dtype, (stages, ", "tilus.shared(b_dtype, (stages - 1, "),
@@ -221,7 +236,7 @@ def test_a_planted_mistake_is_reported(tmp_path: Path, mistake: str) -> None:
         b[None],
         torch.zeros(1, 64, 64).bfloat16(),
         torch.ones(5, 64),
-        b_scale,
+        b_scale[None],
         torch.zeros(1, 1, 1),
     ]
     options = {"block_m": 64, "block_n": 64, "consumers": 1, "stages": 3, **E4M3}
@@ -235,19 +250,34 @@ ASSEMBLES = pytest.mark.skipif(
 
 
 @ASSEMBLES
-@pytest.mark.parametrize(("block_m", "block_n", "consumers"), BLOCK_SCALED_TILES, ids=str)
-def test_no_tile_spills(block_m: int, block_n: int, consumers: int) -> None:
+@pytest.mark.parametrize(
+    ("block_m", "block_n", "consumers", "clusters"),
+    [*((*tile, 1) for tile in BLOCK_SCALED_TILES), (128, 192, 2, 2), (128, 176, 2, 2)],
+    ids=str,
+)
+def test_no_tile_spills(block_m: int, block_n: int, consumers: int, clusters: int) -> None:
     hopper = target("sm_90a")
-    plain = HopperSchedule(block_m, block_n, 128, 2, consumers)
+    plain = HopperSchedule(block_m, block_n, 128, 2, consumers, cluster_m=clusters)
+    if consumers > 1 and accumulators(plain) > FEWEST_PROMOTED and ptxas_path() is None:
+        pytest.skip("such tiles are chosen only where ptxas is installed: pip install nvidia-cuda-nvcc")
     made = hopper_block_scaled_kernel.compile(
-        target="sm_90a", block_m=block_m, block_n=block_n, consumers=consumers,
-        stages=deepest(plain, 16, hopper) - 1, stream=True, **E4M3,
+        target="sm_90a", block_m=block_m, block_n=block_n, consumers=consumers, cluster_m=clusters,
+        stages=deepest(plain, 16, hopper, SCALE_BYTES), stream=True, **E4M3,
     )  # fmt: skip
     assert made.resources is not None
     assert made.resources.spill_stores == made.resources.spill_loads == made.resources.stack == 0
     assert made.resources.warnings == ()
     # Four steps of 32 along k from zero, then the scales.
     assert made.ptx.count("wgmma.mma_async") == 4
+    loop = main_loop(sass(made))
+    assert loop.count("QGMMA") == 4
+    additions = len(re.findall(r"\bFFMA\b", loop))
+    assert additions == block_m * block_n // (128 * consumers), "one for each sum of a thread"
+    # The tensor cores of a multiprocessor's quarter take one consumer's step in so many cycles, in which a warp of
+    # each consumer adds up the step before.
+    cycles = block_m * block_n * 128 // PRODUCTS_PER_CYCLE
+    issued = consumers * len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", loop, re.MULTILINE))
+    assert consumers == 1 or issued < cycles
 
 
 @ASSEMBLES

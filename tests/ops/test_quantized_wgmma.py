@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.ops.support import WEIGHT_TYPES, check_product, finite_codes, in_activations_type
+from tests.ops.support import FLOATS, WEIGHT_TYPES, check_product, finite_codes, in_activations_type
 from tilus import dtypes
 from tilus.codegen import target
 from tilus.codegen.assemble import available
@@ -22,16 +22,15 @@ from tilus.ops import QuantizedWeight, from_codes, gated_pair, quantize, quantiz
 from tilus.ops.quantized_schedule import WeightForm
 from tilus.ops.quantized_wgmma import (
     WgmmaSchedule,
-    bulk_readable,
     candidates,
     estimate,
     fitting,
     heights,
     out_bytes,
     stage_bytes,
-    wgmma_call,
     wgmma_schedule,
 )
+from tilus.ops.quantized_wgmma_call import bulk_readable, wgmma_call
 from tilus.ops.quantized_wgmma_kernel import quantized_wgmma_kernel
 from tilus.runtime.kernel import Kernel
 from tilus.simulator import Report
@@ -57,12 +56,10 @@ def call(
     """Return the result's parts, and what the op calls the kernel with for them."""
     m, n = a.shape[0], weight.shape[1]
     n_out = n // 2 if weight.gated and schedule.splits == 1 else n
-    made = a.dtype if schedule.splits == 1 else torch.float32
-    parts = torch.full((schedule.splits, m, n_out), float("nan"), dtype=made)
-    arguments, options = wgmma_call(
-        a, weight, schedule, TARGET, processors, out=parts, bias=bias, activation=activation
-    )
-    return parts, arguments, options
+    own = a.dtype if schedule.splits == 1 else torch.float32
+    parts = torch.full((schedule.splits, m, n_out), float("nan"), dtype=own)
+    made = wgmma_call(a, weight, schedule, TARGET, processors, out=parts, bias=bias, activation=activation)
+    return parts, made.arguments, made.options
 
 
 def multiply(
@@ -126,6 +123,32 @@ def test_every_code_of_every_type(dtype: DType, zero_point: bool, activations: t
     found, report = multiply(torch.eye(k, dtype=activations), weight, schedule)
     report.raise_if_hazards()
     assert torch.equal(found, in_activations_type(weight))
+
+
+@pytest.mark.parametrize("own", FLOATS, ids=str)
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_zero_points_of_long_groups_cost_no_precision(bits: int, own: torch.dtype) -> None:
+    """Whole numbers and halves are exact as before; others are rounded no worse than by subtracting them first."""
+    rng = np.random.default_rng(bits)
+    k, n = 128, 96
+    dtype = dtypes.dtype(f"uint{bits}")
+    codes = rng.integers(0, 1 << bits, (k, n)).astype(np.uint8)
+    top = (1 << bits) - 1
+    zeros = np.concatenate(
+        [rng.integers(0, top + 1, 32), rng.integers(0, top, 32) + 0.5, rng.uniform(-1, top, 32)]
+    )
+    zero = torch.from_numpy(zeros[None, :]).to(own)
+    scale = torch.from_numpy(rng.uniform(0.25, 1.0, (1, n))).to(own)
+    weight = from_codes(codes, dtype, scale, zero, -1)
+    found, report = multiply(
+        torch.eye(k, dtype=own), weight, WgmmaSchedule(block_m=64, block_n=128, stages=2)
+    )
+    report.raise_if_hazards()
+    before, exact = in_activations_type(weight), weight.dequantize()
+    simple = slice(0, 64) if bits < 8 or own == torch.float16 else slice(0, 32)
+    assert torch.equal(found[:, simple], before[:, simple])
+    errors = [(x.double() - exact).abs().max(0).values for x in (found, before)]
+    assert (errors[0] <= errors[1] + exact.abs().max(0).values * torch.finfo(own).eps / 2).all()
 
 
 TILES = [
@@ -384,9 +407,6 @@ def test_without_warpgroups_there_is_no_schedule() -> None:
     form = WeightForm(dtypes.uint4, dtypes.float16, 128, True)
     assert wgmma_schedule(64, 4096, 4096, form, target("sm_80"), 108) is None
     assert wgmma_schedule(8, 4096, 4096, form, TARGET, 132) is None
-    assert (
-        wgmma_schedule(64, 4096, 4096, WeightForm(dtypes.int4, dtypes.int8, 128, False), TARGET, 132) is None
-    )
 
 
 @pytest.mark.parametrize(
@@ -468,3 +488,31 @@ def test_the_committed_figures_are_of_all_types_and_bound_by_the_tensor_core() -
         # This one's cast goes the general way.
         assert row["limit"] == "tensor" or row["dtype"] == "float8_e3m4", row
         assert row["issue"] < 0.5 * row["tensor"] or "int" not in row["dtype"], row
+
+
+STORED = [
+    ("float4_e2m1", 32, "float8_e8m0", torch.bfloat16),
+    ("float4_e2m1", 32, "float8_e8m0", torch.float16),
+    ("float4_e2m1", 16, "float8_e4m3", torch.float16),
+    ("float4_e2m1", 16, "float8_e4m3", torch.bfloat16),
+    ("float8_e4m3", 32, "float8_e8m0", torch.bfloat16),
+    ("uint4", 64, "float8_e4m3", torch.float16),
+]
+
+
+@pytest.mark.parametrize(("dtype", "group", "scale_dtype", "own"), STORED)
+def test_scales_stay_as_they_are_stored(dtype: str, group: int, scale_dtype: str, own: torch.dtype) -> None:
+    """Scales of 8 bits come as they are, each byte once, and are cast in registers."""
+    torch.manual_seed(0)
+    m, k, n = 64, 256, 256
+    weight = quantize(torch.randn(k, n), dtype, group, scale_dtype=scale_dtype, activations=own)
+    a = torch.randn(m, k).to(own)
+    found, report = multiply(a, weight, WgmmaSchedule(block_m=64, block_n=256, stages=2), processors=1)
+    report.raise_if_hazards()
+    by_torch = a @ weight.dequantize().to(own)
+    check_product(found, a.double() @ weight.dequantize(), by_torch)
+    zeros = 0 if weight.zero is None else weight.zero.nbytes
+    assert weight.scale.nbytes == (k // group) * n
+    assert (
+        report.counters["global_bytes_read"] == weight.packed.nbytes + a.nbytes + weight.scale.nbytes + zeros
+    )

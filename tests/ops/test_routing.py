@@ -134,6 +134,19 @@ def test_gather_and_combine(dtype: torch.dtype) -> None:
     assert ((combined.double() - exact).abs() <= rounding * size).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+@pytest.mark.parametrize("width", [100, 2064])
+def test_rows_of_bytes_are_gathered_bit_by_bit(width: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    octets = torch.randint(0, 256, (width, 3), generator=generator, dtype=torch.uint8).t()
+    routing = ops.sort_by_expert(torch.tensor([[0, 2], [1, 0], [2, 1]], dtype=torch.int32), 3, 8)
+    gathered = ops.gather_rows(octets.view(dtype), routing, 2)
+    assert gathered.dtype == dtype
+    rows = routing.rows.long()
+    expected = torch.where((rows >= 0)[:, None], octets[rows.clamp(min=0) // 2], 0)
+    assert torch.equal(gathered.view(torch.uint8), expected)
+
+
 def test_rows_that_go_nowhere_add_nothing() -> None:
     ids = torch.tensor([[0, 9], [1, 0]], dtype=torch.int32)
     routing = ops.sort_by_expert(ids, 2, 8)

@@ -47,7 +47,7 @@ def test_launch_loads_once_and_passes_the_arguments(with_fake_driver: Run) -> No
             kernels.copy_rows(source, target)
         print(f"{source.data_ptr():x} {target.data_ptr():x}")
     """
-    printed, log = with_fake_driver(program(code), layout="88448")
+    printed, log = with_fake_driver(program(code))
     assert [line.split()[0] for line in log] == ["push", "load", "find", "pop", "launch", "launch", "launch"]
     assert log[0] == "push 1000"
     assert log[1].startswith("load cubin")
@@ -86,7 +86,7 @@ def test_much_shared_memory_is_asked_for(with_fake_driver: Run) -> None:
         source, target = (torch.zeros(256, 256, dtype=torch.float16) for _ in range(2))
         kernels.tma_copy(source, target, rows=128, columns=256)
     """
-    _, log = with_fake_driver(program(code), capability=90, layout="8844m")
+    _, log = with_fake_driver(program(code), capability=90)
     (attribute,) = (line for line in log if line.startswith("attribute"))
     found = re.fullmatch(r"attribute 8 of \d+ is (\d+)", attribute)
     assert found
@@ -104,7 +104,7 @@ def test_tensor_maps_are_made_from_the_tensor(with_fake_driver: Run) -> None:
         kernels.tma_copy(other, target)
         print(f"{source.data_ptr():x} {other.data_ptr():x}")
     """
-    printed, log = with_fake_driver(program(code), capability=90, layout="8844m")
+    printed, log = with_fake_driver(program(code), capability=90)
     first, second = printed.split()
     maps = [line for line in log if line.startswith("map")]
     # float16 is 6; fastest dimension first; the box is the tile, or its part that a swizzle of 128 bytes covers.
@@ -226,7 +226,7 @@ def test_kernel_that_waits_for_the_one_before_is_allowed_to_overlap_with_it(with
         current = 1  # another device is switched to, and the launch overlaps there too
         kernels.next_copy(x, out)
     """
-    printed, log = with_fake_driver(program(code), capability=90, layout="884")
+    printed, log = with_fake_driver(program(code), capability=90)
     kinds = [line.split()[0] for line in log]
     first = ["push", "load", "find", "pop"]
     assert kinds == [*first, *["with", "launch"] * 2, *first, "launch", "push", "with", "launch", "pop"]

@@ -11,6 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from tilus import dtypes  # noqa: E402
 from tilus.codegen import target  # noqa: E402
 from tilus.codegen.assemble import available  # noqa: E402
 from tilus.codegen.figures import figures  # noqa: E402
@@ -19,6 +20,11 @@ from tilus.ops import tuned  # noqa: E402
 from tilus.ops.defaults.generate import CARDS, generate, read_entries, to_text  # noqa: E402
 from tilus.ops.defaults.problems import PROBLEMS, Problem  # noqa: E402
 from tilus.ops.defaults.tuning import Ranked, Workshop, best_of, measure  # noqa: E402
+from tilus.ops.matmul import Schedule as Tiles  # noqa: E402
+from tilus.ops.matmul import known_plain_schedule, known_schedule  # noqa: E402
+from tilus.ops.quantized_matmul import known_schedule as known_quantized  # noqa: E402
+from tilus.ops.quantized_schedule import WeightForm  # noqa: E402
+from tilus.ops.schedules import MOST_ACCUMULATORS, hopper_schedule  # noqa: E402
 from tilus.runtime.kernel import Kernel  # noqa: E402
 from tilus.runtime.tuning import store  # noqa: E402
 from tilus.runtime.tuning.measure import GpuTimer  # noqa: E402
@@ -27,7 +33,7 @@ SHIPPED = [(op, name) for op in sorted(PROBLEMS) for name in sorted(CARDS)]
 KEYS: dict[str, dict[str, Any]] = {
     "matmul": {"bits": 16, "m": 64, "n": 256, "k": 512},
     "quantized_matmul": {
-        "bits": 4,
+        "code": "int4",
         "activations": 16,
         "group": 128,
         "zero": False,
@@ -109,6 +115,53 @@ def test_a_damaged_file_counts_as_none(shipped: Path, own_cache: Path) -> None:
     assert tuned.lookup("matmul", "sm_80", key) == {"block_m": 64}
 
 
+def test_an_entry_without_a_schedule_leaves_the_choice_to_the_heuristic(shipped: Path) -> None:
+    file = shipped / "matmul-sm_80.json"
+    data = json.loads(file.read_text())
+    data["entries"][1][-1] = None
+    file.write_text(to_text(data))
+    tuned.forget()
+    assert tuned.lookup("matmul", "sm_80", problem(128, 4096, 4096)) is None
+    assert tuned.lookup("matmul", "sm_80", problem(16, 4096, 4096)) == {"block_m": 16}
+
+
+def test_a_schedule_of_another_version_counts_as_none() -> None:
+    whole = {"block_m": 64, "block_n": 64, "block_k": 64, "stages": 3, "warps": 4}
+    assert tuned.made_of(whole, Tiles) == Tiles(**whole)
+    for stale in ({**whole, "depth": 2}, {"block_m": 64}, {**whole, "stages": "3"}, {**whole, "warps": None}):
+        assert tuned.made_of(stale, Tiles) is None
+
+
+@pytest.mark.parametrize("change", [{"colour": 3}, {"stages": None}, {"block_m": "wide"}])
+def test_the_ops_keep_their_own_schedule_where_what_is_known_is_of_another_version(
+    change: dict[str, Any],
+) -> None:
+    form = WeightForm(dtypes.uint4, dtypes.float16, 128, False)
+    cases = {
+        "sm_80": lambda: known_plain_schedule(64, 4096, 4096, 16, target("sm_80"), ""),
+        "sm_90a": lambda: chosen_hopper(64, 4096, 4096),
+    }
+    for name, look in cases.items():
+        own = PROBLEMS["matmul"].candidates(problem(64, 4096, 4096), target(name), figures(CARDS[name]))[0]
+        with tuned.forced("matmul", own):
+            assert look() is not None
+        with tuned.forced("matmul", {**own, **change}):
+            assert look() is None
+    for m in (16, 1024):
+        key = {**KEYS["quantized_matmul"], "m": m, "n": 8192, "k": 8192}
+        own = PROBLEMS["quantized_matmul"].candidates(key, target("sm_90a"), figures("H200"))[0]
+        with tuned.forced("quantized_matmul", own):
+            assert known_quantized(m, 8192, 8192, form, target("sm_90a"), "", True) is not None
+        with tuned.forced("quantized_matmul", {**own, **change}):
+            assert known_quantized(m, 8192, 8192, form, target("sm_90a"), "", True) is None
+
+
+def chosen_hopper(m: int, n: int, k: int) -> Any:
+    machine = target("sm_90a")
+    own = hopper_schedule(m, n, k, 1, 16, 16, machine, 132)
+    return known_schedule(own, m, n, k, 16, 16, machine, 132, MOST_ACCUMULATORS, "")
+
+
 def test_a_forced_schedule_precedes_all_and_only_inside(shipped: Path) -> None:
     key = problem(128, 4096, 4096)
     with tuned.forced("matmul", {"block_m": 1}):
@@ -137,8 +190,10 @@ def test_every_class_of_problems_ships_a_schedule_that_the_op_takes(op: str, nam
     machine = target(name)
     assert data["source"]
     assert figures(data["card"]).target == name
-    for key in PROBLEMS[op].keys(machine):
-        assert tuned.lookup(op, machine, key) in data["schedules"]
+    for *values, sizes, which in data["entries"]:
+        key = dict(zip([*data["fields"], *tuned.SIZES], [*values, *sizes]))
+        found = tuned.lookup(op, machine, key)
+        assert found == (None if which is None else data["schedules"][which])
     # What has no entry, or a name too many, is refused by the op's own dataclasses.
     for schedule in data["schedules"]:
         with PROBLEMS[op].using(schedule):
@@ -150,10 +205,11 @@ def test_shipped_schedules_compile_without_spills(op: str, name: str) -> None:
     if available() is not None:
         pytest.skip("NVIDIA has no assembler for this platform")
     machine, card = target(name), figures(CARDS[name])
-    keys = list(PROBLEMS[op].keys(machine))
-    for key in (keys[len(keys) // 5], keys[-len(keys) // 3]):
-        schedule = tuned.lookup(op, machine, key)
-        assert schedule is not None
+    data = json.loads((tuned.DEFAULTS / f"{op}-{name}.json").read_text(encoding="utf-8"))
+    named = [entry for entry in data["entries"] if entry[-1] is not None]
+    for *values, sizes, which in (named[len(named) // 5], named[-len(named) // 3]):
+        key = dict(zip([*data["fields"], *tuned.SIZES], [*values, *sizes]))
+        schedule = data["schedules"][which]
         checked = Workshop(card).checked(PROBLEMS[op], key, Ranked(schedule, 0.0))
         assert not checked.failure
         assert 0 < checked.seconds < 1

@@ -270,9 +270,7 @@ def tune_op(options: argparse.Namespace, gpu: bool) -> int:
     found = []
     for text in options.shapes:
         m, n, k = read_shape(text)
-        key: dict[str, Any] = {"bits": bits, "m": m, "n": n, "k": k}
-        if options.what == "quantized_matmul":
-            key |= {"activations": 16, "group": 128, "zero": False}
+        key: dict[str, Any] = problem.key(bits, m, n, k)
         card, rows = rank(problem, key, options, gpu)
         found.append({"op": options.what, "target": card.target, "key": key, "schedule": rows[0].schedule})
         if not options.json:

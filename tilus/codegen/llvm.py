@@ -13,7 +13,10 @@ from tilus.errors import CompileError
 _lock = threading.RLock()
 
 # What came after the first PTX version of a target, and in which one (PTX ISA, the instruction's notes).
-_LATER = ((re.compile(r"\bmma\.sync\.[\w.]*\.e[45]m[32]\."), (8, 4)),)
+_LATER = (
+    (re.compile(r"\bmma\.sync\.[\w.]*\.e[45]m[32]\."), (8, 4)),
+    (re.compile(r"\bwgmma\.mma_async\.[\w.]*\.(?:s8\.u8|u8\.s8)\b"), (8, 4)),
+)
 
 
 @lru_cache(maxsize=1)

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tilus.errors import InvalidValue, TypeMismatch
+
 from .lookup import dtype as find_dtype
 from .scalar import DType
 from .table import TableType
@@ -73,7 +75,7 @@ def encode(
     if saturate is None:
         saturate = target.bits <= 8 or not target.is_float
     elif not saturate and not target.has_nan:
-        raise ValueError(
+        raise InvalidValue(
             f"{target} has neither infinity nor NaN and always saturates: leave out saturate=False"
         )
     round_block = _encoder(target, saturate)
@@ -130,19 +132,19 @@ def as_codes(codes: npt.ArrayLike, dtype: DType) -> _Array:
     """Check that an array holds codes of a type and return it in the type's `code_numpy`."""
     array = np.asarray(codes)
     if array.dtype.kind not in "iub" and array.size:
-        raise TypeError(f"codes of {dtype} must be integers, not {array.dtype}: encode the values first")
+        raise TypeMismatch(f"codes of {dtype} must be integers, not {array.dtype}: encode the values first")
     if array.dtype != dtype.code_numpy and array.size:
         if array.dtype.kind == "i" and array.min() < 0:
-            raise ValueError(
+            raise InvalidValue(
                 f"codes of {dtype} are bit patterns and not negative, but one is {array.min()}: encode values"
             )
         if array.max() > dtype.code_mask:
-            raise ValueError(
+            raise InvalidValue(
                 f"codes of {dtype} have {dtype.bits} bits, but one is {array.max()}: encode the values first"
             )
         return array.astype(dtype.code_numpy)
     if dtype.is_subbyte and array.size and array.max() > dtype.code_mask:
-        raise ValueError(
+        raise InvalidValue(
             f"codes of {dtype} have {dtype.bits} bits, but one is {array.max()}: encode the values first"
         )
     return array.astype(dtype.code_numpy, copy=False)
@@ -157,20 +159,20 @@ def _as_numbers(values: npt.ArrayLike) -> _Array:
         return array.astype(np.float64)
     if array.size == 0:
         return array.astype(np.float64)
-    raise TypeError(
+    raise TypeMismatch(
         f"values to encode must be booleans, integers or floats of at most 64 bits, not {array.dtype}"
     )
 
 
 def _as_random(random: npt.ArrayLike, shape: tuple[int, ...], target: DType) -> _Array:
     if target.is_table or target.is_boolean or target.name == "float64":
-        raise ValueError(
+        raise InvalidValue(
             f"stochastic rounding is for integers and for floats below float64, not for {target}: "
             "leave out random="
         )
     numbers = np.asarray(random, np.float64)
     if numbers.size and not (numbers.min() >= 0 and numbers.max() < 1):
-        raise ValueError("random= must hold numbers in [0, 1), as numpy.random.Generator.random makes them")
+        raise InvalidValue("random= must hold numbers in [0, 1), as numpy.random.Generator.random makes them")
     return np.broadcast_to(numbers, shape).reshape(-1)
 
 

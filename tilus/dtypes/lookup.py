@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tilus.errors import InvalidValue, TypeMismatch
+
 from .catalog import SCALARS
 from .scalar import DType
 from .table import nf4, parse_table_type, ternary
@@ -74,9 +76,9 @@ def dtype(named: object) -> DType:
 
     Raises
     ------
-    ValueError
+    InvalidValue
         If no type has that name; the error suggests the nearest one.
-    TypeError
+    TypeMismatch
         If `named` is none of the things above.
     """
     if isinstance(named, DType):
@@ -92,7 +94,7 @@ def dtype(named: object) -> DType:
         import numpy as np
 
         return _from_numpy(np.dtype(named))
-    raise TypeError(
+    raise TypeMismatch(
         f"a dtype was expected, not {named!r} of type {type(named).__name__}: "
         "write a tilus type such as tilus.float16, its name, or a type of torch or NumPy"
     )
@@ -100,11 +102,11 @@ def dtype(named: object) -> DType:
 
 def _from_numpy(named: Any) -> DType:
     if not named.isnative:
-        raise ValueError(
+        raise InvalidValue(
             f"numpy.{named!r} has the other byte order: convert the array with .astype(dtype.newbyteorder())"
         )
     if named.name == "float8_e4m3":
-        raise ValueError(f"ml_dtypes.float8_e4m3 {_IEEE_E4M3}")
+        raise InvalidValue(f"ml_dtypes.float8_e4m3 {_IEEE_E4M3}")
     return _by_name(named.name, f"numpy.{named!r}")
 
 
@@ -115,8 +117,8 @@ def _by_name(name: str, shown: str) -> DType:
     if name.startswith("table") and name.endswith(")") and "(" in name:
         return parse_table_type(name)
     if name in _REFUSED:
-        raise ValueError(f"{shown} {_REFUSED[name]}")
+        raise InvalidValue(f"{shown} {_REFUSED[name]}")
     import difflib
 
     near = difflib.get_close_matches(name.lower(), _BY_NAME, n=1, cutoff=0.0)
-    raise ValueError(f"there is no dtype named {shown!r}: did you mean {near[0]!r}?")
+    raise InvalidValue(f"there is no dtype named {shown!r}: did you mean {near[0]!r}?")

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tilus.errors import InvalidValue, TypeMismatch
+
 from .codec import as_codes
 from .lookup import dtype as find_dtype
 from .scalar import DType
@@ -74,13 +76,13 @@ def unpack(packed: npt.ArrayLike, dtype: DType | str, count: int) -> npt.NDArray
     target = find_dtype(dtype)
     rows = np.asarray(packed)
     if rows.dtype != np.uint8:
-        raise TypeError(
+        raise TypeMismatch(
             f"packed {target} must be an array of uint8, not of {rows.dtype}: use .view(numpy.uint8)"
         )
     _require_axis(rows, "packed bytes")
     expected = target.packed_nbytes(count)
     if count < 0 or rows.shape[-1] != expected:
-        raise ValueError(
+        raise InvalidValue(
             f"{count} elements of {target} take {expected} bytes, but the last axis has {rows.shape[-1]}: "
             "check count, or slice the array"
         )
@@ -128,4 +130,4 @@ def _padded(array: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
 
 def _require_axis(array: npt.NDArray[Any], what: str) -> None:
     if array.ndim == 0:
-        raise ValueError(f"{what} must have one axis at least, not be a single number: wrap it in a list")
+        raise InvalidValue(f"{what} must have one axis at least, not be a single number: wrap it in a list")

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from tilus.errors import InvalidValue
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -60,7 +62,7 @@ class DType:
     def nbytes(self) -> int:
         """Bytes of an element; a type that does not fill whole bytes has no such number."""
         if self.bits % 8:
-            raise ValueError(
+            raise InvalidValue(
                 f"{self.name} has {self.bits} bits, which are not whole bytes: "
                 "use .bits, or .packed_nbytes(count)"
             )
@@ -148,14 +150,14 @@ class DType:
     def inf_code(self) -> int:
         """The code of positive infinity."""
         if not self.has_inf:
-            raise ValueError(f"{self.name} has no infinity; its largest finite value is {self.max}")
+            raise InvalidValue(f"{self.name} has no infinity; its largest finite value is {self.max}")
         return ((1 << self.exponent_bits) - 1) << (self.mantissa_bits + self.unused_bits)
 
     @property
     def nan_code(self) -> int:
         """The one code that `encode` writes for NaN: positive and quiet."""
         if not self.has_nan:
-            raise ValueError(f"{self.name} has no NaN")
+            raise InvalidValue(f"{self.name} has no NaN")
         if self.specials == "all_ones":
             return (1 << (self.exponent_bits + self.mantissa_bits)) - 1
         return self.inf_code | 1 << (self.mantissa_bits + self.unused_bits - 1)
@@ -224,7 +226,7 @@ class DType:
 
     def _require(self, *kinds: Kind, what: str) -> None:
         if self.kind not in kinds:
-            raise ValueError(f"{self.name} is not a float and has no {what}")
+            raise InvalidValue(f"{self.name} is not a float and has no {what}")
 
 
 _NUMPY_NAMES = {

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tilus.errors import InvalidValue, TypeMismatch
+
 from .scalar import DType
 
 
@@ -20,12 +22,12 @@ class TableType(DType):
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8 or len(self.values) != 1 << self.bits:
-            raise ValueError(
+            raise InvalidValue(
                 f"a table type of {self.bits} bits was given {len(self.values)} values: "
                 "give 2, 4, 8, ... or 256 values, one for each code"
             )
         if not all(map(math.isfinite, self.values)):
-            raise ValueError(f"the values of a table type must be finite, not {self.values}")
+            raise InvalidValue(f"the values of a table type must be finite, not {self.values}")
 
     # A dataclass that compares by value makes its own hash unless the class has one.
     __hash__ = DType.__hash__
@@ -61,7 +63,10 @@ def table_type(values: Sequence[float]) -> TableType:
     -------
     TableType
     """
-    entries = tuple(float(value) for value in values)
+    try:
+        entries = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        raise TypeMismatch(f"the values of a table type must be numbers, not {values!r}") from None
     bits = max(len(entries) - 1, 0).bit_length()
     name = f"table{bits}({','.join(map(repr, entries))})"
     return TableType(name, bits, "table", name, values=entries)
@@ -73,9 +78,9 @@ def parse_table_type(name: str) -> TableType:
     try:
         made = table_type([float(value) for value in inside.split(",")])
     except ValueError as error:
-        raise ValueError(f"{name!r} is not the name of a table type: {error}") from None
+        raise InvalidValue(f"{name!r} is not the name of a table type: {error}") from None
     if not name.startswith(f"table{made.bits}("):
-        raise ValueError(
+        raise InvalidValue(
             f"{name!r} has {len(made.values)} values: its name must start with 'table{made.bits}('"
         )
     return made

@@ -321,6 +321,12 @@ def _scan(group: Group, op: ops.Scan) -> tuple[Any, ...]:
     return (numerics.scan(op.kind, group.block.values[op.x], op.axis, op.exclusive, _dtype(op.x)),)
 
 
+@means(ops.Exchange)
+def _exchange(group: Group, op: ops.Exchange) -> tuple[Any, ...]:
+    x = group.block.values[op.x]
+    return (np.take(x, np.arange(x.shape[op.axis]) ^ op.mask, axis=op.axis),)
+
+
 @means(ops.Dot)
 def _dot(group: Group, op: ops.Dot) -> tuple[Any, ...]:
     a, b, c = (group.block.values[v] for v in (op.a, op.b, op.c))
@@ -514,6 +520,15 @@ def _shared_slice(group: Group, op: ops.SharedSlice) -> tuple[Any, ...]:
 @means(ops.SharedPermute)
 def _shared_permute(group: Group, op: ops.SharedPermute) -> tuple[Any, ...]:
     return (group.block.values[op.tensor].transpose(op.perm),)
+
+
+@means(ops.SharedReshape)
+def _shared_reshape(group: Group, op: ops.SharedReshape) -> tuple[Any, ...]:
+    x = group.block.values[op.tensor]
+    seen = x.reshape(op.shape)
+    if not np.shares_memory(x, seen):
+        raise HazardFound(f"a shared tensor of shape {x.shape} cannot be seen as {op.shape} where it lies")
+    return (seen,)
 
 
 @means(ops.LoadShared)

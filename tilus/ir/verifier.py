@@ -30,6 +30,7 @@ class InvalidIR(TilusError):
 ONE_LAYOUT = (
     ops.Unary, ops.Binary, ops.Compare, ops.Select, ops.Cast, ops.CastRandom, ops.InlinePtx,
     ops.LoadGlobal, ops.StoreGlobal, ops.Gather, ops.Scatter, ops.Atomic, ops.Scan, ops.Random, ops.Table,
+    ops.Exchange,
 )  # fmt: skip
 
 # The host computes the grid, so only arithmetic on scalars and the launch's sizes stands there.

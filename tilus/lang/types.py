@@ -238,6 +238,10 @@ class Shared:
         """Permute the dimensions; no data moves."""
         raise only_in_kernel("Shared.transpose")
 
+    def reshape(self, shape: Sequence[int]) -> Shared:
+        """Return the elements in row-major order under another shape; no data moves."""
+        raise only_in_kernel("Shared.reshape")
+
     def permute(self, *perm: int) -> Shared:
         """Permute the dimensions, dimension `i` of the result being `perm[i]`; no data moves."""
         raise only_in_kernel("Shared.permute")

@@ -12,7 +12,9 @@ from tilus.ops.block_scaled_kernel import (
     hopper_block_scaled_kernel,
     quantize_blocks_kernel,
 )
+from tilus.ops.checks import checked
 from tilus.ops.device import processors, target_of
+from tilus.ops.gradients import operator
 from tilus.ops.library import LIBRARY
 from tilus.ops.schedules import block_scaled_schedule, fits_bulk_copies, work_of
 from tilus.ops.stream_k_kernel import stream_k_kernel
@@ -23,6 +25,7 @@ SCALES_PER_BULK = 4
 """Float32 numbers in the 16 bytes that the tensor memory accelerator counts in."""
 
 
+@checked
 def matmul_block_scaled(
     a: torch.Tensor,
     b: torch.Tensor,
@@ -73,9 +76,12 @@ def matmul_block_scaled(
                 f"{name}_scale is {scale.dtype} of shape {tuple(scale.shape)}, expected {torch.float32} of shape "
                 f"{(rows, blocks_of_k)}"
             )
-    return torch.ops.tilus.matmul_block_scaled(a, b, a_scale, b_scale, out_dtype)
+    op = operator("matmul_block_scaled", a, b, a_scale, b_scale)
+    made: torch.Tensor = op(a, b, a_scale, b_scale, out_dtype)
+    return made
 
 
+@checked
 def quantize_blocks(x: torch.Tensor, *, rows: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     """Round a matrix to float8 with a scale for each block of 128 columns.
 
@@ -104,7 +110,8 @@ def quantize_blocks(x: torch.Tensor, *, rows: int = 1) -> tuple[torch.Tensor, to
             f"quantize_blocks of shape {tuple(x.shape)} in blocks of {rows} x {BLOCK}",
             hint=f"a matrix, and rows=1 or rows={BLOCK}",
         )
-    return torch.ops.tilus.quantize_blocks(x, rows)
+    codes, scale = operator("quantize_blocks", x)(x, rows)
+    return codes, scale
 
 
 LIBRARY.define(
@@ -141,7 +148,7 @@ def _run(
         b.unsqueeze(0),
         result,
         columns,
-        b_scale,
+        b_scale.unsqueeze(0),
         partial,
         work.blocks,
         work.shared_tiles,

@@ -23,7 +23,7 @@ def hopper_block_scaled_kernel(
     b: Tensor["b_dtype", "batch n k"],
     c: Tensor["out_dtype", "batch m n"],
     a_scale: Tensor[float32, "k_blocks padded_m"],
-    b_scale: Tensor[float32, "n_blocks k_blocks"],
+    b_scale: Tensor[float32, "one n_blocks k_blocks"],
     partial: Tensor[float32, "slots slot_m slot_n"],
     blocks: int32,
     shared_tiles: int32,
@@ -91,17 +91,9 @@ def hopper_block_scaled_kernel(
             _, i, j = place(tile, rows, columns, group)
             row = (i * cluster_m + rank_m) * block_m
             column = (j * cluster_n + rank_n) * block_n
-            acc = tilus.zeros((block_m, block_n), float32)
-            for step in range(first, first + length):
-                # On its way while the operands are.
-                factor = tilus.load(b_scale, (column // BLOCK, step))
-                tilus.wait(full, phase, index=stage)
-                sums = tilus.dot_async(sa[stage], sb[stage].transpose(), out_dtype=float32)
-                factors = tilus.load(ss[stage]) * factor
-                sums = tilus.dot_wait(sums)
-                release(empty, stage, size)
-                acc += sums * factors[:, None]
-                stage, phase = following(stage, phase, stages)
+            acc, stage, phase = scaled_product(
+                sa, sb, ss, b_scale, full, empty, stage, phase, 0, column, first, length, size
+            )
             if stream and length < steps:
                 slot = 2 * team + (0 if unit == own else 1)
                 tilus.store(partial, acc, (slot * size + rank, 0, 0))
@@ -111,6 +103,40 @@ def hopper_block_scaled_kernel(
                     send(c, sc, out, 0, row, column + part * width, part, block_n // width, bulk_store)
         if bulk_store:
             tilus.bulk_wait(0, read=False)
+
+
+@tilus.inline
+def scaled_product(sa, sb, ss, b_scale, full, empty, stage, phase, matrix, column, first, length, size):
+    """Return the sum of scaled products over steps along k, and the stage and its phase after them."""
+    stages, block_m, _ = sa.shape
+    block_n = sb.shape[1]
+    acc = tilus.zeros((block_m, block_n), float32)
+    for step in range(first, first + length):
+        # On their way while the operands are: a tile may lie in two blocks of columns.
+        scale = tilus.load(b_scale, (matrix, column // BLOCK, step))
+        next_scale = (
+            scale if BLOCK % block_n == 0 else tilus.load(b_scale, (matrix, column // BLOCK + 1, step))
+        )
+        tilus.wait(full, phase, index=stage)
+        sums = tilus.dot_async(sa[stage], sb[stage].transpose(), out_dtype=float32)
+        factors = tilus.load(ss[stage])
+        sums = tilus.dot_wait(sums)
+        release(empty, stage, size)
+        acc = promoted(acc, sums, factors, scale, next_scale, column)
+        stage, phase = following(stage, phase, stages)
+    return acc, stage, phase
+
+
+@tilus.inline
+def promoted(acc, sums, factors, scale, next_scale, column):
+    """Add scaled sums of a block of k to those of all: a thread's own numbers, in float32."""
+    width = acc.shape[1]
+    if BLOCK % width == 0:
+        return acc + sums * (factors * scale)[:, None]
+    # Tiles begin at multiples of 8 columns: which block 8 columns are of is one question.
+    eights = tilus.arange(width) & -8
+    own = tilus.where(eights < BLOCK - column % BLOCK, scale, next_scale)
+    return acc + sums * (factors[:, None] * own[None, :])
 
 
 @tilus.kernel

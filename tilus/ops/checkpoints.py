@@ -5,10 +5,13 @@ GPTQModel (GPTQ), AutoAWQ (AWQ), compressed-tensors, the OCP microscaling specif
 (NVFP4), bitsandbytes (NF4), and the BitNet b1.58 models of Hugging Face transformers.
 
 With `activations` of torch.int8 or torch.float8_e4m3fn codes are laid out for activations of 8 bits; see `quantize`.
+Scales of 8 bits stay as they are stored, unless a wider `scale_dtype` is asked for; then `activations` and `out_dtype`
+say the type of activations and results.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,9 @@ import torch
 from tilus import dtypes
 from tilus.dtypes import DType, decode, table_type, unpack
 from tilus.errors import ShapeMismatch, TypeMismatch
-from tilus.ops.weights import QuantizedWeight, from_codes, split_scales
+from tilus.ops.checks import checked_values, only_number
+from tilus.ops.scales import split_scales, stored_type
+from tilus.ops.weights import QuantizedWeight, from_codes
 
 Array = np.ndarray[Any, Any]
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -42,6 +47,7 @@ def _expect(name: str, tensor: torch.Tensor, types: tuple[torch.dtype, ...], ndi
         )
 
 
+@checked_values
 def from_gptq(
     qweight: torch.Tensor,
     qzeros: torch.Tensor,
@@ -107,6 +113,7 @@ def from_gptq(
     )
 
 
+@checked_values
 def from_awq(
     qweight: torch.Tensor,
     qzeros: torch.Tensor,
@@ -145,6 +152,7 @@ def from_awq(
     return from_codes(columns(qweight), dtypes.uint4, scales, zero, k // groups, activations=activations)
 
 
+@checked_values
 def from_compressed_tensors(
     weight_packed: torch.Tensor,
     weight_scale: torch.Tensor,
@@ -201,6 +209,7 @@ def from_compressed_tensors(
     )
 
 
+@checked_values
 def from_fp8(
     weight: torch.Tensor,
     scale: torch.Tensor,
@@ -245,12 +254,14 @@ def from_fp8(
     raise ShapeMismatch(f"scales of shape {tuple(scale.shape)} do not fit a weight of {n} x {k}")
 
 
+@checked_values
 def from_mxfp4(
     blocks: torch.Tensor,
     scales: torch.Tensor,
     *,
-    scale_dtype: torch.dtype = torch.bfloat16,
+    scale_dtype: torch.dtype | None = None,
     activations: torch.dtype | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> QuantizedWeight:
     """Import an MXFP4 layer.
 
@@ -260,26 +271,24 @@ def from_mxfp4(
         float4_e2m1, even k in the low nibble.
     scales : Tensor of uint8, shape (n, k / 32)
         float8_e8m0.
-    scale_dtype : torch.dtype
-        bfloat16, which holds all scales, or float16, which must hold their range.
+    scale_dtype : torch.dtype, optional
+        Keeps scales as bfloat16, which holds them all, or as float16, which must hold their range.
+    activations, out_dtype : torch.dtype, optional
+        As for `quantize`; bfloat16 unless given. Activations of float16 take scales of some 20 powers of two.
     """
-    return _fp4(
-        blocks,
-        decode(scales.detach().cpu().view(torch.uint8).numpy(), dtypes.float8_e8m0),
-        1.0,
-        32,
-        scale_dtype,
-        activations,
-    )
+    side = _Side(scales, dtypes.float8_e8m0, 32, scale_dtype, activations, out_dtype)
+    return _in_blocks(_fp4(blocks), dtypes.float4_e2m1, side)
 
 
+@checked_values
 def from_nvfp4(
     weight: torch.Tensor,
     weight_scale: torch.Tensor,
     global_scale: float | torch.Tensor,
     *,
-    scale_dtype: torch.dtype = torch.float16,
+    scale_dtype: torch.dtype | None = None,
     activations: torch.dtype | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> QuantizedWeight:
     """Import an NVFP4 layer.
 
@@ -290,19 +299,25 @@ def from_nvfp4(
     weight_scale : Tensor of float8_e4m3fn, shape (n, k / 16)
     global_scale : float or Tensor
         What all values are multiplied with (ModelOpt's "weight_scale_2"; compressed-tensors stores its inverse).
-    scale_dtype : torch.dtype
-        float16 or bfloat16; both hold the block scales exactly.
+    scale_dtype : torch.dtype, optional
+        Keeps scales as float16 or bfloat16; both hold the block scales exactly.
+    activations, out_dtype : torch.dtype, optional
+        As for `quantize`; float16 unless given.
     """
-    values = decode(weight_scale.detach().cpu().view(torch.uint8).numpy(), dtypes.float8_e4m3)
-    return _fp4(weight, values, float(global_scale), 16, scale_dtype, activations)
+    if scale_dtype is None and out_dtype is None:
+        out_dtype = activations if activations in SCALES else torch.float16
+    side = _Side(weight_scale, dtypes.float8_e4m3, 16, scale_dtype, activations, out_dtype)
+    return _in_blocks(_fp4(weight), dtypes.float4_e2m1, side, only_number("global_scale", global_scale))
 
 
+@checked_values
 def from_mxfp8(
     weight: torch.Tensor,
     scales: torch.Tensor,
     *,
-    scale_dtype: torch.dtype = torch.bfloat16,
+    scale_dtype: torch.dtype | None = None,
     activations: torch.dtype | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> QuantizedWeight:
     """Import an MXFP8 layer.
 
@@ -311,63 +326,71 @@ def from_mxfp8(
     weight : Tensor of float8_e4m3fn or float8_e5m2, shape (n, k)
     scales : Tensor of uint8, shape (n, k / 32)
         float8_e8m0.
-    scale_dtype : torch.dtype
-        bfloat16, which holds all scales, or float16, which must hold their range.
+    scale_dtype : torch.dtype, optional
+        Keeps scales as bfloat16, which holds them all, or as float16, which must hold their range.
+    activations, out_dtype : torch.dtype, optional
+        As for `quantize`; bfloat16 unless given.
     """
     if weight.dtype not in FP8:
         raise TypeMismatch(f"from_mxfp8 takes float8_e4m3fn or float8_e5m2, not {weight.dtype}")
     _expect("weight", weight, tuple(FP8), 2)
     codes = weight.detach().cpu().view(torch.uint8).numpy()
-    values = decode(scales.detach().cpu().view(torch.uint8).numpy(), dtypes.float8_e8m0)
-    return _in_blocks(codes, FP8[weight.dtype], values, 1.0, 32, scale_dtype, activations)
+    side = _Side(scales, dtypes.float8_e8m0, 32, scale_dtype, activations, out_dtype)
+    return _in_blocks(codes, FP8[weight.dtype], side)
 
 
-def _fp4(
-    blocks: torch.Tensor,
-    scales: Array,
-    factor: float,
-    group: int,
-    scale_dtype: torch.dtype,
-    activations: torch.dtype | None,
-) -> QuantizedWeight:
+@dataclass(frozen=True)
+class _Side:
+    """The block scales of a checkpoint, shape (n, k / group), and what they and the activations are to become."""
+
+    scales: torch.Tensor
+    scale_type: DType
+    group: int
+    scale_dtype: torch.dtype | None
+    activations: torch.dtype | None
+    out_dtype: torch.dtype | None
+
+
+def _fp4(blocks: torch.Tensor) -> Array:
+    """Return the codes of rows of nibbles, the first in the low one."""
     _expect("the packed weight", blocks, (torch.uint8,), 3 if blocks.ndim == 3 else 2)
     stored = blocks.detach().cpu().numpy().reshape(blocks.shape[0], -1)
-    codes = unpack(stored, dtypes.float4_e2m1, stored.shape[1] * 2)
-    return _in_blocks(codes, dtypes.float4_e2m1, scales, factor, group, scale_dtype, activations)
+    return unpack(stored, dtypes.float4_e2m1, stored.shape[1] * 2)
 
 
-def _in_blocks(
-    codes: Array,
-    dtype: DType,
-    scales: Array,
-    factor: float,
-    group: int,
-    scale_dtype: torch.dtype,
-    activations: torch.dtype | None,
-) -> QuantizedWeight:
-    """Import codes (n, k) with a scale for each block of a row, which the scales' type must hold exactly."""
+def _in_blocks(codes: Array, dtype: DType, side: _Side, factor: float = 1.0) -> QuantizedWeight:
+    """Import codes (n, k) with a scale for each block of a row, which a wider type must hold exactly."""
     n, k = codes.shape
-    if scales.shape != (n, k // group) or k % group:
-        raise ShapeMismatch(
-            f"scales of shape {scales.shape} do not fit a weight of {n} x {k} in blocks of {group}"
+    if side.scales.element_size() != 1:
+        raise TypeMismatch(
+            f"block scales are {side.scales.dtype}, expected codes of {side.scale_type} in bytes"
         )
-    if not np.isfinite(scales).all():
+    if tuple(side.scales.shape) != (n, k // side.group) or k % side.group:
+        raise ShapeMismatch(
+            f"scales of shape {tuple(side.scales.shape)} do not fit a weight of {n} x {k} in blocks of {side.group}"
+        )
+    stored = side.scales.detach().cpu().view(torch.uint8).t().contiguous()
+    exact = decode(stored.numpy(), side.scale_type).astype(np.float64)
+    if not np.isfinite(exact).all():
         raise TypeMismatch("a block scale is NaN")
-    exact = np.ascontiguousarray(scales.T.astype(np.float64))
-    tensor, alpha = split_scales(exact, scale_dtype)
+    turned = np.ascontiguousarray(codes.T)
+    if side.scale_dtype is None or stored_type(side.scale_dtype) == side.scale_type:
+        return from_codes(
+            turned, dtype, stored, None, side.group, alpha=factor, activations=side.activations,
+            scale_type=side.scale_type, out_dtype=side.out_dtype,
+        )  # fmt: skip
+    tensor, alpha = split_scales(exact, side.scale_dtype)
     if not torch.equal(tensor.to(torch.float64) * alpha, torch.from_numpy(exact)):
-        raise TypeMismatch(f"the block scales do not fit {scale_dtype}", hint="scale_dtype=torch.bfloat16")
+        raise TypeMismatch(
+            f"the block scales do not fit {side.scale_dtype}", hint="scale_dtype=torch.bfloat16"
+        )
     return from_codes(
-        np.ascontiguousarray(codes.T),
-        dtype,
-        tensor,
-        None,
-        group,
-        alpha=alpha * factor,
-        activations=activations,
-    )
+        turned, dtype, tensor, None, side.group, alpha=alpha * factor, activations=side.activations,
+        out_dtype=side.out_dtype,
+    )  # fmt: skip
 
 
+@checked_values
 def from_nf4(
     weight: torch.Tensor,
     absmax: torch.Tensor,
@@ -407,7 +430,9 @@ def from_nf4(
             f"{weight.numel()} bytes and {absmax.numel()} scales do not fit {n} x {k} in blocks of {block_size}",
             hint="a block size that divides k",
         )
-    dtype = dtypes.nf4 if table is None else table_type([float(v) for v in table])
+    dtype = dtypes.nf4 if table is None else table_type(table.flatten().tolist())
+    if dtype.bits != 4:
+        raise ShapeMismatch(f"table has {2**dtype.bits} values, expected 16")
     stored = weight.detach().cpu().reshape(-1).numpy()
     codes = np.stack([stored >> 4, stored & 15], axis=-1).reshape(n, k)
     scale, alpha = split_scales(
@@ -416,6 +441,7 @@ def from_nf4(
     return from_codes(np.ascontiguousarray(codes.T), dtype, scale, None, block_size, alpha=alpha)
 
 
+@checked_values
 def from_bitnet(
     weight: torch.Tensor,
     scale: float | torch.Tensor,
@@ -447,6 +473,6 @@ def from_bitnet(
         ones,
         None,
         k,
-        alpha=float(scale),
+        alpha=only_number("scale", scale),
         activations=activations,
     )

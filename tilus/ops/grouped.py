@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,12 +12,18 @@ from tilus.codegen import Target
 from tilus.codegen.casts import stored_exponent
 from tilus.dtypes import DType
 from tilus.errors import ShapeMismatch, TypeMismatch
-from tilus.ops.device import target_of
+from tilus.ops.checks import checked, checked_values
+from tilus.ops.device import processors, target_of
+from tilus.ops.gradients import operator
+from tilus.ops.grouped_hopper_kernel import grouped_hopper_kernel
 from tilus.ops.grouped_kernel import grouped_matmul_kernel, grouped_quantized_kernel
 from tilus.ops.library import LIBRARY
 from tilus.ops.quantized_matmul import EPILOGUES
 from tilus.ops.quantized_schedule import Schedule, WeightForm, fitting
 from tilus.ops.routing import Routing
+from tilus.ops.scales import kernel_scale, scale_exponent
+from tilus.ops.schedules import fits_bulk_copies
+from tilus.ops.schedules import grouped_schedule as hopper_grouped_schedule
 from tilus.ops.weights import QuantizedWeight, interleave
 
 FLOATS = {torch.float16: dtypes.float16, torch.bfloat16: dtypes.bfloat16}
@@ -41,13 +47,17 @@ class QuantizedExperts:
     group_size : int
         Elements along k that share a scale.
     packed : Tensor of uint8, shape (experts, k / 128, n / 32, 512 * bits), rounded up
-    scale : Tensor of float16 or bfloat16, shape (experts, groups, n rounded up)
+    scale : Tensor of float16, bfloat16 or uint8, shape (experts, groups, n rounded up)
     zero : Tensor or None
-        Of the scale's shape and dtype.
+        Of the scale's shape and the results' dtype.
     alpha : Tensor of float32, shape (experts,)
         A factor of all values of an expert.
     gated : bool
         Whether columns are pairs of a gate and what it multiplies (`gated_pair`).
+    scale_type : DType or None
+        float8_e4m3 or float8_e8m0, of which `scale` holds the codes where it is of uint8; else None.
+    out_dtype : torch.dtype or None
+        The type of results where scales are of 8 bits; None where it is theirs.
     """
 
     dtype: DType
@@ -58,14 +68,22 @@ class QuantizedExperts:
     zero: torch.Tensor | None
     alpha: torch.Tensor
     gated: bool = False
+    scale_type: DType | None = None
+    out_dtype: torch.dtype | None = None
+
+    @property
+    def result(self) -> torch.dtype:
+        """The type of activations and results, float16 or bfloat16."""
+        return self.out_dtype or self.scale.dtype
 
     def to(self, device: torch.device | str) -> QuantizedExperts:
         """Return the weights on another device."""
         zero = None if self.zero is None else self.zero.to(device)
-        tensors = (self.packed.to(device), self.scale.to(device), zero, self.alpha.to(device))
-        return QuantizedExperts(self.dtype, self.shape, self.group_size, *tensors, self.gated)
+        packed, scale, alpha = (x.to(device) for x in (self.packed, self.scale, self.alpha))
+        return replace(self, packed=packed, scale=scale, zero=zero, alpha=alpha)
 
 
+@checked_values
 def stack_experts(weights: Sequence[QuantizedWeight]) -> QuantizedExperts:
     """Put the weights of experts into one tensor each for codes, scales and zero points.
 
@@ -86,9 +104,11 @@ def stack_experts(weights: Sequence[QuantizedWeight]) -> QuantizedExperts:
     if not weights:
         raise ShapeMismatch("stack_experts needs at least one weight")
     first = weights[0]
-    forms = {(w.dtype, w.shape, w.group_size, w.scale.dtype, w.zero is None, w.gated) for w in weights}
+    forms = {
+        (w.dtype, w.shape, w.group_size, w.scale_type, w.result, w.zero is None, w.gated) for w in weights
+    }
     if len(forms) > 1:
-        raise ShapeMismatch("experts differ in shape, type, group size, zero points or gate")
+        raise ShapeMismatch("experts differ in shape, types, group size, zero points or gate")
     if any(w.order is not None for w in weights):
         raise TypeMismatch("experts whose rows were sorted by group (act-order) are not supported")
     if any(w.activations not in (None, *FLOATS) for w in weights):
@@ -104,9 +124,12 @@ def stack_experts(weights: Sequence[QuantizedWeight]) -> QuantizedExperts:
         None if first.zero is None else torch.stack([w.zero for w in weights if w.zero is not None]),
         torch.tensor([w.alpha for w in weights], dtype=torch.float32, device=first.packed.device),
         first.gated,
+        first.scale_type,
+        first.out_dtype,
     )
 
 
+@checked
 def grouped_matmul(
     a: torch.Tensor,
     b: torch.Tensor,
@@ -168,7 +191,7 @@ def grouped_matmul(
     _check_epilogue(bias, activation, (count, n), result)
     _check_scale("a_scale", a_scale, ((), tuple(a.shape[:-1])))
     _check_scale("b_scale", b_scale, ((count,), (count, n)))
-    out: torch.Tensor = torch.ops.tilus.grouped_matmul(
+    out: torch.Tensor = operator("grouped_matmul", a, b, bias, a_scale, b_scale)(
         a, b, owners, block, bias, activation, a_scale, b_scale, out_dtype
     )
     return out
@@ -179,6 +202,7 @@ def result_dtype(a: torch.Tensor) -> torch.dtype:
     return torch.bfloat16 if a.itemsize == 1 else a.dtype
 
 
+@checked
 def grouped_quantized_matmul(
     a: torch.Tensor,
     experts: QuantizedExperts,
@@ -191,7 +215,7 @@ def grouped_quantized_matmul(
 
     Parameters
     ----------
-    a : Tensor of the dtype of the scales
+    a : Tensor of the type of the experts' results
         As for `grouped_matmul`.
     experts : QuantizedExperts
     rows : Routing, or Tensor of int32 of shape (experts,)
@@ -212,18 +236,20 @@ def grouped_quantized_matmul(
         Where the arguments do not fit.
     """
     count, k, n = experts.shape
-    if a.dtype != experts.scale.dtype:
+    if a.dtype != experts.result:
+        option = "scale_dtype" if experts.scale_type is None else "out_dtype"
         raise TypeMismatch(
-            f"activations are {a.dtype}, but the experts were quantised for {experts.scale.dtype}",
-            hint=f"quantize(..., scale_dtype={a.dtype})",
+            f"activations are {a.dtype}, but the experts were quantised for {experts.result}",
+            hint=f"quantize(..., {option}={a.dtype})",
         )
     owners, block = owners_of(a, rows, count, k, fewest=1)
     _check_epilogue(bias, activation, (count, n), a.dtype)
     if bias is not None and experts.gated:
         bias = torch.stack([interleave(row[: n // 2], row[n // 2 :]) for row in bias])
-    out: torch.Tensor = torch.ops.tilus.grouped_quantized_matmul(
+    out: torch.Tensor = operator("grouped_quantized_matmul", a, bias)(
         a, experts.packed, experts.scale, experts.zero, experts.alpha, owners, experts.dtype.name, k, n,
         experts.group_size, block, bias, activation, experts.gated,
+        "" if experts.scale_type is None else experts.scale_type.name,
     )  # fmt: skip
     return out
 
@@ -282,7 +308,8 @@ LIBRARY.define(
 )
 LIBRARY.define(
     "grouped_quantized_matmul(Tensor a, Tensor packed, Tensor scale, Tensor? zero, Tensor alpha, Tensor owners, "
-    "str dtype, int k, int n, int group, int block, Tensor? bias=None, str activation='', bool gated=False) -> Tensor",
+    "str dtype, int k, int n, int group, int block, Tensor? bias=None, str activation='', bool gated=False, "
+    "str scale_type='') -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
@@ -328,35 +355,51 @@ def _run(
     rows, dtype = with_groups(a), OPERANDS[a.dtype]
     target = target_of(a)
     block_m = tile_rows(block, rows.shape[1], 128)
-    warps = 8 if block_m == 128 and target.has("wgmma") else 4
-    native = a.dtype not in FLOAT8 or target.has("mma_fp8")
     none = torch.empty((1, 1), dtype=torch.float32, device=a.device)
-    grouped_matmul_kernel(
+    result = out.view(*rows.shape[:2], -1)
+    arguments = (
         rows,
         matrices,
         bias if bias is not None else out.view(-1, out.shape[-1]),
         none if a_scale is None else a_scale.reshape(rows.shape[:2] if a_scale.ndim else (1, 1)),
         none if b_scale is None else b_scale.reshape(b_scale.shape[0], -1),
         owners,
-        out.view(*rows.shape[:2], -1),
-        dtype=dtype,
-        b_dtype=OPERANDS[b.dtype],
-        out_dtype=OUTPUTS[out.dtype],
-        acc_dtype=dtypes.int32 if dtype.is_integer else dtypes.float32,
-        native=native,
-        b_turned=turned,
-        masked=block == 0,
-        has_bias=bias is not None,
-        a_scales="" if a_scale is None else "rows" if a_scale.ndim else "tensor",
-        b_scales="" if b_scale is None else "columns" if b_scale.ndim == 2 else "experts",
-        activation=activation,
-        block=block or block_m,
+        result,
+    )
+    options = {
+        "dtype": dtype,
+        "b_dtype": OPERANDS[b.dtype],
+        "out_dtype": OUTPUTS[out.dtype],
+        "acc_dtype": dtypes.int32 if dtype.is_integer else dtypes.float32,
+        "b_turned": turned,
+        "masked": block == 0,
+        "has_bias": bias is not None,
+        "a_scales": "" if a_scale is None else "rows" if a_scale.ndim else "tensor",
+        "b_scales": "" if b_scale is None else "columns" if b_scale.ndim == 2 else "experts",
+        "activation": activation,
+        "block": block or block_m,
+    }
+    if target.has("wgmma") and a.shape[-1] and fits_bulk_copies(rows) and fits_bulk_copies(matrices):
+        total = rows.shape[0] * rows.shape[1]
+        count = processors(a)
+        chosen = hopper_grouped_schedule(
+            block_m, total, b.shape[2], dtype.bits, OUTPUTS[out.dtype].bits, target, count
+        )
+        tiles = rows.shape[0] * -(-rows.shape[1] // block_m) * -(-b.shape[2] // chosen.block_n)
+        grouped_hopper_kernel(
+            *arguments, min(tiles, count), **options, **vars(chosen), bulk_store=fits_bulk_copies(result)
+        )
+        return out
+    grouped_matmul_kernel(
+        *arguments,
+        **options,
+        native=a.dtype not in FLOAT8 or target.has("mma_fp8"),
         block_m=block_m,
         block_n=128 if b.shape[2] > 64 else 64,
         # Rows of 128 bytes, the widest that a swizzle has.
         block_k=1024 // dtype.bits,
         stages=4 if target.shared_bytes >= 160_000 else 3 if block_m < 128 else 2,
-        warps=warps,
+        warps=8 if block_m == 128 and target.has("wgmma") else 4,
     )
     return out
 
@@ -399,29 +442,35 @@ def _run_quantized(
     bias: torch.Tensor | None = None,
     activation: str = "",
     gated: bool = False,
+    scale_type: str = "",
 ) -> torch.Tensor:
     out = a.new_empty((*a.shape[:-1], n // 2 if gated else n))
     if not out.numel():
         return out
     rows = with_groups(a)
     target, code_type, own = target_of(a), dtypes.dtype(dtype), FLOATS[a.dtype]
-    form = WeightForm(code_type, own, group, zero is not None)
+    stored = dtypes.dtype(scale_type) if scale_type else None
+    form = WeightForm(code_type, own, group, zero is not None, stored)
+    # A kernel does not read these.
+    unread = scale.view(a.dtype)
     chosen = grouped_schedule(block, rows.shape[1], form, target)
     grouped_quantized_kernel(
         rows,
         packed,
-        scale,
-        zero if zero is not None else scale,
+        kernel_scale(scale, stored),
+        zero if zero is not None else unread,
         alpha,
-        bias if bias is not None else scale[0],
+        bias if bias is not None else unread[0],
         owners,
         out.view(*rows.shape[:2], -1),
         n,
         a_dtype=own,
         b_dtype=code_type,
+        s_dtype=stored or own,
         group=form.rows_of_scale(k),
         has_zero=zero is not None,
         exponent=stored_exponent(code_type, own, target),
+        s_exponent=scale_exponent(stored, code_type, a.dtype),
         masked=block == 0,
         has_bias=bias is not None,
         activation=activation,
@@ -451,6 +500,7 @@ def _fake_quantized(
     bias: torch.Tensor | None = None,
     activation: str = "",
     gated: bool = False,
+    scale_type: str = "",
 ) -> torch.Tensor:
     return a.new_empty((*a.shape[:-1], n // 2 if gated else n))
 

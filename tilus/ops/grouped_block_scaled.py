@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 
 from tilus.codegen import Target
 from tilus.errors import ShapeMismatch, TypeMismatch
 from tilus.ops.block_scaled_kernel import BLOCK
-from tilus.ops.device import target_of
+from tilus.ops.checks import checked
+from tilus.ops.device import processors, target_of
+from tilus.ops.gradients import operator
 from tilus.ops.grouped import FLOAT8, OUTPUTS, owners_of, tile_rows, with_groups
 from tilus.ops.grouped_block_scaled_kernel import (
     grouped_block_scaled_kernel,
@@ -15,7 +19,14 @@ from tilus.ops.grouped_block_scaled_kernel import (
 )
 from tilus.ops.library import LIBRARY
 from tilus.ops.routing import Routing
-from tilus.ops.schedules import STEP_BYTES, HopperSchedule, deepest, fits_bulk_copies
+from tilus.ops.schedules import (
+    HopperSchedule,
+    block_scaled_candidates,
+    estimated_cycles,
+    fits_bulk_copies,
+    most_promoted,
+    suits,
+)
 
 SCALES_PER_BULK = 4
 """Float32 numbers in the 16 bytes that the tensor memory accelerator counts in."""
@@ -23,6 +34,7 @@ WARPGROUP_ROWS = 64
 """Rows that a warpgroup multiplies at once."""
 
 
+@checked
 def grouped_matmul_block_scaled(
     a: torch.Tensor,
     b: torch.Tensor,
@@ -80,7 +92,7 @@ def grouped_matmul_block_scaled(
                 f"{name}_scale is {scale.dtype} of shape {tuple(scale.shape)}, expected {torch.float32} of shape "
                 f"{shape}"
             )
-    out: torch.Tensor = torch.ops.tilus.grouped_matmul_block_scaled(
+    out: torch.Tensor = operator("grouped_matmul_block_scaled", a, b, a_scale, b_scale)(
         a, b, a_scale, b_scale, owners, block, out_dtype
     )
     return out
@@ -93,16 +105,33 @@ LIBRARY.define(
 )
 
 
+@lru_cache(maxsize=4096)
 def grouped_block_scaled_schedule(
-    block: int, rows: int, n: int, out_bits: int, target: Target
+    block: int,
+    groups: int,
+    rows: int,
+    n: int,
+    k: int,
+    out_bits: int,
+    target: Target,
+    processors: int,
+    most: int,
 ) -> HopperSchedule:
-    """Return the tiles for warpgroups: those of a plain product, as high as a block or an expert's capacity."""
+    """Return the tile with the least estimated time if all rows are used, as high as a block or an expert's capacity.
+
+    A block of rows has one expert, so that the tiles are those of a product with as many rows as all groups have.
+    """
     height = max(WARPGROUP_ROWS, tile_rows(block, rows, BLOCK))
-    width = BLOCK if n > WARPGROUP_ROWS else WARPGROUP_ROWS
-    plain = HopperSchedule(height, width, STEP_BYTES, 2, consumers=height // WARPGROUP_ROWS)
-    # The scales of all stages take less than one stage of operands.
-    return HopperSchedule(
-        height, width, STEP_BYTES, deepest(plain, out_bits, target) - 1, consumers=plain.consumers
+    return min(
+        (
+            chosen
+            for chosen in block_scaled_candidates(out_bits, target, most)
+            if chosen.block_m == height
+            and chosen.cluster == 1
+            and not chosen.stream
+            and suits(chosen, height, n)
+        ),
+        key=lambda chosen: estimated_cycles(chosen, groups * rows, n, k, 1, 8, processors, promoted=True),
     )
 
 
@@ -135,7 +164,11 @@ def _run(
     bulk = target.has("wgmma") and fits_bulk_copies(rows) and fits_bulk_copies(matrices)
     # A tile has one expert: smaller blocks would leave a warpgroup's rows to several of them.
     if bulk and (block == 0 or block >= WARPGROUP_ROWS):
-        chosen = grouped_block_scaled_schedule(block, rows.shape[1], n, OUTPUTS[out_dtype].bits, target)
+        groups, count = rows.shape[0], processors(a)
+        chosen = grouped_block_scaled_schedule(
+            block, groups, rows.shape[1], n, k, OUTPUTS[out_dtype].bits, target, count, most_promoted()
+        )
+        tiles = groups * -(-rows.shape[1] // chosen.block_m) * -(-n // chosen.block_n)
         hopper_grouped_block_scaled_kernel(
             rows,
             matrices,
@@ -143,6 +176,7 @@ def _run(
             scales,
             b_scale,
             owners,
+            min(tiles, count),
             **types,
             block=block or chosen.block_m,
             block_m=chosen.block_m,

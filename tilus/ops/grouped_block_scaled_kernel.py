@@ -10,9 +10,10 @@ from math import gcd
 
 import tilus
 from tilus import Tensor, constexpr, float16, float32, int32
-from tilus.ops.block_scaled_kernel import BLOCK
+from tilus.ops.block_scaled_kernel import BLOCK, scaled_product
+from tilus.ops.grouped_hopper_kernel import located
 from tilus.ops.grouped_kernel import ORDER, owner
-from tilus.ops.hopper_matmul_kernel import fetch, following, place, release, send
+from tilus.ops.hopper_matmul_kernel import following, place, send
 
 
 @tilus.kernel
@@ -23,6 +24,7 @@ def hopper_grouped_block_scaled_kernel(
     a_scale: Tensor[float32, "groups k_blocks padded_rows"],
     b_scale: Tensor[float32, "experts n_blocks k_blocks"],
     owners: Tensor[int32, "owners"],
+    blocks: int32,
     *,
     dtype: constexpr,
     b_dtype: constexpr,
@@ -35,19 +37,16 @@ def hopper_grouped_block_scaled_kernel(
     consumers: constexpr = 2,
     bulk_store: constexpr = True,
 ):
-    """c[g, r] = (a[g, r] * its scales) @ (b[expert of row r of group g] * its scales).T, one tile for each block.
+    """c[g, r] = (a[g, r] * its scales) @ (b[expert of row r of group g] * its scales).T, in persistent blocks.
 
-    The multiprocessors take tiles as they get free: how many there are is known on the device only.
+    They find their tiles as those of `grouped_hopper_kernel` do.
     """
     groups, rows, k = a.shape
     n = c.shape[2]
     warps = 4 * consumers
+    tilus.grid(blocks, warps=warps + 4)
     down, across = tilus.cdiv(rows, block_m), tilus.cdiv(n, block_n)
-    tilus.grid(down * across * groups, warps=warps + 4)
-    batch, bi, bj = place(tilus.block_id(0), down, across, ORDER)
-    row, column = bi * block_m, bj * block_n
-    expert, used = owner(owners, bi, batch, block, block_m, masked)
-    steps = tilus.cdiv(k, BLOCK) if used else 0
+    steps = tilus.cdiv(k, BLOCK)
 
     sa = tilus.shared(dtype, (stages, block_m, BLOCK))
     sb = tilus.shared(b_dtype, (stages, block_n, BLOCK))
@@ -58,37 +57,44 @@ def hopper_grouped_block_scaled_kernel(
 
     with tilus.warps(warps, 4, registers=40 if budget else 0):
         with tilus.warps(warps, 1):
-            stage, phase = 0, 1
-            for step in range(steps):
-                tilus.wait(empty, phase, index=stage)
-                tilus.arrive(full, index=stage, bytes=(block_m + block_n) * BLOCK + 4 * block_m)
-                at = step * BLOCK
-                fetch(sa[stage], a, batch, row, at, True, full, stage, 0, 1, 0)
-                fetch(sb[stage], b, expert, column, at, True, full, stage, 0, 1, 0)
-                tilus.copy_bulk(ss[stage], a_scale, (batch, step, row), full, index=stage)
-                stage, phase = following(stage, phase, stages)
+            stage, phase, group, before = 0, 1, 0, 0
+            for tile in range(tilus.block_id(0), groups * down * across, tilus.grid_dim(0)):
+                group, before, batch, bi, bj, expert, last = located(
+                    owners, tile, group, before, groups, down, across, block, block_m, masked
+                )
+                if last:
+                    break
+                row, column = bi * block_m, bj * block_n
+                for step in range(steps if expert >= 0 else 0):
+                    tilus.wait(empty, phase, index=stage)
+                    tilus.arrive(full, index=stage, bytes=(block_m + block_n) * BLOCK + 4 * block_m)
+                    at = step * BLOCK
+                    tilus.copy_bulk(sa[stage], a, (batch, row, at), full, index=stage)
+                    tilus.copy_bulk(sb[stage], b, (expert, column, at), full, index=stage)
+                    tilus.copy_bulk(ss[stage], a_scale, (batch, step, row), full, index=stage)
+                    stage, phase = following(stage, phase, stages)
 
     with tilus.warps(0, warps, registers=232 if budget else 0):
         width = gcd(block_n, 1024 // out_dtype.bits)
         sc = tilus.shared(out_dtype, (2, block_m, width))
-        stage, phase = 0, 0
-        acc = tilus.zeros((block_m, block_n), float32)
-        for step in range(steps):
-            # On its way while the operands are.
-            factor = tilus.load(b_scale, (expert, column // BLOCK, step))
-            tilus.wait(full, phase, index=stage)
-            sums = tilus.dot_async(sa[stage], sb[stage].transpose(), out_dtype=float32)
-            factors = tilus.load(ss[stage]) * factor
-            sums = tilus.dot_wait(sums)
-            release(empty, stage, 1)
-            acc += sums * factors[:, None]
-            stage, phase = following(stage, phase, stages)
-        if used:
-            for part in tilus.static_range(block_n // width):
-                out = tilus.cast(acc[:, part * width : (part + 1) * width], out_dtype)
-                send(c, sc, out, batch, row, column + part * width, part, block_n // width, bulk_store)
-            if bulk_store:
-                tilus.bulk_wait(0, read=False)
+        stage, phase, group, before = 0, 0, 0, 0
+        for tile in range(tilus.block_id(0), groups * down * across, tilus.grid_dim(0)):
+            group, before, batch, bi, bj, expert, last = located(
+                owners, tile, group, before, groups, down, across, block, block_m, masked
+            )
+            if last:
+                break
+            if expert >= 0:
+                row, column = bi * block_m, bj * block_n
+                acc, stage, phase = scaled_product(
+                    sa, sb, ss, b_scale, full, empty, stage, phase, expert, column, 0, steps, 1
+                )
+                parts = block_n // width
+                for part in tilus.static_range(parts):
+                    out = tilus.cast(acc[:, part * width : (part + 1) * width], out_dtype)
+                    send(c, sc, out, batch, row, column + part * width, part, parts, bulk_store)
+        if bulk_store:
+            tilus.bulk_wait(0, read=False)
 
 
 @tilus.kernel

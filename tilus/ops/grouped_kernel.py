@@ -23,6 +23,7 @@ from tilus.ops.quantized_parts import (
     own_rows,
     product,
     scaled,
+    scales_of,
     stored,
 )
 
@@ -126,8 +127,8 @@ def grouped_matmul_kernel(
 def grouped_quantized_kernel(
     a: Tensor["a_dtype", "groups rows k"],
     b: Tensor[uint8, "experts k_units n_units unit_bytes"],
-    scale: Tensor["a_dtype", "experts scale_groups n_padded"],
-    zero: Tensor["a_dtype", "experts scale_groups n_padded"],
+    scale: Tensor["s_dtype", "experts scale_groups n_padded"],
+    zero: Tensor["a_dtype", "zero_experts zero_groups zero_n"],
     alpha: Tensor[float32, "experts"],
     bias: Tensor["a_dtype", "bias_experts bias_n"],
     experts: Tensor[int32, "owners"],
@@ -136,9 +137,11 @@ def grouped_quantized_kernel(
     *,
     a_dtype: constexpr,
     b_dtype: constexpr,
+    s_dtype: constexpr,
     group: constexpr,
     has_zero: constexpr,
     exponent: constexpr = 0,
+    s_exponent: constexpr = 0,
     masked: constexpr = False,
     has_bias: constexpr = False,
     activation: constexpr = "",
@@ -163,12 +166,12 @@ def grouped_quantized_kernel(
     for k0 in tilus.pipeline(range(0, end, UNIT_K), stages=stages):
         sa = tilus.shared(a_dtype, (block_m, UNIT_K))
         sb = tilus.shared(uint8, (1, block_n // UNIT_N, unit_bytes(b_dtype.bits)))
-        ss = tilus.shared(a_dtype, (scales_deep, block_n))
+        ss = tilus.shared(s_dtype, (scales_deep, block_n))
         tilus.copy_async(sa, a, (batch, row, k0))
         tilus.copy_async(sb, b, (expert, k0 // UNIT_K, column // UNIT_N, 0), cache="streaming")
         tilus.copy_async(ss, scale, (expert, k0 // group, column))
         weight = decoded(sb, b_dtype, a_dtype, exponent, block_n, warps, 1)
-        scales = by_column(tilus.load(ss), 1)
+        scales = scales_of(ss, a_dtype, exponent - s_exponent, 1)
         if has_zero:
             sz = tilus.shared(a_dtype, (scales_deep, block_n))
             tilus.copy_async(sz, zero, (expert, k0 // group, column))
@@ -177,7 +180,7 @@ def grouped_quantized_kernel(
             weight = scaled(weight, scales, scales, False, exponent)
         acc = product(own_rows(sa, block_m, warps, 1, swap), weight, acc, swap)
     if used:
-        total = collected(acc, 1, swap) * tilus.load(alpha, expert)
+        total = collected(acc, 1, swap) * (tilus.load(alpha, expert) * 2.0**s_exponent)
         if has_bias:
             total = total + tilus.cast(tilus.load(bias, (expert, column), (1, block_n)), float32)
         out = finished(total, c, column, False, activation, gated)

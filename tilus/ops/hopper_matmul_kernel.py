@@ -133,7 +133,8 @@ def hopper_matmul_kernel(
                 row = (i * cluster_m + rank_m) * block_m
                 column = (j * cluster_n + rank_n) * block_n
                 if pingpong:
-                    stage, phase = unit * steps % stages, unit * steps // stages
+                    done = steps_before(unit, own, team, teams, shared_tiles, steps, stream)
+                    stage, phase = done % stages, done // stages
                     tilus.wait(turn, unit // 2 + 1 - consumer, index=consumer)
                 tilus.wait(full, phase, index=stage)
                 acc = tilus.dot_async(
@@ -208,15 +209,16 @@ def release(empty, stage, size):
 
 @tilus.inline
 def send(c, sc, out, batch, row, column, part, parts, bulk_store):
-    """Store one of several parts of a tile, through one of two buffers in shared memory where it goes in bulk."""
+    """Store one of several parts of a tile, where it goes in bulk through one of two buffers, or the one there is."""
     if bulk_store:
+        buffers = sc.shape[0]
         # The store before the last one, or the last, has left the buffer.
-        tilus.bulk_wait(0 if part == 0 and parts % 2 else 1)
+        tilus.bulk_wait(0 if buffers == 1 or (part == 0 and parts % 2) else 1)
         tilus.sync()
-        tilus.store(sc[part % 2], out)
+        tilus.store(sc[part % buffers], out)
         tilus.fence("async")
         tilus.sync()
-        tilus.store_bulk(c, sc[part % 2], (batch, row, column))
+        tilus.store_bulk(c, sc[part % buffers], (batch, row, column))
         tilus.bulk_commit()
     else:
         tilus.store(c, out, (batch, row, column))
@@ -257,6 +259,16 @@ def work_of(unit, own, whole, team, teams, shared_tiles, steps, stream):
         first if shared else 0,
         last - first if shared else steps,
     )
+
+
+@tilus.inline
+def steps_before(unit, own, team, teams, shared_tiles, steps, stream):
+    """Return how many steps a team's units of work before one have."""
+    if not stream:
+        return unit * steps
+    start = team * (shared_tiles * steps) // teams
+    piece = start // steps + unit - own
+    return tilus.min(unit, own) * steps + tilus.max(piece * steps - start, 0)
 
 
 @tilus.inline

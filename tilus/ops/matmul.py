@@ -12,13 +12,17 @@ from tilus import dtypes
 from tilus.codegen import Target
 from tilus.dtypes import DType
 from tilus.errors import ShapeMismatch, TypeMismatch
+from tilus.ops.checks import checked
 from tilus.ops.device import device_name, processors, target_of
+from tilus.ops.gradients import operator
 from tilus.ops.hopper_matmul_kernel import hopper_matmul_kernel
 from tilus.ops.library import LIBRARY
 from tilus.ops.matmul_kernel import matmul_kernel
 from tilus.ops.schedules import (
     FEWER_ACCUMULATORS,
     MOST_ACCUMULATORS,
+    ROW_SPAN,
+    WIDE_SPAN,
     HopperSchedule,
     accumulators,
     estimated_cycles,
@@ -29,7 +33,7 @@ from tilus.ops.schedules import (
     work_of,
 )
 from tilus.ops.stream_k_kernel import stream_k_kernel
-from tilus.ops.tuned import lookup
+from tilus.ops.tuned import lookup, made_of
 
 DTYPES = {torch.float16: dtypes.float16, torch.bfloat16: dtypes.bfloat16}
 OPERANDS = {
@@ -43,6 +47,7 @@ OUTPUTS = {**DTYPES, torch.float32: dtypes.float32, torch.int32: dtypes.int32}
 ACTIVATIONS = ("", "relu", "gelu", "silu")
 
 
+@checked
 def matmul(
     a: torch.Tensor,
     b: torch.Tensor,
@@ -83,7 +88,8 @@ def matmul(
     Returns
     -------
     Tensor, shape (..., m, n)
-        Accumulated in float32 (int8 in int32).
+        Accumulated in float32 (int8 in int32). It has gradients with respect to all but scales, for operands that are
+        not of 8 bits and without scales; what the activation takes is then computed again.
 
     Raises
     ------
@@ -91,7 +97,9 @@ def matmul(
         Where the arguments do not fit.
     """
     _check(a, b, bias, residual, a_scale, b_scale, activation, alpha, out_dtype)
-    return torch.ops.tilus.matmul(a, b, bias, residual, a_scale, b_scale, activation, alpha, beta, out_dtype)
+    op = operator("matmul", a, b, bias, residual, a_scale, b_scale)
+    made: torch.Tensor = op(a, b, bias, residual, a_scale, b_scale, activation, alpha, beta, out_dtype)
+    return made
 
 
 def _check(
@@ -99,23 +107,17 @@ def _check(
     a_scale: torch.Tensor | None, b_scale: torch.Tensor | None, activation: str, alpha: float,
     out_dtype: torch.dtype | None,
 ) -> None:  # fmt: skip
-    named = {
-        "a": a, "b": b, "bias": bias, "residual": residual, "a_scale": a_scale, "b_scale": b_scale,
-    }  # fmt: skip
-    for name, x in named.items():
-        if x is None and name not in ("a", "b"):
-            continue
-        if not isinstance(x, torch.Tensor):
-            raise TypeMismatch(f"{name} is a {type(x).__name__}, expected a tensor")
-        if x.device != a.device:
-            raise TypeMismatch(f"a is on {a.device}, but {name} on {x.device}", hint=f"{name}.to(a.device)")
     fp8 = (torch.float8_e4m3fn, torch.float8_e5m2)
     if a.dtype not in OPERANDS or (a.dtype != b.dtype and not (a.dtype in fp8 and b.dtype in fp8)):
         raise TypeMismatch(
             f"matmul takes two tensors of float16, bfloat16, float32, int8 or float8, not {a.dtype} and {b.dtype}"
         )
     if a.ndim < 1 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
-        raise ShapeMismatch(f"matmul of shapes {tuple(a.shape)} and {tuple(b.shape)}")
+        turned = a.ndim > 0 and b.ndim >= 2 and a.shape[-1] == b.shape[-1]
+        raise ShapeMismatch(
+            f"matmul of shapes {tuple(a.shape)} and {tuple(b.shape)}, expected (..., m, k) and (k, n)",
+            hint="matmul(a, b.mT)" if turned else None,
+        )
     if b.ndim > 2 and (a.ndim != b.ndim or a.shape[:-2] != b.shape[:-2]):
         raise ShapeMismatch(
             f"matmul of batches {tuple(a.shape[:-2])} and {tuple(b.shape[:-2])}",
@@ -148,6 +150,9 @@ def _check(
         raise TypeMismatch(
             "matmul takes a_scale and b_scale together", hint="ones for the one that is not needed"
         )
+    for name, scale in (("a_scale", a_scale), ("b_scale", b_scale)):
+        if scale is not None and scale.dtype != torch.float32:
+            raise TypeMismatch(f"{name} is {scale.dtype}, expected torch.float32", hint=f"{name}.float()")
     if a_scale is not None and b_scale is not None and (a_scale.ndim or b_scale.ndim):
         rows = a.shape[-2] if a.ndim > 1 else 1
         if a.ndim > 2 or tuple(a_scale.shape) != (rows,) or tuple(b_scale.shape) != (n,):
@@ -202,10 +207,10 @@ def _run(
 ) -> torch.Tensor:  # fmt: skip
     target = target_of(a)
     if OPERANDS[a.dtype].bits == 8 and a.dtype != torch.int8 and not target.has("mma_fp8"):
-        raise TypeMismatch(
-            f"{target.name} has no tensor cores for float8, which begin with sm_89",
-            hint="matmul(a.half(), b.half()), with the factors of scales in alpha",
-        )
+        # Float16 holds all numbers of float8, and tensor cores that lack float8 multiply it.
+        return _run(
+            a.half(), b.half(), bias, residual, a_scale, b_scale, activation, alpha, beta, out_dtype or result_dtype(a)
+        )  # fmt: skip
     out = out_dtype or result_dtype(a)
     k, n = b.shape[-2:]
     c = torch.empty((*a.shape[:-1], n), dtype=out, device=a.device)
@@ -246,7 +251,7 @@ def _run(
         many = residual is not None or (a_scale is not None and bias is not None)
         chosen = chosen_schedule(
             a, result.shape[1], n, k, result.shape[0], OUTPUTS[out].bits, target,
-            FEWER_ACCUMULATORS if many else MOST_ACCUMULATORS,
+            FEWER_ACCUMULATORS if many else MOST_ACCUMULATORS, ROW_SPAN if b_turned else WIDE_SPAN,
         )  # fmt: skip
         run_hopper(left, right, result, epilogue, (alpha, beta), chosen, types, finishing)
     else:
@@ -263,11 +268,11 @@ SLOWER = 1.25
 
 
 def chosen_schedule(
-    a: torch.Tensor, m: int, n: int, k: int, batches: int, out_bits: int, target: Target, most: int
+    a: torch.Tensor, m: int, n: int, k: int, batches: int, out_bits: int, target: Target, most: int, span: int
 ) -> HopperSchedule:
     """Return the schedule that was tuned or ships for a product, or else that of the heuristic."""
     bits = OPERANDS[a.dtype].bits
-    own = hopper_schedule(m, n, k, batches, bits, out_bits, target, processors(a), most)
+    own = hopper_schedule(m, n, k, batches, bits, out_bits, target, processors(a), most, span)
     # What is known is known of whole devices; the simulator counts as one multiprocessor.
     if batches > 1 or a.device.type != "cuda":
         return own
@@ -282,7 +287,9 @@ def known_schedule(
     found = lookup("matmul", target, {"bits": bits, "m": m, "n": n, "k": k}, device)
     if found is None:
         return None
-    known = HopperSchedule(**found)
+    known = made_of(found, HopperSchedule)
+    if known is None:
+        return None
     fits = shared_bytes(known, out_bits) <= target.shared_bytes and accumulators(known) <= most
     if not fits or not suits(known, m, n):
         return None
@@ -295,7 +302,7 @@ def known_plain_schedule(m: int, n: int, k: int, bits: int, target: Target, devi
     if target.has("wgmma"):
         return None
     found = lookup("matmul", target, {"bits": bits, "m": m, "n": n, "k": k}, device)
-    return None if found is None else Schedule(**found)
+    return None if found is None else made_of(found, Schedule)
 
 
 def run_hopper(

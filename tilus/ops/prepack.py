@@ -23,6 +23,8 @@ from tilus.layout import Digit, RegisterLayout, local, spatial
 
 UNIT_K, UNIT_N = 128, 32
 THREADS = 32
+# A unit's bytes as rows of a tensor map's longest box, so that one box brings several units along n.
+ROW = 256
 # The instruction for operands of so many bits.
 ATOMS = {16: BY_NAME["m16n8k16.f16.f16.f32"], 8: BY_NAME["m16n8k32.s8.s8.s32"]}
 ATOM = ATOMS[16].b
@@ -58,6 +60,15 @@ def byte_layout(k: int, n: int, bits: int, warps: int, copies: int = 1, deep: in
         (deep, across, 1), (Digit(copies, None, 0), Digit(deep, 0, 1), Digit(across, 1, 1)), ()
     )
     return outer * units * local(1, 1, bits) * spatial(1, 1, THREADS) * local(1, 1, 16)
+
+
+def box_layout(k: int, n: int, bits: int, warps: int, deep: int = 1) -> RegisterLayout:
+    """Return `byte_layout` of bytes of shape (deep * k // 128, rows of ROW bytes, ROW)."""
+    across = warps // deep
+    units = local(k // UNIT_K, n // UNIT_N // warps, 1)
+    outer = RegisterLayout((deep, across, 1), (Digit(deep, 0, 1), Digit(across, 1, 1)), ())
+    above = THREADS * 16 // ROW
+    return outer * units * local(1, bits, 1) * spatial(1, above, THREADS // above) * local(1, 1, 16)
 
 
 def row_layout(rows: int, k: int, warps: int, deep: int, operand_bits: int, turned: bool) -> RegisterLayout:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,23 +11,27 @@ from tilus import dtypes
 from tilus.codegen import Target
 from tilus.codegen.casts import stored_exponent
 from tilus.errors import ShapeMismatch, TypeMismatch
+from tilus.ops.call import Call
+from tilus.ops.checks import checked
 from tilus.ops.device import device_name, processors, target_of
+from tilus.ops.gradients import operator
 from tilus.ops.library import LIBRARY
-from tilus.ops.prepack import UNIT_K
+from tilus.ops.prepack import ROW, UNIT_K
 from tilus.ops.quantized_kernel import quantized_matmul_kernel, quantized_sums_kernel, sum_parts_kernel
 from tilus.ops.quantized_schedule import Schedule, WeightForm, choose, fits_deep, scales_late, stage_bytes
-from tilus.ops.quantized_wgmma import WgmmaSchedule, bulk_readable, wgmma_call, wgmma_schedule
-from tilus.ops.quantized_wgmma_kernel import quantized_wgmma_kernel
+from tilus.ops.quantized_wgmma import WgmmaSchedule, wgmma_schedule
+from tilus.ops.quantized_wgmma_call import bulk_readable, wgmma_call
+from tilus.ops.scales import BYTES, scale_exponent
 from tilus.ops.tokens import QuantizedTokens, quantize_tokens
-from tilus.ops.tuned import lookup
-from tilus.ops.weights import BYTES, QuantizedWeight, interleave, operand_type
-from tilus.runtime.kernel import Kernel
+from tilus.ops.tuned import lookup, made_of
+from tilus.ops.weights import QuantizedWeight, interleave, operand_type
 
 ACTIVATIONS = {torch.float16: dtypes.float16, torch.bfloat16: dtypes.bfloat16}
 OPERANDS = {**ACTIVATIONS, **BYTES}
 EPILOGUES = ("", "relu", "gelu", "silu")
 
 
+@checked
 def quantized_matmul(
     a: torch.Tensor | QuantizedTokens,
     weight: QuantizedWeight,
@@ -59,27 +63,14 @@ def quantized_matmul(
     ShapeMismatch, TypeMismatch
         Where a, the weight and the bias do not fit.
     """
-    if not isinstance(weight, QuantizedWeight):
-        raise TypeMismatch(
-            f"the weight is a {type(weight).__name__}, expected a QuantizedWeight",
-            hint='tilus.ops.quantize(weight, "uint4")',
-        )
-    if not isinstance(a, (torch.Tensor, QuantizedTokens)):
-        raise TypeMismatch(f"activations are a {type(a).__name__}, expected a tensor or QuantizedTokens")
-    values = a.values if isinstance(a, QuantizedTokens) else a
-    if values.device != weight.packed.device:
-        raise TypeMismatch(
-            f"activations are on {values.device}, but the weight on {weight.packed.device}",
-            hint="weight.to(activations.device)",
-        )
     k, n = weight.shape
-    wanted = weight.activations or weight.scale.dtype
+    wanted = weight.activations or weight.result
     if activation not in EPILOGUES:
         raise TypeMismatch(f"no activation named {activation!r}", hint="relu, gelu or silu, or leave it out")
     if bias is not None:
         if tuple(bias.shape) != (n,):
             raise ShapeMismatch(f"a bias of shape {tuple(bias.shape)} does not fit a weight of {k} x {n}")
-        bias = bias.to(weight.scale.dtype)
+        bias = bias.to(weight.result)
         if weight.gated:
             bias = interleave(bias[: n // 2], bias[n // 2 :])
     if isinstance(a, QuantizedTokens):
@@ -101,27 +92,31 @@ def quantized_matmul(
         tokens, leading = a, a.values.shape[:-1]
     else:
         if a.dtype not in ACTIVATIONS:
-            raise TypeMismatch(f"quantized_matmul takes float16 or bfloat16 activations, not {a.dtype}")
-        if a.dtype != weight.scale.dtype:
             raise TypeMismatch(
-                f"activations are {a.dtype}, but the weight was quantised for {weight.scale.dtype}",
-                hint=f"quantize(..., scale_dtype={a.dtype})",
+                f"quantized_matmul takes float16 or bfloat16 activations, not {a.dtype}",
+                hint=f"a.to({weight.result})",
+            )
+        if a.dtype != weight.result:
+            option = "scale_dtype" if weight.scale_type is None else "out_dtype"
+            raise TypeMismatch(
+                f"activations are {a.dtype}, but the weight was quantised for {weight.result}",
+                hint=f"quantize(..., {option}={a.dtype})",
             )
         if a.ndim == 0 or a.shape[-1] != k:
             raise ShapeMismatch(f"activations of shape {tuple(a.shape)} do not fit a weight of {k} x {n}")
         if wanted in ACTIVATIONS:
-            out: torch.Tensor = torch.ops.tilus.quantized_matmul(
+            out: torch.Tensor = operator("quantized_matmul", a, bias)(
                 a, weight.packed, weight.scale, weight.zero, weight.dtype.name, k, n, weight.group_size, weight.alpha,
-                weight.order, bias, activation, weight.gated,
+                weight.order, bias, activation, weight.gated, weight.scale_name,
             )  # fmt: skip
             return out
         leading = a.shape[:-1]
         if weight.order is not None:
             a = a.index_select(-1, weight.order)
         tokens = quantize_tokens(a, wanted)
-    found = torch.ops.tilus.quantized_matmul_bytes(
+    found = operator("quantized_matmul_bytes", tokens.scale, bias)(
         tokens.values, tokens.scale, weight.packed, weight.scale, weight.zero, weight.dtype.name, k, n,
-        weight.group_size, weight.alpha, bias, activation, weight.gated,
+        weight.group_size, weight.alpha, bias, activation, weight.gated, weight.scale_name, weight.out_dtype,
     )  # fmt: skip
     made: torch.Tensor = found.reshape(*leading, found.shape[-1])
     return made
@@ -129,26 +124,16 @@ def quantized_matmul(
 
 LIBRARY.define(
     "quantized_matmul(Tensor a, Tensor packed, Tensor scale, Tensor? zero, str dtype, SymInt k, SymInt n, int group, "
-    "float alpha=1.0, Tensor? order=None, Tensor? bias=None, str activation='', bool gated=False) -> Tensor",
+    "float alpha=1.0, Tensor? order=None, Tensor? bias=None, str activation='', bool gated=False, "
+    "str scale_type='') -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 LIBRARY.define(
     "quantized_matmul_bytes(Tensor a, Tensor row_scale, Tensor packed, Tensor scale, Tensor? zero, str dtype, "
-    "SymInt k, SymInt n, int group, float alpha=1.0, Tensor? bias=None, str activation='', bool gated=False) -> Tensor",
+    "SymInt k, SymInt n, int group, float alpha=1.0, Tensor? bias=None, str activation='', bool gated=False, "
+    "str scale_type='', ScalarType? out_dtype=None) -> Tensor",
     tags=(torch.Tag.pt2_compliant_tag,),
 )
-
-
-@dataclass(frozen=True)
-class Call:
-    """A kernel and what it is called with."""
-
-    kernel: Kernel
-    arguments: tuple[Any, ...]
-    options: dict[str, Any]
-
-    def __call__(self) -> None:
-        self.kernel(*self.arguments, **self.options)
 
 
 def call_of(
@@ -181,48 +166,54 @@ def call_of(
         relu, gelu, silu or none.
     """
     k, n = weight.shape
-    scale, zero = weight.scale, weight.zero
-    own, made = OPERANDS[rows.dtype], OPERANDS[scale.dtype]
+    own, made = OPERANDS[rows.dtype], OPERANDS[weight.result]
     operand = operand_type(weight.dtype, rows.dtype)
-    form = WeightForm(weight.dtype, own, weight.group_size, zero is not None)
+    form = form_of(weight, rows)
     whole = schedule.splits == 1
     if out is None:
         columns = n // 2 if weight.gated and whole else n
-        dtype = scale.dtype if whole else torch.float32
+        dtype = weight.result if whole else torch.float32
         out = torch.empty((schedule.splits, rows.shape[0], columns), dtype=dtype, device=rows.device)
     if isinstance(schedule, WgmmaSchedule):
-        return Call(
-            quantized_wgmma_kernel,
-            *wgmma_call(
-                rows, weight, schedule, target, processors(rows), out=out, bias=bias, activation=activation
-            ),
-        )
-    operands = (scale, zero if zero is not None else scale)
-    given = bias if bias is not None else scale[0]
+        return wgmma_call(
+            rows, weight, schedule, target, processors(rows), out=out, row_scale=row_scale, bias=bias,
+            activation=activation,
+        )  # fmt: skip
+    # A kernel does not read these.
+    unread = weight.scale.view(weight.result)
+    operands = (weight.kernel_scale, unread if weight.zero is None else weight.zero)
+    given = unread[0] if bias is None else bias
     options: dict[str, Any] = {
-        "a_dtype": own, "b_dtype": weight.dtype, "c_dtype": made if whole else dtypes.float32,
-        "group": form.rows_of_scale(k), "has_zero": zero is not None,
+        "a_dtype": own, "b_dtype": weight.dtype, "s_dtype": weight.scale_type or made,
+        "c_dtype": made if whole else dtypes.float32, "group": form.rows_of_scale(k), "has_zero": form.has_zero,
         "exponent": stored_exponent(weight.dtype, operand, target), "block_m": schedule.block_m,
         "block_n": schedule.block_n, "stages": schedule.stages, "warps": schedule.warps, "deep": schedule.deep,
         "swap": schedule.swap,
     }  # fmt: skip
     if whole:
         options |= {"has_bias": bias is not None, "activation": activation, "gated": weight.gated}
+    units = weight.packed.view(weight.packed.shape[0], -1, ROW)
+    options["bulk"] = target.has("tma") and bulk_readable(rows)
     if not schedule.late:
-        arguments = (rows, weight.packed, *operands, given, out, weight.alpha, n)
+        options["s_exponent"] = scale_exponent(weight.scale_type, weight.dtype, rows.dtype)
+        arguments = (rows, units, *operands, given, out, weight.alpha, n)
         return Call(quantized_matmul_kernel, arguments, options)
     by_block = row_scale is not None and row_scale.shape[0] > 1
     span = 0 if form.group >= k and not by_block else min(form.group, UNIT_K)
     options |= {
-        "w_dtype": operand, "s_dtype": made, "span": span, "has_row_scale": row_scale is not None, "by_block": by_block,
-        "halves": own == dtypes.float8_e4m3 and not target.has("mma_fp8"),
+        "w_dtype": operand, "out_dtype": made, "span": span, "has_row_scale": row_scale is not None,
+        "by_block": by_block, "halves": own == dtypes.float8_e4m3 and not target.has("mma_fp8"),
     }  # fmt: skip
-    factors = row_scale if row_scale is not None else scale.view(torch.float32)
+    factors = row_scale if row_scale is not None else weight.scale.view(torch.float32)
     return Call(
-        quantized_sums_kernel,
-        (rows, weight.packed, *operands, factors, given, out, weight.alpha, n),
-        options,
+        quantized_sums_kernel, (rows, units, *operands, factors, given, out, weight.alpha, n), options
     )
+
+
+def form_of(weight: QuantizedWeight, rows: torch.Tensor) -> WeightForm:
+    """Return what matters of a weight to the choice of a schedule."""
+    has_zero = weight.zero is not None
+    return WeightForm(weight.dtype, OPERANDS[rows.dtype], weight.group_size, has_zero, weight.scale_type)
 
 
 def known_schedule(
@@ -240,19 +231,20 @@ def known_schedule(
     bulk : bool
         Whether TMA can read the activations.
     """
-    if form.dtype.kind not in ("uint", "int"):
-        # Casts of floats take registers that schedules for integers do not reckon with.
-        return None
+    # Integers with a sign and without are decoded alike; what other types take differs.
+    code = f"int{form.dtype.bits}" if form.dtype.kind in ("uint", "int") else form.dtype.name
     key = {
-        "bits": form.dtype.bits, "activations": form.activations.bits, "group": form.group, "zero": form.has_zero,
-        "m": m, "n": n, "k": k,
+        "code": code, "activations": 16 if form.activations.bits == 16 else form.activations.name,
+        "group": -1 if form.group >= k else form.group, "zero": form.has_zero, "m": m, "n": n, "k": k,
     }  # fmt: skip
     found = lookup("quantized_matmul", target, key, device)
     if found is None:
         return None
     if "resident" in found:
-        return WgmmaSchedule(**found) if bulk and target.has("wgmma") else None
-    known = Schedule(**found)
+        return made_of(found, WgmmaSchedule) if bulk and target.has("wgmma") else None
+    known = made_of(found, Schedule)
+    if known is None:
+        return None
     steps = -(-k // (UNIT_K * known.deep))
     if (
         stage_bytes(known, form) * known.stages > target.shared_bytes
@@ -272,17 +264,19 @@ def _multiply(
 ) -> torch.Tensor:
     """Multiply rows of activations by the kernel and schedule chosen for the shape."""
     m, (k, n) = rows.shape[0], weight.shape
-    out = torch.empty((m, n // 2 if weight.gated else n), dtype=weight.scale.dtype, device=rows.device)
+    out = torch.empty((m, n // 2 if weight.gated else n), dtype=weight.result, device=rows.device)
     if not m or not n:
         return out
     target = target_of(rows)
-    form = WeightForm(weight.dtype, OPERANDS[rows.dtype], weight.group_size, weight.zero is not None)
+    form = form_of(weight, rows)
     schedule: Schedule | WgmmaSchedule | None = None
+    bulk = bulk_readable(rows)
     # What is known is known of whole devices; the simulator counts as one multiprocessor.
     if rows.device.type == "cuda" and not weight.gated:
-        schedule = known_schedule(m, n, k, form, target, device_name(rows), bulk_readable(rows))
-    if schedule is None and bulk_readable(rows):
-        schedule = wgmma_schedule(m, n, k, form, target, processors(rows), weight.gated)
+        schedule = known_schedule(m, n, k, form, target, device_name(rows), bulk)
+    if schedule is None and bulk:
+        by_block = row_scale is not None and row_scale.shape[0] > 1
+        schedule = wgmma_schedule(m, n, k, form, target, processors(rows), weight.gated, by_block)
     schedule = schedule or choose(m, n, k, form, target, processors(rows)).schedule
     whole = schedule.splits == 1
     # With one part the kernel writes the result; else parts are summed in float32, in a fixed order.
@@ -318,6 +312,7 @@ def _run(
     bias: torch.Tensor | None = None,
     activation: str = "",
     gated: bool = False,
+    scale_type: str = "",
 ) -> torch.Tensor:
     rows = a.reshape(-1, k)
     if order is not None:
@@ -325,8 +320,9 @@ def _run(
     if rows.stride(-1) != 1:
         rows = rows.contiguous()
     weight = QuantizedWeight(
-        dtypes.dtype(dtype), (k, n), group, packed, scale, zero, alpha, None, None, gated
-    )
+        dtypes.dtype(dtype), (k, n), group, packed, scale, zero, alpha, None, None, gated,
+        *((dtypes.dtype(scale_type), a.dtype) if scale_type else (None, None)),
+    )  # fmt: skip
     out = _multiply(rows, None, weight, bias, activation)
     return out.reshape(*a.shape[:-1], out.shape[1])
 
@@ -345,6 +341,7 @@ def _fake(
     bias: torch.Tensor | None = None,
     activation: str = "",
     gated: bool = False,
+    scale_type: str = "",
 ) -> torch.Tensor:
     return a.new_empty((*a.shape[:-1], n // 2 if gated else n))
 
@@ -363,10 +360,13 @@ def _run_bytes(
     bias: torch.Tensor | None = None,
     activation: str = "",
     gated: bool = False,
+    scale_type: str = "",
+    out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     weight = QuantizedWeight(
-        dtypes.dtype(dtype), (k, n), group, packed, scale, zero, alpha, None, a.dtype, gated
-    )
+        dtypes.dtype(dtype), (k, n), group, packed, scale, zero, alpha, None, a.dtype, gated,
+        dtypes.dtype(scale_type) if scale_type else None, out_dtype,
+    )  # fmt: skip
     return _multiply(a, row_scale, weight, bias, activation)
 
 
@@ -384,8 +384,10 @@ def _fake_bytes(
     bias: torch.Tensor | None = None,
     activation: str = "",
     gated: bool = False,
+    scale_type: str = "",
+    out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    return a.new_empty((a.shape[0], n // 2 if gated else n), dtype=scale.dtype)
+    return a.new_empty((a.shape[0], n // 2 if gated else n), dtype=out_dtype or scale.dtype)
 
 
 for _device in ("CPU", "CUDA"):

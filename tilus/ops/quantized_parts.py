@@ -8,10 +8,13 @@ copies of one tile.
 from __future__ import annotations
 
 import tilus
-from tilus import float16, float32
+from tilus import bfloat16, float8_e8m0, float16, float32, uint8, uint16, uint32
 from tilus.ops.matmul_kernel import activate
 from tilus.ops.prepack import (
+    ROW,
     UNIT_K,
+    UNIT_N,
+    box_layout,
     byte_layout,
     code_layout,
     halved_codes,
@@ -23,13 +26,25 @@ from tilus.ops.prepack import (
 
 
 @tilus.inline
-def decoded(sb, b_dtype, w_dtype, exponent, block_n, warps, deep):
-    """Return a step's weights over 2**exponent, 128 x (deep * block_n), from packed units in shared memory."""
+def decoded(sb, b_dtype, w_dtype, exponent, block_n, warps, deep, biased=False):
+    """Return a step's weights over 2**exponent, 128 x (deep * block_n), from packed units in shared memory.
+
+    With `biased` they have the offsets of `offsets_of`.
+    """
     n = deep * block_n
-    codes = tilus.load(sb, layout=byte_layout(UNIT_K, n, b_dtype.bits, warps, deep=deep))
+    lie = box_layout if sb.shape[2] == ROW else byte_layout
+    codes = tilus.load(sb, layout=lie(UNIT_K, n, b_dtype.bits, warps, deep=deep))
     layout = code_layout(UNIT_K, n, warps, operand_bits=w_dtype.bits)
     low = tilus.view(codes, b_dtype, (UNIT_K, n), layout=layout)
-    return tilus.cast(low, w_dtype, arranged=True, exponent=exponent)
+    return tilus.cast(low, w_dtype, arranged=True, exponent=exponent, biased=biased)
+
+
+@tilus.inline
+def offsets_of(b_dtype, w_dtype, warps):
+    """Return what the codes of a unit have in excess when their cast leaves offsets, the same in all columns."""
+    layout = code_layout(UNIT_K, UNIT_N * warps, warps, operand_bits=w_dtype.bits)
+    nothing = tilus.zeros((UNIT_K, UNIT_N * warps), b_dtype, layout=layout)
+    return tilus.cast(nothing, w_dtype, arranged=True, biased=True)
 
 
 @tilus.inline
@@ -88,11 +103,37 @@ def spread(rows):
 
 
 @tilus.inline
+def scales_of(ss, dtype, exponent, deep):
+    """Return a step's scales times 2**exponent in a type, as `by_column` gives them, from shared memory."""
+    codes = tilus.load(ss)
+    if ss.dtype == float8_e8m0:
+        return by_column(power_of_two(codes, dtype, exponent), deep)
+    return by_column(tilus.cast(codes, dtype), deep) * 2.0**exponent
+
+
+@tilus.inline
+def power_of_two(codes, dtype, exponent):
+    """Return 2**(codes - 127 + exponent) by placing codes as exponents, for codes of weights (`tilus.ops.scales`).
+
+    The code 0 stands for what is not there: any finite number does.
+    """
+    bits = tilus.cast(tilus.view(codes, uint8), uint32)
+    if dtype == float32:
+        return tilus.view(bits << 23, float32) * 2.0**exponent
+    if dtype == bfloat16:
+        return tilus.view(tilus.cast((bits + exponent) << 7, uint16), bfloat16)
+    # Codes from 113 - 14 on become normal numbers; a small float's exponent of 8 or 12 does for its own smallest scale.
+    near = exponent if 0 < exponent < 15 else 14
+    made = tilus.view(tilus.cast((bits - (112 - near)) << 10, uint16), float16)
+    return made if near == exponent else made * 2.0 ** (exponent - near)
+
+
+@tilus.inline
 def scaled(weight, scale, zero, has_zero, exponent):
-    """Return (codes - zero) * scale of codes over 2**exponent; scale and zero as `by_column` gives them."""
+    """Return (codes - zero) * scale of codes over 2**exponent, with scale times 2**exponent and zero of each column."""
     if has_zero:
         weight = weight - spread(zero * 2.0**-exponent)
-    return weight * spread(scale * 2.0**exponent)
+    return weight * spread(scale)
 
 
 @tilus.inline
@@ -136,6 +177,26 @@ def row_sums(rows, sum_dtype, swap, warps):
         first = tilus.reshape(found, (block_m, warps, 4, 2))[:, :, :, 0]
         sums = tilus.view(first, sum_dtype, (block_m, 1), layout=sum_layout(block_m, warps, False))
     return tilus.cast(sums, float32)
+
+
+@tilus.inline
+def excess_of(rows, offsets, n, swap, warps):
+    """Return what products of rows with weights that have offsets are too small by: to be the accumulator's start.
+
+    The tensor core multiplies the rows with the offsets of one tile of columns, or of weights as rows, and all other
+    tiles have the same: their accumulators can begin in the same registers.
+    """
+    if swap:
+        k, block_m = rows.shape
+        own = tilus.reshape(tilus.reshape(-offsets, (k, warps, 2, 16))[:, :, 0, :], (k, 16 * warps))
+        found = tilus.dot(own.transpose(), rows, tilus.zeros((16 * warps, block_m), float32))
+        wide = tilus.reshape(found, (warps, 1, 16, block_m))
+        return tilus.reshape(tilus.broadcast_to(wide, (warps, n // warps // 16, 16, block_m)), (n, block_m))
+    block_m, k = rows.shape
+    own = tilus.reshape(tilus.reshape(-offsets, (k, warps, 4, 8))[:, :, 0, :], (k, 8 * warps))
+    found = tilus.dot(rows, own, tilus.zeros((block_m, 8 * warps), float32))
+    wide = tilus.reshape(found, (block_m, warps, 1, 8))
+    return tilus.reshape(tilus.broadcast_to(wide, (block_m, warps, n // warps // 8, 8)), (block_m, n))
 
 
 @tilus.inline

@@ -30,12 +30,15 @@ class WeightForm:
         Elements along k that share a scale.
     has_zero : bool
         Whether there are zero points.
+    scale : DType or None
+        Of scales of 8 bits; None for those of 16 bits.
     """
 
     dtype: DType
     activations: DType
     group: int
     has_zero: bool
+    scale: DType | None = None
 
     def rows_of_scale(self, k: int) -> int:
         """Return the group as kernels take it: the one group of a weight with few rows counts as a whole unit."""
@@ -159,10 +162,10 @@ def stage_bytes(schedule: Schedule, form: WeightForm) -> int:
     """Return the shared memory of one step of k."""
     depth = schedule.deep * UNIT_K
     groups = max(1, depth // form.group)
-    scales = groups * schedule.block_n * 2
+    values = groups * schedule.block_n
     units = schedule.deep * (schedule.block_n // UNIT_N)
     buffers = [schedule.block_m * depth * form.activations.bits // 8, unit_bytes(form.dtype.bits) * units]
-    buffers += [scales] * (2 if form.has_zero else 1)
+    buffers += [values * (2 if form.scale is None else 1), values * 2 if form.has_zero else 0]
     if form.activations.bits == 8:
         spans = schedule.deep * max(1, UNIT_K // form.group)
         buffers += [spans * schedule.block_m * 4, schedule.deep * schedule.block_m * 4]

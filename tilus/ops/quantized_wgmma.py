@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from types import MappingProxyType
-from typing import Any
-
-import torch
 
 from tilus.codegen import Target
 from tilus.codegen.casts import cast_cost, stored_arrangement, stored_exponent
 from tilus.codegen.figures import figures
-from tilus.dtypes import dtype as dtype_of
+from tilus.dtypes import DType, int8, uint8
 from tilus.ops.prepack import UNIT_K, UNIT_N, unit_bytes
 from tilus.ops.quantized_schedule import PERIOD, WeightForm
-from tilus.ops.quantized_wgmma_kernel import ROW
-from tilus.ops.weights import QuantizedWeight
+from tilus.ops.quantized_wgmma_sums_kernel import FEWEST_FACTORS
 
-BULK_ALIGN = 16
 FEWEST_STAGES, ENOUGH_STAGES, MOST_STAGES = 2, 3, 8
 MOST_SPLITS = 8
 # Of a stage's two barriers.
@@ -31,6 +25,8 @@ RESERVED_BYTES = 1024
 CARD = figures("H200")
 # An instruction of few columns takes as long as one of this many.
 FEWEST_COLUMNS = 32
+# Instructions for a weight without a packed cast.
+GENERAL_CAST = 16.0
 # Instructions of a warp in a step of k besides the decoding: barriers, descriptors, loads and copies.
 STEP_INSTRUCTIONS = 120
 # Part of the L2 cache's rate that is counted on.
@@ -49,7 +45,7 @@ FEWEST_ROWS_TO_SHARE = 64
 
 @dataclass(frozen=True)
 class WgmmaSchedule:
-    """The tiles of `tilus.ops.quantized_wgmma_kernel`.
+    """The tiles of the kernels of `tilus.ops.quantized_wgmma_kernel` and `tilus.ops.quantized_wgmma_sums_kernel`.
 
     Attributes
     ----------
@@ -91,25 +87,39 @@ class WgmmaSchedule:
 
 @lru_cache(maxsize=4096)
 def wgmma_schedule(
-    m: int, n: int, k: int, form: WeightForm, target: Target, processors: int, gated: bool = False
+    m: int,
+    n: int,
+    k: int,
+    form: WeightForm,
+    target: Target,
+    processors: int,
+    gated: bool = False,
+    by_block: bool = False,
 ) -> WgmmaSchedule | None:
     """Return the tiles for a product of m x k by k x n that is estimated to take the fewest cycles.
 
     None where the target has no wgmma, where a form's stages do not fit, or where there are so few rows that mma.sync
     is as good.
     """
-    if not target.has("wgmma") or form.activations.bits != 16 or m <= MOST_ROWS_OF_MMA:
+    if not target.has("wgmma") or m <= MOST_ROWS_OF_MMA:
         return None
-    found = list(candidates(m, n, k, form, target, processors, gated))
-    return min(found, key=lambda s: estimate(s, m, n, k, form, target, processors), default=None)
+    found = list(candidates(m, n, k, form, target, processors, gated, by_block))
+    return min(found, key=lambda s: estimate(s, m, n, k, form, target, processors, by_block), default=None)
 
 
 def candidates(
-    m: int, n: int, k: int, form: WeightForm, target: Target, processors: int, gated: bool = False
+    m: int,
+    n: int,
+    k: int,
+    form: WeightForm,
+    target: Target,
+    processors: int,
+    gated: bool = False,
+    by_block: bool = False,
 ) -> Iterator[WgmmaSchedule]:
     """Return the schedules to choose from."""
     units = -(-k // UNIT_K)
-    for block_m in heights(m):
+    for block_m in heights(m, most_rows(form, k, target, by_block)):
         for block_n, resident, cluster in ARRANGEMENTS:
             if cluster > 1 and (n <= block_n or block_m < FEWEST_ROWS_TO_SHARE):
                 continue
@@ -127,16 +137,36 @@ def candidates(
                 splits *= 2
 
 
-def heights(m: int) -> list[int]:
+def heights(m: int, most: int = HEIGHTS[-1]) -> list[int]:
     """Return the rows of tiles to try: powers of two, and others where they leave fewer rows empty than those do."""
 
     def padded(height: int) -> int:
         return -(-m // height) * height
 
-    found = [h for h in HEIGHTS if h < 2 * m or h == HEIGHTS[0]]
-    return found + [
-        h for h in BETWEEN if padded(h) < min(padded(other) for other in HEIGHTS if h < 2 * other)
-    ]
+    usual = [h for h in HEIGHTS if h <= most]
+    found = [h for h in usual if h < 2 * m or h == HEIGHTS[0]]
+    for height in BETWEEN:
+        fuller = padded(height) < min(padded(h) for h in usual if height < 2 * h)
+        if height <= most and (fuller or height == most <= m):
+            found.append(height)
+    return found
+
+
+def span_of(form: WeightForm, k: int, by_block: bool = False) -> int:
+    """Return after how many elements of k sums leave the tensor core to be scaled; 0 is all, or no sums are scaled.
+
+    Those of float8 leave it after 128 in any case: it adds them up with fewer bits than float32 has.
+    """
+    if form.activations.bits == 16 or (form.activations.is_integer and form.group >= k and not by_block):
+        return 0
+    return min(form.group, UNIT_K) if form.group < k else UNIT_K
+
+
+def most_rows(form: WeightForm, k: int, target: Target, by_block: bool = False) -> int:
+    """Return the rows of the largest tile whose sums registers hold, with what scales them and what decodes weights."""
+    if not span_of(form, k, by_block):
+        return HEIGHTS[-1]
+    return 64 if form.has_zero or by_block or packed_cost(form, target) is None else 96
 
 
 def fitting(
@@ -158,8 +188,13 @@ def fitting(
 def stage_bytes(schedule: WgmmaSchedule, form: WeightForm) -> int:
     """Return the shared memory of one unit of k."""
     groups = max(1, UNIT_K // form.group)
-    scales = groups * schedule.block_n * 2 * (2 if form.has_zero else 1)
-    return schedule.block_m * UNIT_K * 2 + schedule.warps * unit_bytes(form.dtype.bits) + scales
+    scales = groups * schedule.block_n * ((2 if form.scale is None else 1) + (2 if form.has_zero else 0))
+    operands = schedule.block_m * UNIT_K * form.activations.bits // 8 + schedule.warps * unit_bytes(
+        form.dtype.bits
+    )
+    # With activations of 8 bits factors of the rows may come, and their sums.
+    factors = (1 + groups) * max(schedule.block_m, FEWEST_FACTORS) * 4 if form.activations.bits == 8 else 0
+    return operands + scales + factors
 
 
 def out_bytes(schedule: WgmmaSchedule, gated: bool) -> int:
@@ -169,18 +204,47 @@ def out_bytes(schedule: WgmmaSchedule, gated: bool) -> int:
     return schedule.block_m // schedule.pieces * columns * itemsize + PERIOD
 
 
-def decode_instructions(form: WeightForm, target: Target) -> float:
-    """Return a thread's instructions for one weight: the cast, the zero point and the scale."""
-    source, dest = form.dtype, form.activations
+def packed_cost(form: WeightForm, target: Target) -> float | None:
+    """Return the instructions of the cast of one weight; None where each element takes the general way."""
+    source, dest = form.dtype, operand_of(form)
     order = stored_arrangement(source, dest)
-    found = cast_cost(target, source, dest, order, scaled=stored_exponent(source, dest, target) != 0)
-    # Without a packed cast each element takes the general way.
-    cast = 8.0 if found is None else found
+    return cast_cost(target, source, dest, order, scaled=stored_exponent(source, dest, target) != 0)
+
+
+def decode_instructions(form: WeightForm, target: Target) -> float:
+    """Return a thread's instructions for one weight: the cast and, for activations of 16 bits, what scales it."""
+    found = packed_cost(form, target)
+    cast = GENERAL_CAST if found is None else found
+    if form.activations.bits == 8:
+        return cast
     return cast + 0.5 + (0.5 if form.has_zero else 0.0)
 
 
+def operand_of(form: WeightForm) -> DType:
+    """Return the type that weights are decoded to."""
+    return uint8 if form.activations == int8 and form.dtype.kind == "uint" else form.activations
+
+
+def sum_instructions(form: WeightForm, k: int, by_block: bool) -> float:
+    """Return a thread's instructions for one sum of a unit of k that leaves the tensor core."""
+    span = span_of(form, k, by_block)
+    if not span:
+        return 0.0
+    each = 1 + (1 if form.activations.is_integer else 0) + (1 if by_block else 0)
+    if form.has_zero and (form.group < k or by_block):
+        each += 1
+    return UNIT_K // span * each
+
+
 def estimate(
-    schedule: WgmmaSchedule, m: int, n: int, k: int, form: WeightForm, target: Target, processors: int
+    schedule: WgmmaSchedule,
+    m: int,
+    n: int,
+    k: int,
+    form: WeightForm,
+    target: Target,
+    processors: int,
+    by_block: bool = False,
 ) -> float:
     """Return the cycles that a product takes by the limits of tensor cores, issue, memory and cache."""
     block_m, columns = schedule.block_m, schedule.cluster * schedule.block_n
@@ -192,10 +256,14 @@ def estimate(
     busy = min(tiles, workers)
     here = -(-busy * schedule.cluster // processors)
     products = 2 * UNIT_K * schedule.block_n * max(FEWEST_COLUMNS, block_m)
-    tensor = here * products / CARD.tensor_ops("f16", asynchronous=True)
+    tensor = here * products / CARD.tensor_ops(form.activations.name, asynchronous=True)
     decoding = UNIT_K * decode_instructions(form, target) + STEP_INSTRUCTIONS
+    decoding += block_m * sum_instructions(form, k, by_block)
     issue = here * schedule.warps / CARD.issue_per_clock * decoding
-    weights, rows = schedule.warps * unit_bytes(form.dtype.bits), block_m * UNIT_K * 2
+    weights, rows = (
+        schedule.warps * unit_bytes(form.dtype.bits),
+        block_m * UNIT_K * form.activations.bits // 8,
+    )
     # Blocks that run at once read each unit of the weight, and each row, from memory once.
     bandwidth = CARD.clock_bytes * processors / CARD.processors
     memory = busy * (schedule.cluster * weights / min(tiles_m, busy) + rows / min(tiles_n, busy)) / bandwidth
@@ -205,78 +273,3 @@ def estimate(
     waves = -(-tiles // workers)
     out = 2 * schedule.splits * m * n * 4 / bandwidth if schedule.splits > 1 else 0.0
     return waves * (steps * step + TILE_CYCLES + here * block_m * schedule.block_n / OUT_PER_CYCLE) + out
-
-
-def bulk_readable(rows: torch.Tensor) -> bool:
-    """Tell whether bulk copies can read activations: they begin, and their rows follow, at multiples of 16 bytes."""
-    pitch = rows.stride(0) * rows.element_size()
-    return rows.stride(1) == 1 and pitch % BULK_ALIGN == 0 and rows.data_ptr() % BULK_ALIGN == 0
-
-
-def wgmma_call(
-    rows: torch.Tensor,
-    weight: QuantizedWeight,
-    schedule: WgmmaSchedule,
-    target: Target,
-    processors: int,
-    *,
-    out: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    activation: str = "",
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments and the options of `quantized_wgmma_kernel` for a product.
-
-    Parameters
-    ----------
-    rows : Tensor of float16 or bfloat16, shape (m, k)
-        Readable by bulk copies.
-    weight : QuantizedWeight
-    schedule : WgmmaSchedule
-    target : Target
-    processors : int
-        Multiprocessors of the device.
-    out : Tensor, shape (splits, m, columns)
-        Of float32 with several parts of k, which are left as they are, else of the dtype of the weight's scales.
-    bias : Tensor, shape (n,), optional
-        In the order of packed columns.
-    activation : str
-        relu, gelu, silu or none.
-    """
-    k, n = weight.shape
-    scale, zero = weight.scale, weight.zero
-    form = WeightForm(weight.dtype, dtype_of(rows.dtype), weight.group_size, zero is not None)
-    # A part's rows of bytes are those of its units along n: a bulk copy takes a tile's in one box.
-    units = weight.packed.view(weight.packed.shape[0], -1, ROW)
-    arguments = (
-        rows, units, scale, scale if zero is None else zero, scale[0] if bias is None else bias, out, weight.alpha, n,
-    )  # fmt: skip
-    options = {
-        **_fixed_options(schedule, form, target, k, processors),
-        "c_dtype": dtype_of(out.dtype),
-        "bulk_store": out.shape[2] * out.element_size() % BULK_ALIGN == 0,
-    }
-    if schedule.splits == 1:
-        options |= {"has_bias": bias is not None, "activation": activation, "gated": weight.gated}
-    return arguments, options
-
-
-@lru_cache(maxsize=4096)
-def _fixed_options(
-    schedule: WgmmaSchedule, form: WeightForm, target: Target, k: int, processors: int
-) -> Mapping[str, Any]:
-    """Return the options that follow from a schedule: each call of an op asks for them."""
-    return MappingProxyType(
-        {
-            "a_dtype": form.activations,
-            "b_dtype": form.dtype,
-            "group": form.rows_of_scale(k),
-            "has_zero": form.has_zero,
-            "exponent": stored_exponent(form.dtype, form.activations, target),
-            "block_m": schedule.block_m,
-            "block_n": schedule.block_n,
-            "stages": schedule.stages,
-            "pieces": schedule.pieces,
-            "cluster": schedule.cluster,
-            "clusters": schedule.workers(processors),
-        }
-    )

@@ -9,10 +9,11 @@ product with the part before is under way.
 from __future__ import annotations
 
 import tilus
-from tilus import Tensor, constexpr, float32, int32, uint8
+from tilus import Tensor, constexpr, float8_e8m0, float16, float32, int32, uint8
+from tilus.codegen.casts import biased_cast
 from tilus.layout import Digit, RegisterLayout, local, spatial
 from tilus.ops.prepack import ATOM, UNIT_K, UNIT_N, unit_bytes
-from tilus.ops.quantized_parts import finished
+from tilus.ops.quantized_parts import finished, power_of_two
 
 # A unit's bytes as rows of a tensor map's longest box, so that one box brings a tile's units along n.
 ROW = 256
@@ -22,8 +23,8 @@ ROW = 256
 def quantized_wgmma_kernel(
     a: Tensor["a_dtype", "m k"],
     b: Tensor[uint8, "k_units rows row"],
-    scale: Tensor["a_dtype", "groups n_padded"],
-    zero: Tensor["a_dtype", "groups n_padded"],
+    scale: Tensor["s_dtype", "groups n_padded"],
+    zero: Tensor["a_dtype", "zero_groups zero_n"],
     bias: Tensor["a_dtype", "bias_n"],
     c: Tensor["c_dtype", "splits m n_out"],
     alpha: float32,
@@ -31,10 +32,12 @@ def quantized_wgmma_kernel(
     *,
     a_dtype: constexpr,
     b_dtype: constexpr,
+    s_dtype: constexpr,
     c_dtype: constexpr,
     group: constexpr,
     has_zero: constexpr,
     exponent: constexpr = 0,
+    s_exponent: constexpr = 0,
     has_bias: constexpr = False,
     activation: constexpr = "",
     gated: constexpr = False,
@@ -50,9 +53,9 @@ def quantized_wgmma_kernel(
 ):
     """c = activation(alpha * a @ ((b - zero) * scale) + bias) as `quantized_matmul_kernel` has it.
 
-    Each index of c's first dimension is the sum over a part of k of its own. As many as `clusters` clusters take one
-    tile after another: `cluster` blocks, 1 or 2, with columns side by side, each of which reads a part of the rows of a
-    for both.
+    Scales of 8 bits are read over 2**s_exponent, which multiplies sums instead (`tilus.ops.scales`). Each index of c's
+    first dimension is the sum over a part of k of its own. As many as `clusters` clusters take one tile after another:
+    `cluster` blocks, 1 or 2, with columns side by side, each of which reads a part of the rows of a for both.
     """
     m, k = a.shape
     splits = c.shape[0]
@@ -69,16 +72,18 @@ def quantized_wgmma_kernel(
     turns = tilus.cdiv(tiles - first, count) * steps
     groups = tilus.max(UNIT_K // group, 1)
     parts = UNIT_K // part_k
+    # With one row of zero points for many weights it pays to prepare them.
+    folded = has_zero and groups == 1 and exponent == 0 and biased_cast(b_dtype, a_dtype) is not None
     rows = warps * unit_bytes(bits) // ROW
     sa = tilus.shared(a_dtype, (stages, parts, block_m, part_k))
     sb = tilus.shared(uint8, (stages, 1, rows, ROW))
-    ss = tilus.shared(a_dtype, (stages, groups, block_n))
+    ss = tilus.shared(s_dtype, (stages, groups, block_n))
     sz = tilus.shared(a_dtype, (stages, groups, block_n)) if has_zero else ss
     height, width = block_m // pieces, block_n // 2 if gated else block_n
     sc = tilus.shared(c_dtype, (height, width))
     full, empty = tilus.barrier(stages), tilus.barrier(stages, arrivals=cluster * warps)
     size = block_m * UNIT_K * a_dtype.nbytes + rows * ROW
-    size += groups * block_n * a_dtype.nbytes * (2 if has_zero else 1)
+    size += groups * block_n * (s_dtype.nbytes + (a_dtype.nbytes if has_zero else 0))
     with tilus.warps(0, warps):
         # What is fetched next: the copies run ahead, into the next tile too.
         next_tile, next_step = first, 0
@@ -106,13 +111,20 @@ def quantized_wgmma_kernel(
                 tilus.wait(full, phase, index=stage)
                 codes = tilus.load(sb[stage], layout=row_layout(bits, warps))
                 before = stages - 1 if stage == 0 else stage - 1
+                if folded:
+                    scales = values_of(ss[stage], a_dtype, -s_exponent)
+                    whole, rest = parted(values_of(sz[stage], a_dtype, 0))
+                    rest = rest * scales
                 for number in tilus.static_range(parts):
                     k0 = number * part_k
                     low = part_of(codes, b_dtype, number, part_k, warps)
-                    weight = tilus.cast(low, a_dtype, arranged=True, exponent=exponent)
-                    if has_zero:
-                        weight = weight - spread(sz[stage], k0, part_k, -exponent)
-                    weight = weight * spread(ss[stage], k0, part_k, exponent)
+                    if folded:
+                        weight = shifted(low, a_dtype, whole, rest, scales, warps)
+                    else:
+                        weight = tilus.cast(low, a_dtype, arranged=True, exponent=exponent)
+                        if has_zero:
+                            weight = weight - spread(sz[stage], a_dtype, k0, part_k, -exponent)
+                        weight = weight * spread(ss[stage], a_dtype, k0, part_k, exponent - s_exponent)
                     acc = tilus.dot_async(weight.transpose(), sa[stage][number].transpose(), acc)
                     # The product before this one is done: the registers of its weights are free.
                     tilus.dot_wait(pending=1)
@@ -139,7 +151,7 @@ def quantized_wgmma_kernel(
                 turn += 1
                 phase = 1 - phase if stage == stages - 1 else phase
                 stage = 0 if stage == stages - 1 else stage + 1
-            total = tilus.transpose(tilus.dot_wait(acc) * alpha)
+            total = tilus.transpose(tilus.dot_wait(acc) * (alpha * 2.0**s_exponent))
             out = tilus.cast(finished(total, bias, column, has_bias, activation, gated), c_dtype)
             at = column // 2 if gated else column
             for piece in tilus.static_range(pieces):
@@ -211,15 +223,43 @@ def part_of(codes, b_dtype: constexpr, number: constexpr, part_k: constexpr, war
 
 
 @tilus.inline
-def spread(rows, k0: constexpr, part_k: constexpr, exponent: constexpr):
+def parted(points):
+    """Return zero points as whole numbers, which such large floats are, and what is left: halves, or little."""
+    large = 1024.0 if points.dtype == float16 else 128.0
+    whole = (points + large) - large
+    return whole, points - whole
+
+
+@tilus.inline
+def shifted(low, dtype: constexpr, whole, rest, scales, warps: constexpr):
+    """Return (codes - whole) * scales - rest, rounded once.
+
+    The cast leaves an offset in each number, which depends on its place alone and is taken off with the whole number.
+    """
+    nothing = tilus.zeros(low.shape, low.dtype, layout=part_layout(low.shape[0], warps))
+    offsets = tilus.cast(nothing, dtype, arranged=True, biased=True)
+    return (tilus.cast(low, dtype, arranged=True, biased=True) - (whole + offsets)) * scales - rest
+
+
+@tilus.inline
+def spread(rows, dtype: constexpr, k0: constexpr, part_k: constexpr, exponent: constexpr):
     """Return a part of a tile of per-group values times 2**exponent, repeated so that there is one for each k."""
     groups, block_n = rows.shape
     group = UNIT_K // groups
-    own = tilus.load(rows[k0 // group : tilus.cdiv(k0 + part_k, group), :]) * 2.0**exponent
+    own = values_of(rows[k0 // group : tilus.cdiv(k0 + part_k, group), :], dtype, exponent)
     if part_k <= group:
         return own
     wide = tilus.broadcast_to(own[:, None, :], (part_k // group, group, block_n))
     return tilus.reshape(wide, (part_k, block_n))
+
+
+@tilus.inline
+def values_of(rows, dtype: constexpr, exponent: constexpr):
+    """Return scales or zero points from shared memory times 2**exponent in a type."""
+    codes = tilus.load(rows)
+    if rows.dtype == float8_e8m0:
+        return power_of_two(codes, dtype, exponent)
+    return tilus.cast(codes, dtype) * 2.0**exponent
 
 
 def row_layout(bits: int, warps: int) -> RegisterLayout:

@@ -8,6 +8,8 @@ import torch
 
 from tilus import dtypes, next_power_of_2
 from tilus.errors import ShapeMismatch, TypeMismatch
+from tilus.ops.checks import checked
+from tilus.ops.gradients import operator
 from tilus.ops.library import LIBRARY
 from tilus.ops.routing_kernels import (
     CHUNK,
@@ -21,6 +23,8 @@ from tilus.ops.routing_kernels import (
 )
 
 FLOATS = {torch.float16: dtypes.float16, torch.bfloat16: dtypes.bfloat16, torch.float32: dtypes.float32}
+BYTES = (torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2)
+"""Types whose rows are moved as bytes; all of their zeros are the byte 0."""
 MOST_EXPERTS = 1024
 SCORINGS = ("softmax", "sigmoid")
 
@@ -53,6 +57,7 @@ class Routing:
     block: int
 
 
+@checked
 def route(
     logits: torch.Tensor, top_k: int, *, scoring: str = "softmax", renormalise: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,10 +96,11 @@ def route(
         raise ShapeMismatch(f"top_k is {top_k}, expected 1 to {logits.shape[1]}, the number of experts")
     if scoring not in SCORINGS:
         raise TypeMismatch(f"no scoring named {scoring!r}", hint="one of " + ", ".join(map(repr, SCORINGS)))
-    weights, ids = torch.ops.tilus.route(logits, top_k, scoring, renormalise)
+    weights, ids = operator("route", logits)(logits, top_k, scoring, renormalise)
     return weights, ids
 
 
+@checked
 def sort_by_expert(ids: torch.Tensor, experts: int, block: int = 64) -> Routing:
     """Sort rows by expert, and fill up each expert's rows to whole blocks.
 
@@ -135,13 +141,14 @@ def capacity(rows: int, experts: int, block: int) -> int:
     return -(-(rows + used * (block - 1)) // block) * block
 
 
+@checked
 def gather_rows(x: torch.Tensor, routing: Routing, top_k: int = 1) -> torch.Tensor:
     """Bring the rows of tokens into the order of a routing.
 
     Parameters
     ----------
-    x : Tensor of float16, bfloat16 or float32, shape (tokens, n)
-        Rows are contiguous.
+    x : Tensor of float16, bfloat16, float32, float8, int8 or uint8, shape (tokens, n)
+        A scale of each row is moved by itself: ``gather_rows(scale[:, None], routing, top_k)``.
     routing : Routing
     top_k : int
         How many rows of the routing each token has.
@@ -151,18 +158,20 @@ def gather_rows(x: torch.Tensor, routing: Routing, top_k: int = 1) -> torch.Tens
     Tensor, shape (capacity, n)
         Zeros in rows that fill up a block.
     """
-    if x.dtype not in FLOATS or x.ndim != 2:
+    if x.dtype not in (*FLOATS, *BYTES) or x.ndim != 2:
         raise TypeMismatch(
-            f"gather_rows takes a matrix of float16, bfloat16 or float32, not {x.ndim} dimensions of {x.dtype}"
+            f"gather_rows takes a matrix of float16, bfloat16, float32, float8, int8 or uint8, not {x.ndim} dimensions "
+            f"of {x.dtype}"
         )
     if x.shape[0] * top_k != routing.places.numel():
         raise ShapeMismatch(
             f"{x.shape[0]} tokens with {top_k} experts each, but the routing has {routing.places.numel()} rows"
         )
-    out: torch.Tensor = torch.ops.tilus.gather_rows(x, routing.rows, top_k)
+    out: torch.Tensor = operator("gather_rows", x)(x, routing.rows, top_k)
     return out
 
 
+@checked
 def combine(y: torch.Tensor, weights: torch.Tensor, routing: Routing) -> torch.Tensor:
     """Sum what the experts of each token found, with its weights.
 
@@ -188,7 +197,7 @@ def combine(y: torch.Tensor, weights: torch.Tensor, routing: Routing) -> torch.T
             f"weights are {weights.dtype} of shape {tuple(weights.shape)}, expected torch.float32 of shape "
             f"{tuple(routing.places.shape)}"
         )
-    out: torch.Tensor = torch.ops.tilus.combine(y, weights, routing.places)
+    out: torch.Tensor = operator("combine", y, weights)(y, weights, routing.places)
     return out
 
 
@@ -264,7 +273,12 @@ def _gather(x: torch.Tensor, rows: torch.Tensor, top_k: int) -> torch.Tensor:
     out = _gather_fake(x, rows, top_k)
     if out.numel():
         source = x if x.stride(1) == 1 else x.contiguous()
-        gather_kernel(source, rows, out, top_k, dtype=FLOATS[x.dtype])
+        if x.dtype in BYTES:
+            gather_kernel(
+                source.view(torch.uint8), rows, out.view(torch.uint8), top_k, dtype=dtypes.uint8, wide=2048
+            )
+        else:
+            gather_kernel(source, rows, out, top_k, dtype=FLOATS[x.dtype])
     return out
 
 

@@ -7,7 +7,6 @@ cores or the bytes that come from the L2 cache), and adds what a tile costs besi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
@@ -16,6 +15,7 @@ from math import gcd
 import torch
 
 from tilus.codegen import Target
+from tilus.codegen.assemble import ptxas_path
 
 BULK_BYTES = 16
 """Rows and addresses of what the tensor memory accelerator copies are multiples of so many bytes."""
@@ -28,21 +28,36 @@ L2_BYTES_PER_CYCLE = 38
 """Of one multiprocessor when all read: 5120 bytes a cycle (H100 white paper) over 132 multiprocessors."""
 DEVICE_BYTES_PER_CYCLE = 19
 """The same for device memory: 4.8 TB/s at 1.9 GHz over 132 multiprocessors (H200)."""
+DEVICE_BYTES_ALONE = 23
+"""What a multiprocessor gets of device memory where some have no work: little more, for nearly all are needed to keep
+this memory busy."""
 FILL_CYCLES = 1500
 """From a block's start to its first product: launch, tensor map, and the way to device memory and back."""
+LATENCY_CYCLES = 1200
+"""From asking for a stage of operands to having it, when all multiprocessors read: what has to be under way meanwhile
+is the stages' number (H200 under load, about 600 ns)."""
 LAUNCH_CYCLES = 4000
 """A second kernel after the first: its launch and its own way to memory and back."""
 STORED_PER_CYCLE = 24
 """Elements of a result that a multiprocessor casts, moves to shared memory and stores in a cycle."""
+PART_CYCLES = 100
+"""What each of a result's parts costs besides, between the barriers around its store."""
 RESERVED_BYTES = 1024
 """Shared memory for barriers, each array at a multiple of 128 bytes."""
 LARGEST_NUMBER = (1 << 31) - 1
 """The kernels count steps in 32 bits."""
-MOST_STAGES = 8
+MOST_STAGES = 16
 MOST_ACCUMULATORS = 128
 """32-bit sums of a thread: with more, the 168 registers that each of 384 threads has do not hold the rest."""
 FEWER_ACCUMULATORS = 96
 """The same where the epilogue needs many registers: one with a residual, or with a bias and scales."""
+FEWEST_PROMOTED = 64
+"""The same for sums that are scaled and added to others, where warps cannot change how many registers they have."""
+SCALE_BYTES = 4
+"""Of a row's scale in each step."""
+PROMOTION_CYCLES = 150
+"""Of a lone consumer, between a product of a block and the next one: the wait, the scales and its way back, without
+the additions themselves."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +107,17 @@ class Work:
     shared_tiles: int
 
 
-def shared_bytes(chosen: HopperSchedule, out_bits: int) -> int:
-    """Return the shared memory that a schedule needs."""
-    operands = chosen.stages * (chosen.block_m + chosen.block_n) * STEP_BYTES
-    width = gcd(chosen.block_n, 8 * STEP_BYTES // out_bits)
+def shared_bytes(chosen: HopperSchedule, out_bits: int, scale_bytes: int = 0) -> int:
+    """Return the shared memory that a schedule needs, with `scale_bytes` of each row's scale in each stage."""
+    operands = chosen.stages * ((chosen.block_m + chosen.block_n) * STEP_BYTES + chosen.block_m * scale_bytes)
+    width = part_width(chosen, out_bits)
     stores = (2 if chosen.pingpong else 1) * 2 * chosen.block_m * width * out_bits // 8
     return operands + stores + RESERVED_BYTES
+
+
+def part_width(chosen: HopperSchedule, out_bits: int) -> int:
+    """Return how many columns of a result are stored at once: whole rows of the bulk store's widest swizzle or less."""
+    return gcd(chosen.block_n, 8 * STEP_BYTES // out_bits)
 
 
 def accumulators(chosen: HopperSchedule) -> int:
@@ -106,14 +126,18 @@ def accumulators(chosen: HopperSchedule) -> int:
     return chosen.block_m * chosen.block_n // (128 * warpgroups)
 
 
-def deepest(chosen: HopperSchedule, out_bits: int, target: Target) -> int:
+def deepest(chosen: HopperSchedule, out_bits: int, target: Target, scale_bytes: int = 0) -> int:
     """Return the most stages that fit, 0 if not even two do."""
     for stages in range(MOST_STAGES, 1, -1):
-        if shared_bytes(replace(chosen, stages=stages), out_bits) <= target.shared_bytes:
+        if shared_bytes(replace(chosen, stages=stages), out_bits, scale_bytes) <= target.shared_bytes:
             return stages
     return 0
 
 
+WIDE_SPAN = 64
+"""Columns of a tile of 16-bit elements whose rows lie along n: a swizzle's 128 bytes."""
+ROW_SPAN = 8
+"""Columns of a tile that is contiguous along k: each is a row of 128 bytes, and the swizzle repeats every 8."""
 CLUSTERS = ((1, 1), (2, 1), (1, 2))
 """Blocks of a cluster below and beside one another."""
 TILES = (
@@ -121,6 +145,7 @@ TILES = (
     (128, 256, 2, False),
     (128, 192, 2, False),
     (128, 128, 2, False),
+    (128, 64, 2, False),
     (128, 128, 2, True),
     (64, 256, 2, True),
     (64, 128, 2, True),
@@ -128,28 +153,45 @@ TILES = (
     (64, 128, 1, False),
     (64, 64, 1, False),
 )
+WIDTHS = (80, 96, 112, 144, 160, 176, 208, 224, 240)
+"""Columns of more tiles, of 64 rows and one consumer or of 128 and two: with few rows, that of which whole waves cover
+the result. The instruction takes multiples of 8, the bulk store rows of 32 bytes."""
 
 
+@lru_cache(maxsize=64)
 def hopper_candidates(
-    bits: int, out_bits: int, target: Target, most: int = MOST_ACCUMULATORS
-) -> Iterator[HopperSchedule]:
-    """Yield every schedule that a target has room for, with as many stages as fit, and `most` sums of a thread."""
+    bits: int, out_bits: int, target: Target, most: int = MOST_ACCUMULATORS, span: int = WIDE_SPAN
+) -> tuple[HopperSchedule, ...]:
+    """Return every schedule that a target has room for, with as many stages as fit.
+
+    A thread of two consumers has `most` sums. The parts of a tile that a cluster's blocks copy for one another are made
+    of `span` columns.
+    """
     depth = 8 * STEP_BYTES // bits
-    for (block_m, block_n, consumers, pingpong), stream, cluster in product(TILES, (False, True), CLUSTERS):
-        plain = HopperSchedule(block_m, block_n, depth, 2, consumers, pingpong, stream, *cluster)
-        # Of two ping-pong consumers each would have to know how many steps the other one takes.
-        if (stream and pingpong) or not shares_whole_spans(plain):
-            continue
-        stages = deepest(plain, out_bits, target)
+    plain = [
+        HopperSchedule(block_m, block_n, depth, 2, consumers, pingpong, stream, *cluster)
+        for (block_m, block_n, consumers, pingpong), stream, cluster in product(
+            TILES, (False, True), CLUSTERS
+        )
+    ]
+    plain += [HopperSchedule(64, width, depth, 2, 1) for width in WIDTHS]
+    plain += [
+        HopperSchedule(128, width, depth, 2, 2, False, False, *cluster)
+        for width, cluster in product(WIDTHS, CLUSTERS)
+    ]
+    found = []
+    for chosen in plain:
+        stages = deepest(chosen, out_bits, target)
         # One consumer and its producer have registers to spare.
-        if stages and (consumers == 1 or accumulators(plain) <= most):
-            yield replace(plain, stages=stages)
+        fits = chosen.consumers == 1 or accumulators(chosen) <= most
+        if stages and fits and shares_whole_spans(chosen, span):
+            found.append(replace(chosen, stages=stages))
+    return tuple(found)
 
 
-def shares_whole_spans(chosen: HopperSchedule) -> bool:
+def shares_whole_spans(chosen: HopperSchedule, span: int) -> bool:
     """Tell whether the part of a shared tile that each block of a cluster copies is made of whole swizzle spans."""
-    span = 8 * STEP_BYTES // 16
-    return chosen.block_m // chosen.cluster_n % span == chosen.block_n // chosen.cluster_m % span == 0
+    return chosen.block_m // chosen.cluster_n % WIDE_SPAN == chosen.block_n // chosen.cluster_m % span == 0
 
 
 def tile_count(chosen: HopperSchedule, m: int, n: int, batches: int) -> int:
@@ -180,67 +222,147 @@ def work_of(chosen: HopperSchedule, m: int, n: int, k: int, batches: int, proces
 
 
 def estimated_cycles(
-    chosen: HopperSchedule, m: int, n: int, k: int, batches: int, bits: int, processors: int
-) -> float:
-    """Return about how many cycles a product takes."""
+    chosen: HopperSchedule, m: int, n: int, k: int, batches: int, bits: int, processors: int,
+    promoted: bool = False,
+) -> float:  # fmt: skip
+    """Return about how many cycles a product takes; one whose sums over each step are `promoted`, or a plain one."""
     steps = -(-k // chosen.block_k)
     work = work_of(chosen, m, n, k, batches, processors)
     teams = work.blocks // chosen.cluster
-    whole = tile_count(chosen, m, n, batches) - work.shared_tiles
+    tiles = tile_count(chosen, m, n, batches)
+    whole = tiles - work.shared_tiles
     tensor = chosen.block_m * chosen.block_n * STEP_BYTES / PRODUCTS_PER_CYCLE
+    if promoted and chosen.consumers == 1:
+        # Nobody else multiplies meanwhile.
+        tensor += PROMOTION_CYCLES + chosen.block_n / 2
     # What the blocks of a cluster share is read once for all of them.
     lines = min(chosen.block_m, m) / chosen.cluster_n + min(chosen.block_n, n) / chosen.cluster_m
     fetched = lines * STEP_BYTES / L2_BYTES_PER_CYCLE
-    step = max(tensor, fetched)
+    main = steps * max(tensor, fetched, LATENCY_CYCLES / chosen.stages)
+    moved = (batches * (m * k + n * k) * bits / 8 + batches * m * n * 2) / tiles
+    brought = moved / (DEVICE_BYTES_PER_CYCLE * processors)
+    main = max(main, moved / (DEVICE_BYTES_ALONE * chosen.cluster))
     store = chosen.block_m * chosen.block_n / STORED_PER_CYCLE
-    waves = -(-whole // teams)
+    store += PART_CYCLES * chosen.block_n // part_width(chosen, 16)
+    full, left = divmod(whole, teams)
+    cycles = FILL_CYCLES + full * max(main, teams * brought)
+    if left:
+        cycles += max(main, left * brought)
     # Of two ping-pong consumers one stores while the other multiplies: only the last store is seen.
-    seen = 1 if chosen.pingpong else waves
-    cycles = FILL_CYCLES + waves * steps * step + seen * store
+    cycles += store if chosen.pingpong else -(-whole // teams) * store
     if work.shared_tiles:
         # Each block leaves up to two sums of parts in float32, which a second kernel reads again.
         parts = 2 * min(chosen.block_m, m) * chosen.block_n * 4 / DEVICE_BYTES_PER_CYCLE
-        cycles += work.shared_tiles * steps / teams * step + 2 * parts + LAUNCH_CYCLES
-    moved = batches * (m * k + n * k) * bits / 8 + batches * m * n * 2
-    return max(cycles, moved / (DEVICE_BYTES_PER_CYCLE * processors))
+        cycles += work.shared_tiles * max(main / teams, brought) + 2 * parts + LAUNCH_CYCLES
+    return cycles
 
 
 @lru_cache(maxsize=4096)
 def hopper_schedule(
     m: int, n: int, k: int, batches: int, bits: int, out_bits: int, target: Target, processors: int,
-    most: int = MOST_ACCUMULATORS,
+    most: int = MOST_ACCUMULATORS, span: int = WIDE_SPAN,
 ) -> HopperSchedule:  # fmt: skip
     """Return the schedule with the least estimated time; of equals the first, which has the larger tile."""
     return min(
-        (chosen for chosen in hopper_candidates(bits, out_bits, target, most) if suits(chosen, m, n)),
+        (chosen for chosen in hopper_candidates(bits, out_bits, target, most, span) if suits(chosen, m, n)),
         key=lambda chosen: estimated_cycles(chosen, m, n, k, batches, bits, processors),
     )
 
 
-BLOCK_SCALED_TILES = ((128, 128, 2), (64, 128, 1), (64, 64, 1))
-"""Rows, columns and consumers: half of the sums that `TILES` have, for each thread holds them twice."""
+BLOCK_SCALED_TILES = (
+    # Rows, columns and consumers: each thread has its sums twice, so that tiles are smaller than `TILES`.
+    (128, 192, 2),
+    (128, 176, 2),
+    (128, 160, 2),
+    (128, 144, 2),
+    (128, 128, 2),
+    (128, 112, 2),
+    (128, 96, 2),
+    (128, 80, 2),
+    (128, 64, 2),
+    (64, 128, 1),
+    (64, 112, 1),
+    (64, 96, 1),
+    (64, 80, 1),
+    (64, 64, 1),
+)
 
 
-def block_scaled_candidates(out_bits: int, target: Target) -> Iterator[HopperSchedule]:
-    """Yield every schedule for a product of float8 matrices scaled by blocks."""
+@lru_cache(maxsize=64)
+def block_scaled_candidates(out_bits: int, target: Target, most: int) -> tuple[HopperSchedule, ...]:
+    """Return every schedule for a product of float8 matrices scaled by blocks, with `most` sums of a thread."""
+    found = []
     for (block_m, block_n, consumers), stream, cluster in product(
         BLOCK_SCALED_TILES, (False, True), CLUSTERS
     ):
         plain = HopperSchedule(block_m, block_n, STEP_BYTES, 2, consumers, False, stream, *cluster)
-        if shares_whole_spans(plain):
-            # The scales of all stages take less than one stage of operands.
-            yield replace(plain, stages=deepest(plain, out_bits, target) - 1)
+        fits = consumers == 1 or accumulators(plain) <= most
+        if fits and shares_whole_spans(plain, ROW_SPAN):
+            found.append(replace(plain, stages=deepest(plain, out_bits, target, SCALE_BYTES)))
+    return tuple(found)
 
 
-@lru_cache(maxsize=4096)
+def most_promoted() -> int:
+    """Return how many sums a thread of two consumers may have beside the same number that they are added to.
+
+    Only ptxas lets warps change how many registers they have (`tilus.codegen.assemble`).
+    """
+    return FEWER_ACCUMULATORS if ptxas_path() is not None else FEWEST_PROMOTED
+
+
 def block_scaled_schedule(
     m: int, n: int, k: int, out_bits: int, target: Target, processors: int
 ) -> HopperSchedule:
     """Return the schedule with the least estimated time for a product of float8 matrices scaled by blocks."""
+    return _block_scaled_schedule(m, n, k, out_bits, target, processors, most_promoted())
+
+
+@lru_cache(maxsize=4096)
+def _block_scaled_schedule(
+    m: int, n: int, k: int, out_bits: int, target: Target, processors: int, most: int
+) -> HopperSchedule:
     return min(
-        (chosen for chosen in block_scaled_candidates(out_bits, target) if suits(chosen, m, n)),
-        key=lambda chosen: estimated_cycles(chosen, m, n, k, 1, 8, processors),
+        (chosen for chosen in block_scaled_candidates(out_bits, target, most) if suits(chosen, m, n)),
+        key=lambda chosen: estimated_cycles(chosen, m, n, k, 1, 8, processors, promoted=True),
     )
+
+
+@dataclass(frozen=True)
+class GroupedSchedule:
+    """How `grouped_hopper_kernel` runs: its constexpr parameters of the same names."""
+
+    block_m: int
+    block_n: int
+    block_k: int
+    stages: int
+    consumers: int
+    swap: bool = False
+
+
+MOST_SWAPPED = 64
+"""Rows of a tile up to which the columns of the result are the tensor core's first operand."""
+
+
+@lru_cache(maxsize=4096)
+def grouped_schedule(
+    block_m: int, rows: int, n: int, bits: int, out_bits: int, target: Target, processors: int
+) -> GroupedSchedule:
+    """Return tiles for `block_m` rows of one expert at a time, of `rows` in all at most, and a matrix of n columns."""
+    depth = 8 * STEP_BYTES // bits
+    swap = block_m <= MOST_SWAPPED
+    # Wide tiles read less, if there are enough of them to keep all multiprocessors busy.
+    widths = [128, 64] if swap else [256, 128, 64]
+    if swap and block_m == MOST_SWAPPED:
+        widths.insert(0, 256)
+    many = [w for w in widths if n > w // 2 and -(-rows // block_m) * -(-n // w) >= 2 * processors]
+    width = many[0] if many else 128 if n > 64 else 64
+    consumers = 2 if width >= 128 or not swap else 1
+    for stages in range(MOST_STAGES, 1, -1):
+        operands = stages * (block_m + width) * STEP_BYTES
+        stored = block_m * width if swap else 2 * block_m * gcd(width, 8 * STEP_BYTES // out_bits)
+        if operands + stored * out_bits // 8 + RESERVED_BYTES <= target.shared_bytes:
+            return GroupedSchedule(block_m, width, depth, stages, consumers, swap)
+    raise AssertionError("two stages of any such tile fit into the shared memory of a target with wgmma")
 
 
 def suits(chosen: HopperSchedule, m: int, n: int) -> bool:

@@ -8,6 +8,8 @@ import torch
 
 from tilus import dtypes
 from tilus.errors import ShapeMismatch, TypeMismatch
+from tilus.ops.checks import checked
+from tilus.ops.gradients import operator
 from tilus.ops.library import LIBRARY
 from tilus.ops.token_kernel import quantize_tokens_kernel
 
@@ -52,6 +54,7 @@ LIBRARY.define(
 )
 
 
+@checked
 def quantize_tokens(
     x: torch.Tensor, dtype: torch.dtype = torch.int8, *, by_block: bool = False
 ) -> QuantizedTokens:
@@ -77,7 +80,7 @@ def quantize_tokens(
         )
     if x.ndim == 0:
         raise ShapeMismatch("quantize_tokens of a tensor without dimensions", hint="shape (..., k)")
-    values, scale = torch.ops.tilus.quantize_tokens(x, dtype, by_block)
+    values, scale = operator("quantize_tokens", x)(x, dtype, by_block)
     return QuantizedTokens(values, scale)
 
 

@@ -10,10 +10,11 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import MISSING, fields
 from functools import lru_cache
 from math import log2
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tilus.codegen import Target
 from tilus.runtime.tuning import store
@@ -27,6 +28,7 @@ ROWS_WEIGHT = 4.0
 EXACT_ROWS = 16
 """Up to so many rows one class serves all: a tensor core's tile has no fewer."""
 
+T = TypeVar("T")
 _Key = tuple[tuple[str, Any], ...]
 _forced: ContextVar[Mapping[str, Mapping[str, Any]] | None] = ContextVar(
     "tilus_forced_schedules", default=None
@@ -131,10 +133,21 @@ def _shipped(op: str, target: str) -> tuple[dict[str, Any], ...]:
     return tuple(
         {
             "key": {**dict(zip(data["fields"], fields)), **dict(zip(SIZES, sizes))},
-            "schedule": data["schedules"][which],
+            "schedule": None if which is None else data["schedules"][which],
         }
         for *fields, sizes, which in data["entries"]
     )
+
+
+def made_of(found: Mapping[str, Any], kind: type[T]) -> T | None:
+    """Return what was found as a schedule of a dataclass.
+
+    None where its fields are others: the schedule was kept for a kernel of another version.
+    """
+    known = {field.name: field.default is MISSING for field in fields(kind)}
+    needed = {name for name, required in known.items() if required}
+    fits = needed <= set(found) <= set(known) and all(isinstance(value, int) for value in found.values())
+    return kind(**found) if fits else None
 
 
 def size_class(name: str, size: int) -> int:
@@ -153,7 +166,7 @@ def nearest(entries: tuple[dict[str, Any], ...], problem: Mapping[str, Any]) -> 
     Parameters
     ----------
     entries : tuple of dict
-        Each with a key and a schedule.
+        Each with a key and a schedule, None where that of the op's heuristic is the best that is known.
     problem : mapping
         Sizes and other fields.
     """

@@ -9,15 +9,36 @@ import numpy as np
 import torch
 
 from tilus import dtypes
+from tilus.codegen.casts import integer_exponent
 from tilus.dtypes import DType, decode, encode
 from tilus.errors import ShapeMismatch, TypeMismatch
+from tilus.ops.checks import checked_values
 from tilus.ops.packing import WEIGHTS, quantize_codes
 from tilus.ops.prepack import UNIT_K, pack_weight, padded, unpack_weight
+from tilus.ops.scales import (
+    BYTES,
+    SCALES,
+    STORED,
+    coded_scales,
+    common_scales,
+    fewest_scale,
+    highest_scale,
+    kernel_scale,
+    moved_scales,
+    reach,
+    result_type,
+    scale_values,
+    split_scales,
+    stored_type,
+)
 
 GROUP_STEP = 16
-SCALES = (torch.float16, torch.bfloat16)
-BYTES = {torch.int8: dtypes.int8, torch.float8_e4m3fn: dtypes.float8_e4m3}
-"""Activations of 8 bits."""
+HELD = {
+    dtypes.int8: "an integer, ternary, or a float of which all values times a power of two are integers of 8 bits: "
+    "float4_e2m1, float4_e3m0, float5_e2m2, float6_e2m3, float7_e2m4, or any with an exponent of 1 bit",
+    dtypes.float8_e4m3: "an integer of up to 4 bits, or a float of up to 4 exponent and 3 mantissa bits",
+}
+"""Weights for activations of 8 bits."""
 PAIR = 8
 """Columns of a gate that lie together in a gated pair."""
 
@@ -37,17 +58,19 @@ def operand_type(code_type: DType, activations: torch.dtype) -> DType:
             f"weights are not multiplied with activations of {activations}",
             hint="float16, bfloat16, int8 or float8_e4m3fn",
         )
-    operand = BYTES[activations]
+    operand_bytes = operand = BYTES[activations]
     if operand == dtypes.int8 and code_type.kind == "uint":
         operand = dtypes.uint8
     values = decode(np.arange(1 << code_type.bits), code_type).astype(np.float64)
     values = values[np.isfinite(values)]
-    held = decode(encode(values, operand), operand).astype(np.float64)
-    if not np.array_equal(held, values):
+    if operand == dtypes.int8 and not code_type.is_integer:
+        exact = integer_exponent(code_type) is not None
+    else:
+        exact = np.array_equal(decode(encode(values, operand), operand).astype(np.float64), values)
+    if not exact:
         raise TypeMismatch(
             f"{operand} does not hold all values of {code_type}, as activations of {activations} ask for",
-            hint="integers with int8; integers of up to 4 bits and floats of up to 4 exponent and 3 mantissa bits with "
-            "float8_e4m3fn",
+            hint=HELD[operand_bytes],
         )
     return operand
 
@@ -66,18 +89,23 @@ class QuantizedWeight:
         Elements along k that share a scale.
     packed : Tensor of uint8, shape (k / 128, n / 32, 512 * bits), rounded up
         The codes, as `tilus.ops.prepack` lays them out.
-    scale : Tensor of float16 or bfloat16, shape (groups, n rounded up)
-        The value of a code c is ``(decode(c) - zero) * scale * alpha``. No scale is 2 or more.
+    scale : Tensor of float16, bfloat16 or uint8, shape (groups, n rounded up)
+        The value of a code c is ``(decode(c) - zero) * scale * alpha``. No scale is 2 or more, but those of
+        float8_e4m3 may be.
     zero : Tensor or None
-        Zero points, of the scale's shape and dtype.
+        Zero points, of the scale's shape and of the results' dtype.
     alpha : float
         A factor of all values, applied in float32 (a second-level scale).
     order : Tensor of int64, shape (k,), or None
         Which element along k each row holds, where rows were sorted by group ("act-order").
     activations : torch.dtype or None
-        The type of the activations for which the codes are laid out; the scale's if None.
+        The type of the activations for which the codes are laid out; the results' if None.
     gated : bool
         Whether the columns are those of a gate and of what it multiplies, in turns of eight; see `gated_pair`.
+    scale_type : DType or None
+        float8_e4m3 or float8_e8m0, of which `scale` holds the codes where it is of uint8; else None.
+    out_dtype : torch.dtype or None
+        The type of results where scales are of 8 bits; None where it is theirs.
     """
 
     dtype: DType
@@ -90,11 +118,28 @@ class QuantizedWeight:
     order: torch.Tensor | None = None
     activations: torch.dtype | None = None
     gated: bool = False
+    scale_type: DType | None = None
+    out_dtype: torch.dtype | None = None
+
+    @property
+    def result(self) -> torch.dtype:
+        """The type of results, float16 or bfloat16."""
+        return self.out_dtype or self.scale.dtype
+
+    @property
+    def scale_name(self) -> str:
+        """The name of `scale_type` as ops take it."""
+        return "" if self.scale_type is None else self.scale_type.name
+
+    @property
+    def kernel_scale(self) -> torch.Tensor:
+        """The scales as kernels take them."""
+        return kernel_scale(self.scale, self.scale_type)
 
     @property
     def operand(self) -> DType:
         """The type that kernels cast the codes to."""
-        return operand_type(self.dtype, self.activations or self.scale.dtype)
+        return operand_type(self.dtype, self.activations or self.result)
 
     @property
     def columns(self) -> np.ndarray[Any, Any] | None:
@@ -109,8 +154,14 @@ class QuantizedWeight:
         """Bits that one element takes in memory, scales and zero points counted, padding not."""
         k, n = self.shape
         groups = -(-k // self.group_size)
-        side = groups * n * self.scale.element_size() * 8 * (1 if self.zero is None else 2)
-        return self.dtype.bits + side / (k * n)
+        side = self.scale.element_size() + (0 if self.zero is None else self.zero.element_size())
+        return self.dtype.bits + groups * n * side * 8 / (k * n)
+
+    @property
+    def scales(self) -> np.ndarray[Any, Any]:
+        """The scales' values in float64, without `alpha`, shape (groups, n)."""
+        k, n = self.shape
+        return scale_values(self.scale[: -(-k // self.group_size), :n], self.scale_type)
 
     def codes(self) -> np.ndarray[Any, Any]:
         """Return the codes as uint8, shape (k, n)."""
@@ -128,7 +179,7 @@ class QuantizedWeight:
         rows = np.arange(k) // self.group_size
         if self.order is not None:
             rows = rows[np.argsort(self.order.cpu().numpy())]
-        scale = self.scale.to(torch.float64).cpu().numpy()[rows, :n]
+        scale = self.scales[rows]
         zero = 0.0 if self.zero is None else self.zero.to(torch.float64).cpu().numpy()[rows, :n]
         found = (values - zero) * scale * self.alpha
         return torch.from_numpy(found if self.columns is None else found[:, self.columns])
@@ -142,14 +193,16 @@ class QuantizedWeight:
         )
 
 
+@checked_values
 def quantize(
     weight: torch.Tensor,
     dtype: DType | str,
     group_size: int = 128,
     *,
     zero_point: bool = False,
-    scale_dtype: torch.dtype = torch.float16,
+    scale_dtype: torch.dtype | DType | str = torch.float16,
     activations: torch.dtype | None = None,
+    out_dtype: torch.dtype | None = None,
     seed: int | None = None,
 ) -> QuantizedWeight:
     """Quantise a weight by rounding to nearest in groups along k.
@@ -166,12 +219,15 @@ def quantize(
     zero_point : bool
         Whether each group has an integer zero point; for unsigned types without one, the middle of the range is
         the zero of all groups.
-    scale_dtype : torch.dtype
+    scale_dtype : torch.dtype, DType or str
         float16 or bfloat16: also the type of the result of `quantized_matmul`, and of the activations unless they are
-        said.
+        said. Or of 8 bits, as in MXFP4 (float8_e8m0, powers of two) and NVFP4 (float8_e4m3).
     activations : torch.dtype, optional
         int8 or float8_e4m3fn: activations are quantised too, and the tensor core multiplies numbers of 8 bits. The
-        group is then 32, 64, 128, a multiple of 128, or -1.
+        group is then 32, 64, 128, a multiple of 128, or -1. With scales of 8 bits also float16 or bfloat16.
+    out_dtype : torch.dtype, optional
+        float16 or bfloat16: the type of the result where scales are of 8 bits; unless given the activations', or
+        bfloat16.
     seed : int, optional
         Rounds at random, right on average, to integers and floats. The same seed gives the same codes.
 
@@ -187,8 +243,8 @@ def quantize(
     code_type = dtypes.dtype(dtype)
     if weight.ndim != 2:
         raise ShapeMismatch(f"quantize takes a matrix of shape (k, n), not shape {tuple(weight.shape)}")
-    if scale_dtype not in SCALES:
-        raise TypeMismatch(f"scales are float16 or bfloat16, not {scale_dtype}")
+    scale_type = stored_type(scale_dtype)
+    made = result_type(scale_dtype, activations, out_dtype)
     if not 1 <= code_type.bits <= 8 or code_type.kind in ("bool", "scale"):
         raise TypeMismatch(f"weights are quantised to a number type of 1 to 8 bits, not {code_type}")
     if zero_point and code_type.kind != "uint":
@@ -201,7 +257,7 @@ def quantize(
         )
     k, n = weight.shape
     group = check_group(k, group_size, activations)
-    operand = operand_type(code_type, _activations_of(scale_dtype, activations))
+    operand = operand_type(code_type, activations or made)
     if seed is not None and code_type.kind == "table":
         raise TypeMismatch(f"{code_type} is not rounded to at random", hint="leave out the seed")
     # On the GPU, and to round at random, codes are made by a kernel; else here, in float64.
@@ -221,7 +277,7 @@ def quantize(
         scale = np.maximum(-low, high) / (top / 2)
         zero = np.full(low.shape, top / 2)
     else:
-        positive, negative = reach(code_type, scale_dtype if activations is None else activations)
+        positive, negative = reach(code_type, activations or made)
         if code_type.is_float:
             scale = np.maximum(-low, high) / positive
         else:
@@ -230,15 +286,19 @@ def quantize(
             down = -low / negative if negative > 0 else np.zeros_like(low)
             scale = np.maximum(up, down)
     positive_scale = np.where(scale > 0, scale, scale.max() or 1.0)
-    stored, alpha = split_scales(
-        positive_scale, scale_dtype, highest_scale(code_type, scale_dtype, activations)
-    )
-    stored = stored.clamp_min(torch.finfo(scale_dtype).smallest_normal * torch.finfo(scale_dtype).eps)
+    highest = highest_scale(code_type, made, activations)
+    if scale_type is None:
+        stored, alpha = split_scales(positive_scale, made, highest)
+        stored = stored.clamp_min(torch.finfo(made).smallest_normal * torch.finfo(made).eps)
+    else:
+        stored, alpha = coded_scales(
+            positive_scale, scale_type, highest, fewest_scale(code_type, made, activations)
+        )
     # Codes are chosen for the scales that will multiply them.
-    scale = stored.to(torch.float64).numpy() * alpha
+    scale = scale_values(stored, scale_type) * alpha
     if code_type.kind == "uint" and zero_point:
         zero = np.clip(np.rint(-low / scale), 0, top)
-    zeros = None if zero is None else torch.from_numpy(zero).to(scale_dtype)
+    zeros = None if zero is None else torch.from_numpy(zero).to(made)
     if by_kernel:
         wide = given if given.dtype in WEIGHTS else given.to(torch.float32)
         factors, shifts = (
@@ -246,39 +306,14 @@ def quantize(
         )
         assert factors is not None
         packed = quantize_codes(wide, factors, shifts, code_type, group, operand, seed)
-        return _assembled(packed, code_type, (k, n), stored, zeros, group, alpha, None, activations)
-    shifted = grouped.numpy() / scale[:, None, :] + (0.0 if zero is None else zero[:, None, :])
-    codes = encode(shifted.reshape(k, n), code_type)
-    return from_codes(codes, code_type, stored, zeros, group, alpha=alpha, activations=activations)
-
-
-def reach(code_type: DType, activations: torch.dtype) -> tuple[float, float]:
-    """Return how far up and down a type's values go that the activations' type has too.
-
-    Kernels decode weights to the activations' type; beyond its largest value there is only infinity.
-    """
-    values = decode(np.arange(1 << code_type.bits), code_type).astype(np.float64)
-    limit = torch.finfo(activations).max if activations.is_floating_point else np.inf
-    values = values[np.abs(values) <= limit]
-    return float(values.max()), -float(values.min())
-
-
-def highest_scale(code_type: DType, dtype: torch.dtype, activations: torch.dtype | None = None) -> float:
-    """Return the power of two that scales are to stay below, 2 unless values times scales leave their type's range."""
-    if activations in BYTES:
-        return 2.0
-    room = torch.finfo(dtype).max / max(*reach(code_type, dtype), 1.0)
-    return min(2.0, 2.0 ** float(np.floor(np.log2(room))))
-
-
-def _activations_of(scale_dtype: torch.dtype, activations: torch.dtype | None) -> torch.dtype:
-    """Return the type of the activations; those of 16 bits have that of the scales."""
-    if activations in SCALES and activations != scale_dtype:
-        raise TypeMismatch(
-            f"activations of {activations} do not go with scales of {scale_dtype}",
-            hint=f"scales of {activations}, or activations of 8 bits",
-        )
-    return activations or scale_dtype
+    else:
+        shifted = grouped.numpy() / scale[:, None, :] + (0.0 if zero is None else zero[:, None, :])
+        packed = torch.from_numpy(pack_weight(encode(shifted.reshape(k, n), code_type), code_type, operand))
+    weight = QuantizedWeight(
+        code_type, (k, n), group, packed, stored, zeros, alpha, None, activations, False, scale_type,
+        None if scale_type is None else made,
+    )  # fmt: skip
+    return _filled(weight)
 
 
 def check_group(k: int, group_size: int, activations: torch.dtype | None = None) -> int:
@@ -304,27 +339,7 @@ def check_group(k: int, group_size: int, activations: torch.dtype | None = None)
     return group
 
 
-def split_scales(
-    scale: np.ndarray[Any, Any], dtype: torch.dtype, highest: float = 2.0
-) -> tuple[torch.Tensor, float]:
-    """Return positive scales in a 16-bit type, and a power of two to multiply them with.
-
-    The power is 1 where they fit as they are. Else the largest is brought below `highest`, a power of two, by less than
-    a factor of two, so that small scales are no subnormal numbers, which have few bits, and none is so large that a
-    kernel may not multiply it with the power of two that a cast leaves out.
-    """
-    sizes = np.abs(scale[np.isfinite(scale) & (scale != 0)])
-    alpha = 1.0
-    if sizes.size and (sizes.max() >= highest or sizes.min() < float(torch.finfo(dtype).smallest_normal)):
-        alpha = 2.0 ** float(np.floor(np.log2(sizes.max()))) * 2.0 / highest
-    stored = torch.from_numpy(np.ascontiguousarray(scale / alpha)).to(dtype)
-    if (stored.abs() >= highest).any():
-        # The largest one was rounded up.
-        alpha *= 2.0
-        stored = torch.from_numpy(np.ascontiguousarray(scale / alpha)).to(dtype)
-    return stored, alpha
-
-
+@checked_values
 def from_codes(
     codes: np.ndarray[Any, Any],
     dtype: DType,
@@ -335,6 +350,8 @@ def from_codes(
     alpha: float = 1.0,
     order: torch.Tensor | None = None,
     activations: torch.dtype | None = None,
+    scale_type: DType | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> QuantizedWeight:
     """Make a weight of codes that exist already.
 
@@ -344,11 +361,12 @@ def from_codes(
         Codes of `dtype`, none of them infinite or NaN.
     dtype : DType
         Of 1 to 8 bits.
-    scale : Tensor of float16 or bfloat16, shape (groups, n)
+    scale : Tensor of float16, bfloat16, float8_e4m3fn, float8_e8m0fnu or uint8, shape (groups, n)
         One row for each group of `group_size` elements along k. Scales of 2 and more, or by which the largest value
-        would leave the scale's type, are stored divided by a power of two, by which `alpha` grows.
+        would leave the results' type, are stored divided by a power of two, by which `alpha` grows; those of
+        float8_e4m3fn stay as they are.
     zero : Tensor or None
-        Of the scale's shape and dtype.
+        Of the scale's shape and the results' dtype.
     group_size : int
         Elements along k that share a scale.
     alpha : float
@@ -356,6 +374,10 @@ def from_codes(
     order : Tensor of int64, shape (k,), optional
         Which element along k each row of codes holds.
     activations : torch.dtype, optional
+        As for `quantize`.
+    scale_type : DType, optional
+        float8_e4m3 or float8_e8m0, if the scales are their codes in uint8.
+    out_dtype : torch.dtype, optional
         As for `quantize`.
     """
     if codes.ndim != 2:
@@ -372,41 +394,49 @@ def from_codes(
             raise ShapeMismatch(
                 f"{name} has shape {tuple(tensor.shape)}, expected {(groups, n)} for groups of {group}"
             )
-    operand = operand_type(dtype, _activations_of(scale.dtype, activations))
-    if zero is not None and zero.dtype != scale.dtype:
-        raise TypeMismatch(f"zero points are {zero.dtype}, expected the scale's {scale.dtype}")
-    if not (torch.isfinite(scale).all() and np.isfinite(alpha)):
+    if scale.dtype != torch.uint8:
+        scale_type = stored_type(scale.dtype)
+    elif scale_type not in STORED:
+        raise TypeMismatch(
+            f"scales are bytes with the scale_type {scale_type}, expected float8_e8m0 or float8_e4m3",
+            hint="scale_type=tilus.float8_e8m0 or tilus.float8_e4m3, or scales of float16 or bfloat16",
+        )
+    made = result_type(scale.dtype if scale_type is None else scale_type, activations, out_dtype)
+    if scale_type is not None:
+        scale = scale.detach().view(torch.uint8)
+    operand = operand_type(dtype, activations or made)
+    if zero is not None and zero.dtype != made:
+        owner = "scale's" if scale_type is None else "results'"
+        raise TypeMismatch(f"zero points are {zero.dtype}, expected the {owner} {made}")
+    if not (np.isfinite(scale_values(scale, scale_type)).all() and np.isfinite(alpha)):
         raise TypeMismatch("a scale is infinite or NaN", hint="finite scales")
     if order is not None and not torch.equal(order.detach().cpu().sort().values, torch.arange(k)):
         raise ShapeMismatch(f"the order is no permutation of the {k} rows of codes")
-    highest = highest_scale(dtype, scale.dtype, activations)
-    if (scale.abs() >= highest).any():
+    highest = highest_scale(dtype, made, activations)
+    if scale_type == dtypes.float8_e8m0:
+        scale, factor = moved_scales(scale.cpu(), dtype, highest, fewest_scale(dtype, made, activations))
+        alpha *= factor
+    elif scale_type is None and (scale.abs() >= highest).any():
         scale, factor = split_scales(scale.detach().to("cpu", torch.float64).numpy(), scale.dtype, highest)
         alpha *= factor
     packed = torch.from_numpy(pack_weight(codes, dtype, operand))
-    return _assembled(packed, dtype, (k, n), scale, zero, group, alpha, order, activations)
+    weight = QuantizedWeight(
+        dtype, (k, n), group, packed, scale, zero, alpha, order, activations, False, scale_type,
+        None if scale_type is None else made,
+    )  # fmt: skip
+    return _filled(weight)
 
 
-def _assembled(
-    packed: torch.Tensor,
-    dtype: DType,
-    shape: tuple[int, int],
-    scale: torch.Tensor,
-    zero: torch.Tensor | None,
-    group: int,
-    alpha: float,
-    order: torch.Tensor | None,
-    activations: torch.dtype | None,
-) -> QuantizedWeight:
-    """Make a weight of packed codes; scales and zero points are filled up to whole units."""
-    kp, np_ = padded(*shape)
+def _filled(weight: QuantizedWeight) -> QuantizedWeight:
+    """Return a weight with scales and zero points filled up to whole units, on the device of the codes."""
+    kp, np_ = padded(*weight.shape)
     # Rows that fill up the last unit multiply zeros of the activations; their scales only have to be finite.
-    rows = -(-kp // group)
-    filled = [None if x is None else _fill(x, rows, np_).to(packed.device) for x in (scale, zero)]
-    assert filled[0] is not None
-    return QuantizedWeight(dtype, shape, group, packed, filled[0], filled[1], alpha, order, activations)
+    rows, device = -(-kp // weight.group_size), weight.packed.device
+    zero = None if weight.zero is None else _fill(weight.zero, rows, np_).to(device)
+    return replace(weight, scale=_fill(weight.scale, rows, np_).to(device), zero=zero)
 
 
+@checked_values
 def gated_pair(gate: QuantizedWeight, up: QuantizedWeight) -> QuantizedWeight:
     """Join the weights of a gate and of what it multiplies, for ``activation(a @ gate) * (a @ up)`` in one product.
 
@@ -422,8 +452,11 @@ def gated_pair(gate: QuantizedWeight, up: QuantizedWeight) -> QuantizedWeight:
     """
     if gate.gated or up.gated:
         raise TypeMismatch("a gate, or what it multiplies, is a gated pair itself", hint="the two weights")
-    same = (gate.dtype, gate.shape, gate.group_size, gate.scale.dtype, gate.activations, gate.zero is None)
-    if same != (up.dtype, up.shape, up.group_size, up.scale.dtype, up.activations, up.zero is None):
+    forms = [
+        (w.dtype, w.shape, w.group_size, w.scale.dtype, w.scale_type, w.result, w.activations, w.zero is None)
+        for w in (gate, up)
+    ]
+    if forms[0] != forms[1]:
         raise TypeMismatch(
             "a gate and what it multiplies have the same shape, types, group size and zero points"
         )
@@ -445,12 +478,12 @@ def gated_pair(gate: QuantizedWeight, up: QuantizedWeight) -> QuantizedWeight:
         torch.from_numpy(unpack_weight(w.packed.cpu().numpy(), w.dtype, *w.shape, w.operand))
         for w in (gate, up)
     ]
-    scales = [w.scale[:groups].cpu().to(torch.float64) * w.alpha for w in (gate, up)]
-    values = joined(*scales)
-    scale, alpha = split_scales(values.numpy(), gate.scale.dtype)
-    if not torch.equal(scale.to(torch.float64) * alpha, values):
+    values = joined(*(torch.from_numpy(w.scales * w.alpha) for w in (gate, up)))
+    scale, alpha = common_scales(values.numpy(), gate.scale.dtype, gate.scale_type, max(gate.alpha, up.alpha))
+    if not np.array_equal(scale_values(scale, gate.scale_type) * alpha, values.numpy()):
         raise TypeMismatch(
-            f"scales of the gate and of what it multiplies are too far apart for one tensor of {gate.scale.dtype}",
+            f"scales of the gate and of what it multiplies are too far apart for one tensor of "
+            f"{gate.scale_type or gate.scale.dtype}",
             hint="quantize both at once, or use bfloat16 scales",
         )
     zero = None
@@ -458,7 +491,7 @@ def gated_pair(gate: QuantizedWeight, up: QuantizedWeight) -> QuantizedWeight:
         zero = joined(gate.zero[:groups].cpu(), up.zero[:groups].cpu())
     made = from_codes(
         joined(*codes).numpy(), gate.dtype, scale, zero, gate.group_size, alpha=alpha, order=gate.order,
-        activations=gate.activations,
+        activations=gate.activations, scale_type=gate.scale_type, out_dtype=gate.out_dtype,
     )  # fmt: skip
     return replace(made, gated=True).to(gate.packed.device)
 

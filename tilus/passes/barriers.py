@@ -146,7 +146,9 @@ class Analysis:
             elif isinstance(op, ops.SharedIndex) and op.tensor in self.place:
                 low, high, root, stage = self.place[op.tensor]
                 self.place[op.result] = (low, high, root, self.stage(op.index) if stage is None else stage)
-            elif isinstance(op, (ops.SharedSlice, ops.SharedPermute)) and op.tensor in self.place:
+            elif (
+                isinstance(op, (ops.SharedSlice, ops.SharedPermute, ops.SharedReshape)) and op.tensor in self.place
+            ):
                 self.place[op.result] = self.place[op.tensor]
             for nested in op.regions():
                 self._index(nested)

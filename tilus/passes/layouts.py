@@ -26,7 +26,7 @@ from tilus.passes.select import DotChoice, Selector
 # Operations whose register operands and results all share one layout.
 UNIFORM = (
     ops.Unary, ops.Binary, ops.Compare, ops.Select, ops.Cast, ops.CastRandom, ops.InlinePtx, ops.Gather, ops.Scatter,
-    ops.Atomic, ops.Random, ops.Table,
+    ops.Atomic, ops.Random, ops.Table, ops.Exchange,
 )  # fmt: skip
 
 WARP = 32
@@ -125,10 +125,10 @@ class Inference:
         self._choose_dots()
         self._propagate()
         for op in self.operations:
-            if isinstance(op, ops.Scan):
+            if isinstance(op, (ops.Scan, ops.Exchange)):
                 assert isinstance(op.x.type, RegisterType)
                 layout = scan_layout(op.x.type.shape, self.threads[op.x], op.axis)
-                self.give(op.x, layout, "scan of its tile", op.loc)
+                self.give(op.x, layout, f"{op.opcode} of its tile", op.loc)
                 self._propagate()
         self._memory()
         self._propagate(repeat=True)

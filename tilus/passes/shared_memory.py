@@ -60,10 +60,14 @@ class Layouts(Rewriter):
         self.selector = selector
         self.uses: dict[Value, list[Use]] = {}
         self.root: dict[Value, tuple[Value, int, tuple[int, ...] | None]] = {}
+        # What a tensor was allocated as, and the operations that make another view of it, in order.
+        self.views: dict[Value, tuple[Value, tuple[Operation, ...]]] = {}
+        self.reshapes: dict[Value, list[tuple[Operation, ...]]] = {}
         self._collect(kernel.body, kernel.threads)
 
     def _collect(self, region: Region, threads: int) -> None:
         for op in region.ops:
+            self._follow(op)
             if isinstance(op, ops.AllocShared):
                 self.root[op.result] = (op.result, 0, None)
             elif isinstance(op, (ops.SharedIndex, ops.SharedPermute)) and op.tensor in self.root:
@@ -93,6 +97,18 @@ class Layouts(Rewriter):
             inner = WARP * op.count if isinstance(op, ops.WarpGroup) else threads
             for nested in op.regions():
                 self._collect(nested, inner)
+
+    def _follow(self, op: Operation) -> None:
+        """Remember which views are reshaped: their layouts must allow it."""
+        if isinstance(op, ops.AllocShared):
+            self.views[op.result] = (op.result, ())
+        views = (ops.SharedIndex, ops.SharedSlice, ops.SharedPermute, ops.SharedReshape, ops.Remote)
+        if not isinstance(op, views) or op.tensor not in self.views:
+            return
+        base, chain = self.views[op.tensor]
+        self.views[op.result] = (base, (*chain, op))
+        if isinstance(op, ops.SharedReshape):
+            self.reshapes.setdefault(base, []).append((*chain, op))
 
     def _use(
         self, tensor: Value, kind: str, registers: RegisterLayout | None, threads: int, turned: bool = False
@@ -143,11 +159,12 @@ class Layouts(Rewriter):
         found = candidates(tile, bits) if matrix is None else matrix_candidates(tile, bits, matrix, op)
         for number, layout in enumerate(found):
             cost = sum(self._cost(use, layout, bits, len(staged)) for use in uses)
+            whole = with_stages(layout, staged, bits)
+            if not all(can_be_seen(whole, chain) for chain in self.reshapes.get(op.result, [])):
+                continue
             if best is None or cost < best[0]:
-                best, chosen = (cost, number), layout
-        for extent in reversed(staged):
-            chosen = chosen.prepend(extent, max(1, 128 * 8 // bits))
-        return chosen
+                best, chosen = (cost, number), whole
+        return chosen if best is not None else row_major(*op.shape)
 
     def _cost(self, use: Use, layout: SharedLayout, bits: int, staged: int) -> float:
         seen = layout
@@ -167,6 +184,30 @@ class Layouts(Rewriter):
             return self.selector.shared_cost(use.registers, seen, bits, use.kind == "load")
         except LayoutError:
             return float("inf")
+
+
+def with_stages(layout: SharedLayout, staged: tuple[int, ...], bits: int) -> SharedLayout:
+    """Return the layout of several tiles, one after the other."""
+    for extent in reversed(staged):
+        layout = layout.prepend(extent, max(1, 128 * 8 // bits))
+    return layout
+
+
+def can_be_seen(layout: SharedLayout, views: tuple[Operation, ...]) -> bool:
+    """Tell whether a layout allows a chain of views."""
+    try:
+        for view in views:
+            if isinstance(view, ops.SharedIndex):
+                layout = layout.slice(0, 0)[1]
+            elif isinstance(view, ops.SharedSlice):
+                layout = layout.window(view.offsets, view.shape)[1]
+            elif isinstance(view, ops.SharedPermute):
+                layout = layout.transpose(view.perm)
+            elif isinstance(view, ops.SharedReshape):
+                layout = layout.reshape(view.shape)
+    except LayoutError:
+        return False
+    return True
 
 
 def candidates(shape: tuple[int, ...], bits: int) -> list[SharedLayout]:
@@ -249,6 +290,13 @@ def scratch_bytes(op: Operation, threads: int) -> int:
         # Each thread leaves its part of each row: a word or two, and for argmax and argmin a place.
         rows = type.layout.reduce(op.axis, keepdim=True).elements
         return rows * threads * (max(4, type.dtype.bits // 8) + (4 if op.kind in ("argmax", "argmin") else 0))
+    if isinstance(op, ops.Exchange):
+        type = op.result.type
+        assert isinstance(type, RegisterType) and type.layout is not None
+        steps = thread_steps(type.layout, op.axis)
+        if all(step.lanes or not op.mask // step.stride % step.size for step in steps):
+            return 0
+        return type.layout.elements * threads * max(4, type.dtype.bits // 8)
     if isinstance(op, ops.Atomic) and op.spread:
         type = op.result.type
         assert isinstance(type, RegisterType) and type.layout is not None
@@ -353,7 +401,8 @@ class Offsets(Rewriter):
             for value in op.inputs():
                 for key in self.owner.get(value, []):
                     self._use(key, here, loops, parallel, op)
-            if isinstance(op, (ops.SharedIndex, ops.SharedSlice, ops.SharedPermute, ops.Remote)):
+            views = (ops.SharedIndex, ops.SharedSlice, ops.SharedPermute, ops.SharedReshape, ops.Remote)
+            if isinstance(op, views):
                 self.owner[op.result] = list(self.owner.get(op.tensor, []))
             for key in self._reached(op):
                 self.intervals[key].first, self.intervals[key].last = 0, FOREVER

@@ -19,6 +19,7 @@ from tilus.runtime.arguments import Declared
 from tilus.runtime.driver import DEFAULT_SHARED_BYTES, PORTABLE_CLUSTER
 from tilus.runtime.host_expression import Expression, leaves, to_c
 from tilus.runtime.signature import Signature, scalar_format
+from tilus.runtime.tensor_maps import BYTES as MAP_BYTES
 from tilus.runtime.tensor_maps import swizzle_name, type_names
 
 ABI_VERSION = 1
@@ -363,8 +364,14 @@ def _variant(
         arguments.append(f"&passed_{i}")
     # Tensor maps come last, so that code for a target that passes fewer ignores the others.
     most_maps = max(len(image.signature.tensor_maps) for image in variant.images)
-    lines += [f"        CUtensorMap passed_map_{i};" for i in range(most_maps)]
-    arguments += [f"&passed_map_{i}" for i in range(most_maps)]
+    if most_maps:
+        # C99 cannot align a variable; room is left for it.
+        room = MAP_BYTES * (most_maps + 1)
+        lines += [
+            f"        unsigned char map_room[{room}];",
+            f"        unsigned char *maps = map_room + ({MAP_BYTES}u - (uintptr_t)map_room % {MAP_BYTES}u);",
+        ]
+    arguments += [f"(maps + {MAP_BYTES * i})" for i in range(most_maps)]
     if not arguments:
         arguments.append("NULL")
     lines.append(f"        void *arguments[] = {{{', '.join(f'(void *){a}' for a in arguments)}}};")
@@ -403,7 +410,7 @@ def _encode(number: int, wanted: TensorMap, identifier: str) -> list[str]:
         "            {",
         f"            static const int tilus_axes[] = {{{axes}}};",
         f"            static const cuuint32_t tilus_box[] = {{{box}}};",
-        f"            problem = tilus_encode(&passed_map_{number}, {element},",
+        f"            problem = tilus_encode((CUtensorMap *)(void *)(maps + {MAP_BYTES * number}), {element},",
         f"                                   {tensor},",
         f"                                   tilus_axes, tilus_box, CU_TENSOR_MAP_SWIZZLE_{swizzle});",
         "            if (problem) return tilus_driver_status((CUresult)problem);",

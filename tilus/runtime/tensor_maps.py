@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from tilus.simulator.tma import TensorMap as SimulatedMap
 
 BYTES = 128
-ALIGNMENT = 64
+ALIGNMENT = 128
+"""What newer headers ask of memory for a tensor map; the driver asks for 64."""
+FIRST_CUDA = 12000
+"""The version of CUDA that brought tensor maps, as the driver counts."""
 
 # The type in the driver's enumeration and in PTX. A copy moves bits, so all types of a byte are alike.
 _TYPES = {
@@ -40,9 +43,30 @@ def geometry(wanted: TensorMap, operand: Operand) -> tuple[tuple[int, ...], tupl
     return dims, strides
 
 
+@lru_cache(maxsize=1)
+def encode_function() -> Callable[..., int]:
+    """Return the driver's cuTensorMapEncodeTiled.
+
+    cuda-bindings would have it write to memory that Python aligned to 16 bytes, and it wants 64.
+    """
+    import ctypes
+
+    from tilus.runtime import driver
+
+    symbol = "cuTensorMapEncodeTiled"
+    address = driver.check(driver.bindings().cuGetProcAddress(symbol.encode(), FIRST_CUDA, 0), f"finding {symbol}")
+    if not address:
+        raise LaunchError(f"this driver is too old for tensor maps: it has no {symbol}, which came with CUDA 12.0")
+    pointer, enumerated, unsigned = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32
+    made: Callable[..., int] = ctypes.CFUNCTYPE(
+        enumerated, pointer, enumerated, unsigned, pointer, *[pointer] * 4, *[enumerated] * 4
+    )(int(address))
+    return made
+
+
 def driver_encoder(wanted: TensorMap, operand: Operand) -> Callable[[int], bytes]:
     """Return a function from a tensor's address to its tensor map as the hardware takes it."""
-    from ctypes import string_at
+    import ctypes
 
     from tilus.runtime import driver
 
@@ -52,16 +76,16 @@ def driver_encoder(wanted: TensorMap, operand: Operand) -> Callable[[int], bytes
     kind = getattr(cuda.CUtensorMapDataType, f"CU_TENSOR_MAP_DATA_TYPE_{type_names(wanted.dtype)[0]}")
     swizzle = getattr(cuda.CUtensorMapSwizzle, f"CU_TENSOR_MAP_SWIZZLE_{swizzle_name(wanted)}")
     lists = (
-        [cuda.cuuint64_t(extent) for extent in dims],
-        [cuda.cuuint64_t(stride) for stride in strides],
-        [cuda.cuuint32_t(extent) for extent in wanted.box],
-        [cuda.cuuint32_t(1)] * rank,
+        (ctypes.c_uint64 * rank)(*dims),
+        (ctypes.c_uint64 * rank)(*strides),
+        (ctypes.c_uint32 * rank)(*wanted.box),
+        (ctypes.c_uint32 * rank)(*[1] * rank),
     )
     rest = (
-        cuda.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-        swizzle,
-        cuda.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
-        cuda.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+        int(cuda.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE),
+        int(swizzle),
+        int(cuda.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_128B),
+        int(cuda.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
     )
 
     @lru_cache(maxsize=256)
@@ -69,9 +93,14 @@ def driver_encoder(wanted: TensorMap, operand: Operand) -> Callable[[int], bytes
         if 0 in dims:
             # Nothing can be copied from an empty tensor, and the driver makes no map of one.
             return bytes(BYTES)
-        result = cuda.cuTensorMapEncodeTiled(kind, rank, address, *lists, *rest)
-        made = driver.check(result, f"making a tensor map of a tensor of extents {list(reversed(dims))}")
-        return string_at(int(made.getPtr()), BYTES)
+        room = ctypes.create_string_buffer(2 * BYTES)
+        start = -ctypes.addressof(room) % ALIGNMENT
+        status = encode_function()(ctypes.addressof(room) + start, int(kind), rank, address, *lists, *rest)
+        if status:
+            raise driver.error_of(
+                cuda.CUresult(status), f"making a tensor map of a tensor of extents {list(reversed(dims))}"
+            )
+        return room.raw[start : start + BYTES]
 
     return encode
 

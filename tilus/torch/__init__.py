@@ -1,5 +1,6 @@
 """Tilus in torch models: quantised modules, and a backend for `torch.compile`."""
 
+import tilus.ops  # noqa: F401  says what to install where torch is missing
 from tilus.torch.backend import Replaced, backend
 from tilus.torch.modules import QuantizedLinear, load_quantized, quantize_linears
 from tilus.torch.moe import QuantizedMoE

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from tilus.errors import InvalidValue
 from tilus.ops.matmul import DTYPES
 
 log = logging.getLogger("tilus.torch")
@@ -88,12 +89,14 @@ def backend(
     chosen = dict(options or {})
     unknown = sorted(set(chosen) - set(OPTIONS))
     if unknown:
-        raise ValueError(f"the tilus backend has no option {unknown[0]!r}; it takes {' and '.join(OPTIONS)}")
+        raise InvalidValue(
+            f"the tilus backend has no option {unknown[0]!r}; it takes {' and '.join(OPTIONS)}"
+        )
     if mode is not None and mode not in MODES:
-        raise ValueError(f"the tilus backend has no mode {mode!r}; it takes {', '.join(MODES)}")
+        raise InvalidValue(f"the tilus backend has no mode {mode!r}; it takes {', '.join(MODES)}")
     fallback = chosen.get("fallback", "inductor")
     if fallback != "inductor" and mode not in (None, "default"):
-        raise ValueError(f"mode {mode!r} is one of inductor, but the option fallback is {fallback!r}")
+        raise InvalidValue(f"mode {mode!r} is one of inductor, but the option fallback is {fallback!r}")
     found = replace(module)
     log.info(
         "tilus took %d of %d matrix products%s",

@@ -11,12 +11,16 @@ from torch import nn
 
 from tilus.dtypes import DType
 from tilus.dtypes import dtype as find_dtype
-from tilus.errors import ShapeMismatch, TilusError, TypeMismatch
+from tilus.errors import InvalidValue, ShapeMismatch, TilusError, TypeMismatch
 from tilus.ops import QuantizedWeight, quantize
+from tilus.ops.checks import checked, checked_values
+from tilus.ops.gradients import operator
+from tilus.ops.prepack import UNIT_K, UNIT_N, padded, unit_bytes
 
 TENSORS = ("packed", "scale", "zero", "order", "bias")
 CONFIG = "config"
 """Key of a state dict under which a layer says, as JSON in bytes, what its tensors mean."""
+KEYS = ("dtype", "in_features", "out_features", "group_size", "alpha")
 SCALE_DTYPES = (torch.float16, torch.bfloat16)
 
 
@@ -40,6 +44,7 @@ class QuantizedLinear(nn.Module):
     order: torch.Tensor | None
     bias: torch.Tensor | None
 
+    @checked
     def __init__(self, weight: QuantizedWeight, bias: torch.Tensor | None = None) -> None:
         super().__init__()
         self.in_features, self.out_features = weight.shape
@@ -48,6 +53,8 @@ class QuantizedLinear(nn.Module):
                 f"bias has shape {tuple(bias.shape)}, expected {(self.out_features,)} for a weight of "
                 f"{self.in_features} x {self.out_features}"
             )
+        if bias is not None and not bias.is_floating_point():
+            raise TypeMismatch(f"bias is {bias.dtype}, expected a float type", hint="bias.float()")
         if weight.gated:
             raise TypeMismatch(
                 "a linear layer has no gate",
@@ -57,25 +64,31 @@ class QuantizedLinear(nn.Module):
         self.activations = weight.activations
         self.group_size = weight.group_size
         self.alpha = weight.alpha
+        self.scale_type, self.out_dtype = weight.scale_type, weight.out_dtype
         self.register_buffer("packed", weight.packed)
         self.register_buffer("scale", weight.scale)
         self.register_buffer("zero", weight.zero)
         self.register_buffer("order", weight.order)
-        self.register_buffer("bias", None if bias is None else bias.detach().to(weight.scale))
+        self.register_buffer(
+            "bias", None if bias is None else bias.detach().to(weight.packed.device, weight.result)
+        )
 
     @classmethod
+    @checked_values
     def from_linear(
         cls, linear: nn.Linear, dtype: DType | str, group_size: int = 128, *, zero_point: bool = False,
-        scale_dtype: torch.dtype = torch.float16, activations: torch.dtype | None = None,
+        scale_dtype: torch.dtype | DType | str = torch.float16, activations: torch.dtype | None = None,
+        out_dtype: torch.dtype | None = None,
     ) -> QuantizedLinear:  # fmt: skip
         """Quantise a linear layer; see `tilus.ops.quantize` for the arguments."""
         weight = quantize(
             linear.weight.detach().t(), dtype, group_size, zero_point=zero_point, scale_dtype=scale_dtype,
-            activations=activations,
+            activations=activations, out_dtype=out_dtype,
         )  # fmt: skip
         return cls(weight.to(linear.weight.device), linear.bias)
 
     @classmethod
+    @checked
     def from_state_dict(cls, state_dict: Mapping[str, torch.Tensor], prefix: str = "") -> QuantizedLinear:
         """Make a layer of what `state_dict()` of one gave.
 
@@ -92,9 +105,17 @@ class QuantizedLinear(nn.Module):
         found = {name: state_dict.get(prefix + name) for name in TENSORS}
         config = read_config(state_dict[prefix + CONFIG])
         packed, scale = state_dict[prefix + "packed"], state_dict[prefix + "scale"]
+        code_type, shape = find_dtype(config["dtype"]), (config["in_features"], config["out_features"])
+        expected = packed_shape(*shape, code_type.bits)
+        if packed.dtype != torch.uint8 or tuple(packed.shape) != expected:
+            raise ShapeMismatch(
+                f"{prefix}packed is {packed.dtype} of shape {tuple(packed.shape)}, expected torch.uint8 of shape "
+                f"{expected} for {code_type} of {shape[0]} x {shape[1]}"
+            )
         weight = QuantizedWeight(
-            find_dtype(config["dtype"]), (config["in_features"], config["out_features"]), config["group_size"],
-            packed, scale, found["zero"], config["alpha"], found["order"], activations_named(config),
+            code_type, shape, config["group_size"], packed, scale, found["zero"], config["alpha"], found["order"],
+            type_named(config, "activations"), scale_type=scale_type_named(config),
+            out_dtype=type_named(config, "out_dtype"),
         )  # fmt: skip
         return cls(weight, found["bias"])
 
@@ -103,33 +124,48 @@ class QuantizedLinear(nn.Module):
         """The quantised weight."""
         return QuantizedWeight(
             find_dtype(self.weight_dtype), (self.in_features, self.out_features), self.group_size, self.packed,
-            self.scale, self.zero, self.alpha, self.order, self.activations,
+            self.scale, self.zero, self.alpha, self.order, self.activations, scale_type=self.scale_type,
+            out_dtype=self.out_dtype,
         )  # fmt: skip
 
+    @checked
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the layer's output in x's dtype; x of another float dtype is converted to that of the scales."""
+        """Return the layer's output in x's dtype; x of another float dtype is converted to that of the weight."""
+        if not x.is_floating_point():
+            raise TypeMismatch(
+                f"the layer takes floats, but its input is {x.dtype}", hint="x.to(torch.float16)"
+            )
+        if x.device != self.packed.device:
+            raise TypeMismatch(
+                f"the layer is on {self.packed.device}, but its input on {x.device}",
+                hint=f"x.to({str(self.packed.device)!r})",
+            )
         if x.ndim == 0 or x.shape[-1] != self.in_features:
             raise ShapeMismatch(
                 f"the layer takes {self.in_features} features, but its input has shape {tuple(x.shape)}"
             )
-        given = x.to(self.scale.dtype)
+        given = x.to(self.out_dtype or self.scale.dtype)
         if self.activations in (torch.int8, torch.float8_e4m3fn):
             return self._with_bytes(given).to(x.dtype)
-        out = torch.ops.tilus.quantized_matmul(
+        out = operator("quantized_matmul", given)(
             given, self.packed, self.scale, self.zero, self.weight_dtype, self.in_features,
-            self.out_features, self.group_size, self.alpha, self.order, self.bias,
+            self.out_features, self.group_size, self.alpha, self.order, self.bias, scale_type=self._scale_name(),
         )  # fmt: skip
         return out.to(x.dtype)
 
     def _with_bytes(self, x: torch.Tensor) -> torch.Tensor:
         """Return the output with activations rounded to 8 bits, each token with a scale of its own."""
         rows = x if self.order is None else x.index_select(-1, self.order)
-        values, factors = torch.ops.tilus.quantize_tokens(rows, self.activations, False)
-        out: torch.Tensor = torch.ops.tilus.quantized_matmul_bytes(
+        values, factors = operator("quantize_tokens", rows)(rows, self.activations, False)
+        out: torch.Tensor = operator("quantized_matmul_bytes", factors)(
             values, factors, self.packed, self.scale, self.zero, self.weight_dtype, self.in_features,
-            self.out_features, self.group_size, self.alpha, self.bias,
+            self.out_features, self.group_size, self.alpha, self.bias, scale_type=self._scale_name(),
+            out_dtype=self.out_dtype,
         )  # fmt: skip
         return out.reshape(*x.shape[:-1], self.out_features)
+
+    def _scale_name(self) -> str:
+        return "" if self.scale_type is None else self.scale_type.name
 
     def extra_repr(self) -> str:
         """Say what the layer is."""
@@ -139,10 +175,13 @@ class QuantizedLinear(nn.Module):
         )
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QuantizedLinear:
-        """Move, or convert between the 16-bit floats; `float()` of a model leaves quantised layers as they are."""
+        """Move, or convert between the 16-bit floats.
+
+        `float()` of a model leaves quantised layers as they are; those with scales of 8 bits stay so with all types.
+        """
         before = {name: getattr(self, name) for name in ("scale", "zero", "bias")}
         super()._apply(fn, recurse)
-        if self.scale.dtype not in SCALE_DTYPES:
+        if self.scale_type is not None or self.scale.dtype not in SCALE_DTYPES:
             for name, tensor in before.items():
                 if tensor is not None:
                     setattr(self, name, tensor.to(self.scale.device))
@@ -153,7 +192,8 @@ class QuantizedLinear(nn.Module):
         config = {
             "dtype": self.weight_dtype, "in_features": self.in_features, "out_features": self.out_features,
             "group_size": self.group_size, "alpha": self.alpha,
-            "activations": "" if self.activations is None else str(self.activations).removeprefix("torch."),
+            "activations": name_of(self.activations), "scale_type": self._scale_name(),
+            "out_dtype": name_of(self.out_dtype),
         }  # fmt: skip
         destination[prefix + CONFIG] = torch.tensor(list(json.dumps(config).encode()), dtype=torch.uint8)
 
@@ -174,7 +214,8 @@ class QuantizedLinear(nn.Module):
                 )
                 return
             self.weight_dtype, self.group_size = config["dtype"], config["group_size"]
-            self.alpha, self.activations = config["alpha"], activations_named(config)
+            self.alpha, self.activations = config["alpha"], type_named(config, "activations")
+            self.scale_type, self.out_dtype = scale_type_named(config), type_named(config, "out_dtype")
             for name in TENSORS:
                 found = state_dict.get(prefix + name)
                 setattr(
@@ -185,26 +226,54 @@ class QuantizedLinear(nn.Module):
         )
 
 
+def packed_shape(k: int, n: int, bits: int) -> tuple[int, int, int]:
+    """Return the shape of a packed weight."""
+    rows, columns = padded(k, n)
+    return rows // UNIT_K, columns // UNIT_N, unit_bytes(bits)
+
+
 def read_config(stored: torch.Tensor) -> dict[str, Any]:
     """Return what a layer's state dict says about its tensors."""
-    config: dict[str, Any] = json.loads(bytes(stored.cpu().tolist()))
+    try:
+        config: dict[str, Any] = json.loads(bytes(stored.cpu().tolist()))
+        lacking = [name for name in KEYS if name not in config]
+    except (TypeError, ValueError):
+        lacking = list(KEYS)
+    if lacking:
+        raise InvalidValue(
+            f"a quantised layer's {CONFIG!r} does not say {', '.join(lacking)}",
+            hint="the state dict of a QuantizedLinear, or of a model that has some",
+        )
     return config
 
 
-def activations_named(config: Mapping[str, Any]) -> torch.dtype | None:
-    """Return the dtype of activations that a layer's weight was packed for."""
-    name = config.get("activations", "")
+def name_of(dtype: torch.dtype | None) -> str:
+    """Return the name under which a state dict knows a type, nothing for None."""
+    return "" if dtype is None else str(dtype).removeprefix("torch.")
+
+
+def type_named(config: Mapping[str, Any], key: str) -> torch.dtype | None:
+    """Return a type that a layer's config names."""
+    name = config.get(key, "")
     return getattr(torch, name) if name else None
 
 
+def scale_type_named(config: Mapping[str, Any]) -> DType | None:
+    """Return the type of a layer's scales where they are of 8 bits."""
+    name = config.get("scale_type", "")
+    return find_dtype(name) if name else None
+
+
+@checked
 def quantize_linears(
     model: nn.Module,
     dtype: DType | str,
     group_size: int = 128,
     *,
     zero_point: bool = False,
-    scale_dtype: torch.dtype = torch.float16,
+    scale_dtype: torch.dtype | DType | str = torch.float16,
     activations: torch.dtype | None = None,
+    out_dtype: torch.dtype | None = None,
     select: Callable[[str, nn.Linear], bool] = lambda name, linear: True,
     progress: Callable[[str], None] = lambda name: None,
 ) -> list[str]:
@@ -214,7 +283,7 @@ def quantize_linears(
     ----------
     model : Module
         Changed in place.
-    dtype, group_size, zero_point, scale_dtype, activations
+    dtype, group_size, zero_point, scale_dtype, activations, out_dtype
         As for `tilus.ops.quantize`.
     select : callable
         From a layer's name and the layer to whether it is replaced.
@@ -226,6 +295,11 @@ def quantize_linears(
     list of str
         Names of the layers that were replaced.
     """
+    if isinstance(model, nn.Linear):
+        raise TypeMismatch(
+            "the model is itself a linear layer, expected a module that holds linear layers",
+            hint="tilus.torch.QuantizedLinear.from_linear(model, dtype)",
+        )
     chosen = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and select(n, m)]
     for name, linear in chosen:
         try:
@@ -236,6 +310,7 @@ def quantize_linears(
                 zero_point=zero_point,
                 scale_dtype=scale_dtype,
                 activations=activations,
+                out_dtype=out_dtype,
             )
         except TilusError as error:
             raise type(error)(f"{name}: {error.message}", error.location, hint=error.hint) from error
@@ -244,6 +319,7 @@ def quantize_linears(
     return [name for name, _ in chosen]
 
 
+@checked
 def load_quantized(model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> list[str]:
     """Load the state dict of a model whose linear layers are quantised into one whose layers are not, in place.
 

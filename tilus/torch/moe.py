@@ -8,9 +8,11 @@ import torch
 from torch import nn
 
 from tilus.dtypes import DType
-from tilus.errors import ShapeMismatch
+from tilus.errors import InvalidValue, ShapeMismatch, TypeMismatch
+from tilus.ops.checks import checked, checked_values
 from tilus.ops.grouped import QuantizedExperts, grouped_quantized_matmul, stack_experts
-from tilus.ops.routing import combine, gather_rows, route, sort_by_expert
+from tilus.ops.quantized_matmul import EPILOGUES
+from tilus.ops.routing import SCORINGS, combine, gather_rows, route, sort_by_expert
 from tilus.ops.weights import QuantizedWeight, gated_pair, quantize
 
 BLOCKS = (8, 16, 32, 64)
@@ -46,6 +48,7 @@ class QuantizedMoE(nn.Module):
 
     router: torch.Tensor
 
+    @checked
     def __init__(
         self, router: torch.Tensor, gate_up: QuantizedExperts, down: QuantizedExperts, top_k: int, *,
         scoring: str = "softmax", renormalise: bool = True, activation: str = "silu",
@@ -58,10 +61,15 @@ class QuantizedMoE(nn.Module):
                 f"router {tuple(router.shape)}, gate and up {gate_up.shape}, down {down.shape} do not make a layer",
                 hint=f"router {(hidden, experts)}, gated pairs {gate_up.shape}, down {expected}",
             )
+        if not 1 <= top_k <= experts:
+            raise InvalidValue(f"top_k is {top_k}, expected 1 to {experts}, the number of experts")
+        for what, name, names in (("scoring", scoring, SCORINGS), ("activation", activation, EPILOGUES)):
+            if name not in names:
+                raise InvalidValue(f"no {what} named {name!r}", hint="one of " + ", ".join(map(repr, names)))
         self.top_k, self.scoring, self.renormalise, self.activation = top_k, scoring, renormalise, activation
         self.register_buffer("router", router.detach())
         self._forms = {
-            name: (e.dtype, e.shape, e.group_size, e.gated)
+            name: (e.dtype, e.shape, e.group_size, e.gated, e.scale_type, e.out_dtype)
             for name, e in (("gate_up", gate_up), ("down", down))
         }
         for name, e in (("gate_up", gate_up), ("down", down)):
@@ -69,37 +77,59 @@ class QuantizedMoE(nn.Module):
                 self.register_buffer(f"{name}_{part}", getattr(e, part))
 
     @classmethod
+    @checked_values
     def from_weights(
         cls, router: torch.Tensor, gates: Sequence[torch.Tensor], ups: Sequence[torch.Tensor],
         downs: Sequence[torch.Tensor], top_k: int, dtype: DType | str, group_size: int = 128, *,
-        zero_point: bool = False, scale_dtype: torch.dtype = torch.float16, scoring: str = "softmax",
-        renormalise: bool = True, activation: str = "silu",
+        zero_point: bool = False, scale_dtype: torch.dtype | DType | str = torch.float16,
+        out_dtype: torch.dtype | None = None, scoring: str = "softmax", renormalise: bool = True,
+        activation: str = "silu",
     ) -> QuantizedMoE:  # fmt: skip
         """Quantise the matrices of experts, each as in ``x @ matrix``; see `tilus.ops.quantize` for the arguments."""
 
+        if not len(gates) == len(ups) == len(downs) == router.shape[-1]:
+            raise ShapeMismatch(
+                f"{len(gates)} gates, {len(ups)} ups and {len(downs)} downs with a router of shape "
+                f"{tuple(router.shape)}, expected one of each for each of the router's columns"
+            )
+
         def made(matrix: torch.Tensor) -> QuantizedWeight:
-            weight = quantize(matrix, dtype, group_size, zero_point=zero_point, scale_dtype=scale_dtype)
+            weight = quantize(
+                matrix, dtype, group_size, zero_point=zero_point, scale_dtype=scale_dtype, out_dtype=out_dtype
+            )
             return weight.to(matrix.device)
 
         gate_up = stack_experts([gated_pair(made(g), made(u)) for g, u in zip(gates, ups, strict=True)])
         down = stack_experts([made(matrix) for matrix in downs])
         return cls(
-            router.to(scale_dtype), gate_up, down, top_k, scoring=scoring, renormalise=renormalise,
+            router.to(down.result), gate_up, down, top_k, scoring=scoring, renormalise=renormalise,
             activation=activation,
         )  # fmt: skip
 
     def experts(self, name: str) -> QuantizedExperts:
         """Return "gate_up" or "down"."""
-        dtype, shape, group_size, gated = self._forms[name]
+        dtype, shape, group_size, gated, scale_type, out_dtype = self._forms[name]
         packed, scale, zero, alpha = (
             getattr(self, f"{name}_{part}") for part in ("packed", "scale", "zero", "alpha")
         )
-        return QuantizedExperts(dtype, shape, group_size, packed, scale, zero, alpha, gated)
+        return QuantizedExperts(
+            dtype, shape, group_size, packed, scale, zero, alpha, gated, scale_type, out_dtype
+        )
 
+    @checked
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the layer's output, of x's shape (..., hidden) and dtype."""
         gate_up, down = self.experts("gate_up"), self.experts("down")
-        tokens = x.reshape(-1, x.shape[-1]).to(gate_up.scale.dtype)
+        if not x.is_floating_point() or x.ndim == 0 or x.shape[-1] != gate_up.shape[1]:
+            raise ShapeMismatch(
+                f"the layer takes floats of shape (..., {gate_up.shape[1]}), not {x.dtype} of shape {tuple(x.shape)}"
+            )
+        if x.device != self.router.device:
+            raise TypeMismatch(
+                f"the layer is on {self.router.device}, but its input on {x.device}",
+                hint=f"x.to({str(self.router.device)!r})",
+            )
+        tokens = x.reshape(-1, x.shape[-1]).to(gate_up.result)
         weights, ids = route(
             tokens @ self.router, self.top_k, scoring=self.scoring, renormalise=self.renormalise
         )
@@ -112,7 +142,7 @@ class QuantizedMoE(nn.Module):
 
     def extra_repr(self) -> str:
         """Say what the layer is."""
-        dtype, (experts, hidden, wide), group, _ = self._forms["gate_up"]
+        dtype, (experts, hidden, wide), group, *_ = self._forms["gate_up"]
         return (
             f"hidden={hidden}, inner={wide // 2}, experts={experts}, top_k={self.top_k}, dtype={dtype.name}, "
             f"group_size={group}"

@@ -10,7 +10,7 @@ from tilus.codegen.casts.decode import decode, lookup
 from tilus.codegen.casts.encode import encode
 from tilus.codegen.casts.general import cast_at_random, cast_element
 from tilus.codegen.casts.packed import multiply, permute_bytes
-from tilus.codegen.casts.rows import FastCast, best_cast, exact_in_float16, fast_casts
+from tilus.codegen.casts.rows import FastCast, best_cast, biased_cast, exact_in_float16, fast_casts, integer_exponent
 from tilus.codegen.llvm_text import V, Writer, floating, integer
 from tilus.codegen.registers import container_count, pack, unpack
 from tilus.codegen.target import TARGETS, Target
@@ -102,13 +102,16 @@ def stored_arrangement(source: DType, dest: DType) -> Arrangement | None:
 @lru_cache(maxsize=1024)
 def stored_exponent(source: DType, dest: DType, target: Target) -> int:
     """Return the exponent e with which the cast of stored codes costs least: the results are values / 2**e."""
+    if dest == dtypes.int8 and not source.is_integer:
+        return -(integer_exponent(source) or 0)
     row = best_cast(target, source, dest, stored_arrangement(source, dest), scaled=True, finite=True)
     return 0 if row is None else row.exponent
 
 
 def cast_stored(
-    w: Writer, target: Target, source: DType, dest: DType, regs: tuple[V, ...], count: int, exponent: int = 0
-) -> tuple[V, ...]:
+    w: Writer, target: Target, source: DType, dest: DType, regs: tuple[V, ...], count: int, exponent: int = 0,
+    biased: bool = False,
+) -> tuple[V, ...]:  # fmt: skip
     """Return containers of `dest` for codes that are stored as `stored_arrangement` says, all of them finite.
 
     Parameters
@@ -117,6 +120,8 @@ def cast_stored(
         As for `cast_elements`.
     exponent : int
         The results are the values divided by ``2**exponent``; `stored_exponent` is the one that costs least.
+    biased : bool
+        Leave in each result the offset that `biased_cast` speaks of; without an exponent.
     """
     order = stored_arrangement(source, dest)
     packed = dest in (dtypes.float16, dtypes.bfloat16)
@@ -126,6 +131,14 @@ def cast_stored(
             "whole groups",
             hint="keep a multiple of the group's elements in each thread",
         )
+    if biased:
+        kept = biased_cast(source, dest)
+        if kept is None or exponent:
+            raise TypeMismatch(
+                f"no cast of {source} to {dest} over 2**{exponent} leaves an offset in what it makes",
+                hint="biased=False; `tilus.codegen.casts.biased_cast` tells where there is one",
+            )
+        return _by_groups(w, kept, regs, count)
     best: tuple[float, FastCast] | None = None
     for row in fast_casts(source, dest):
         if row.arrangement == order and target.has(row.feature) and (packed or row.exponent == exponent):
@@ -134,6 +147,12 @@ def cast_stored(
                 best = cost, row
     if best is not None:
         left, made = best[1].exponent - exponent, _by_groups(w, best[1], regs, count)
+    elif exponent and dest == dtypes.int8 and exponent == -(integer_exponent(source) or 0):
+        # Of the general path the power of two takes a multiplication.
+        wide = unpack(w, dtypes.float32, cast_elements(w, target, source, dtypes.float32, regs, count, order), count)
+        scaled = [w.binary("fmul", x, floating(2.0**-exponent, "float")) for x in wide]
+        packed_wide = pack(w, dtypes.float32, scaled)
+        left, made = 0, cast_elements(w, target, dtypes.float32, dest, packed_wide, count)
     else:
         left, made = -exponent, cast_elements(w, target, source, dest, regs, count, order)
     if not left:
@@ -263,7 +282,7 @@ def _natural(w: Writer, order: Arrangement, source: DType, regs: tuple[V, ...], 
 
 
 __all__ = [
-    "Arrangement", "FastCast", "best_cast", "cast_at_random", "cast_cost", "cast_element", "cast_elements",
-    "cast_stored", "decode", "element_order", "encode", "fast_casts", "lookup", "preferred_arrangement",
+    "Arrangement", "FastCast", "best_cast", "biased_cast", "cast_at_random", "cast_cost", "cast_element", "cast_elements",
+    "cast_stored", "decode", "element_order", "encode", "fast_casts", "integer_exponent", "lookup", "preferred_arrangement",
     "preferred_order", "stored_arrangement", "stored_exponent",
 ]  # fmt: skip

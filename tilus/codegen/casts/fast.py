@@ -32,6 +32,7 @@ class _Views:
 
     def __init__(self, w: Writer, plan: Plan, words: Sequence[V]) -> None:
         self.w = w
+        self.rotated = plan.rotated
         self.words = list(words)
         self.made: dict[tuple[int, int], V] = {}
         for parts in plan.gathers:
@@ -42,9 +43,14 @@ class _Views:
             self.words.append(gathered)
 
     def get(self, word: int, shift: int) -> V:
-        """Return a word shifted right."""
+        """Return a word shifted right, or rotated."""
         if (word, shift) not in self.made:
-            self.made[word, shift] = shift_right(self.w, self.words[word], shift)
+            whole = self.words[word]
+            if (word, shift) in self.rotated:
+                made = self.w.call("i32", "llvm.fshr.i32", whole, whole, integer(shift))
+            else:
+                made = shift_right(self.w, whole, shift)
+            self.made[word, shift] = made
         return self.made[word, shift]
 
 
@@ -67,6 +73,27 @@ def integers(plan: Plan, source: DType, dest: DType) -> Emit:
             number = mask_and_flip(w, view, both(slot.mask), both(magic | offset << low))
             factor, addend = 2.0**-low, -(2.0 ** (mantissa - low)) - offset
             made.append(multiply_add(w, dest, number, (factor, factor), (addend, addend)))
+        return made
+
+    return emit
+
+
+def biased_integers(plan: Plan, source: DType, dest: DType) -> Emit:
+    """Integers plus the power of two that the lowest bit of the mantissa, at the place of the code, belongs to.
+
+    `integers` without the subtraction; and each place has an exponent with which the code counts in ones.
+    """
+    mantissa = MANTISSA[dest]
+    offset = 1 << (source.bits - 1) if source.is_signed else 0
+
+    def emit(w: Writer, words: Sequence[V]) -> list[V]:
+        views = _Views(w, plan, words)
+        made = []
+        for slot in plan.slots:
+            low = slot.places[0]
+            magic = (BIAS[dest] + mantissa - low) << mantissa
+            view = views.get(slot.word, slot.shift)
+            made.append(mask_and_flip(w, view, both(slot.mask), both(magic | offset << low)))
         return made
 
     return emit
@@ -126,6 +153,27 @@ def floats(plan: Plan, dest: DType, factor: float) -> Emit:
     return emit
 
 
+def floats_to_bytes(plan: Plan, exponent: int) -> Emit:
+    """Floats whose bits already stand where float16 has them, times 2**exponent, as integers of a byte.
+
+    A sum with one and a half times the power of two whose unit in the last place is the integers' own has them in its
+    low byte, in two's complement.
+    """
+    # Beyond 2**15 there is no factor: the sum is as much smaller instead.
+    power = min(exponent, 15)
+    magic = 1.5 * 2.0 ** (10 - (exponent - power))
+
+    def emit(w: Writer, words: Sequence[V]) -> list[V]:
+        views = _Views(w, plan, words)
+        sums = []
+        for slot in plan.slots:
+            number = w.binary("and", views.get(slot.word, slot.shift), integer(both(slot.mask)))
+            sums.append(multiply_add(w, dtypes.float16, number, (2.0**power,) * 2, (magic,) * 2))
+        return [permute_bytes(w, low, high, (0, 2, 4, 6)) for low, high in zip(sums[::2], sums[1::2], strict=True)]
+
+    return emit
+
+
 def masks(plan: Plan) -> Emit:
     """Elements whose bits already stand where the destination has them, but for a power of two."""
 
@@ -168,8 +216,11 @@ def float_pattern(source: DType, dest: DType) -> tuple[int, ...]:
     return (*range(low, low + source.bits - 1), 15)
 
 
-def bytes_to_float16(source: DType, flipped: bool) -> Emit:
-    """Bytes as the low mantissa bits of a float16 between 1024 and 2048, of which a constant is subtracted."""
+def bytes_to_float16(source: DType, flipped: bool, biased: bool = False) -> Emit:
+    """Bytes as the low mantissa bits of a float16 between 1024 and 2048, of which a constant is subtracted.
+
+    With `biased` it is not.
+    """
     signed = source.is_signed
 
     def emit(w: Writer, words: Sequence[V]) -> list[V]:
@@ -180,7 +231,9 @@ def bytes_to_float16(source: DType, flipped: bool) -> Emit:
         made = []
         for low in (0, 2):
             number = permute_bytes(w, word, integer(0x64646464), (low, 4, low + 1, 4))
-            made.append(multiply_add(w, dtypes.float16, number, (1.0, 1.0), (addend, addend)))
+            if not biased:
+                number = multiply_add(w, dtypes.float16, number, (1.0, 1.0), (addend, addend))
+            made.append(number)
         return made
 
     return emit
@@ -480,8 +533,8 @@ def natural_integers(source: DType, dest: DType) -> Emit:
 
 
 __all__ = [
-    "EXPONENT", "Emit", "byte_pattern", "bytes_to_bfloat16", "bytes_to_float16", "convert_nibbles", "convert_pairs",
-    "e4m3_to_bfloat16", "e4m3_to_float16", "e5m2_to_float16", "float_bytes", "float_pattern", "floats", "integers",
+    "EXPONENT", "Emit", "biased_integers", "byte_pattern", "bytes_to_bfloat16", "bytes_to_float16", "convert_nibbles", "convert_pairs",
+    "e4m3_to_bfloat16", "e4m3_to_float16", "e5m2_to_float16", "float_bytes", "float_pattern", "floats", "floats_to_bytes", "integers",
     "masks", "narrow_to_int8", "natural_floats", "natural_integers", "pair_table", "scaled_integers", "single_bits",
     "table", "through_float16",
 ]  # fmt: skip

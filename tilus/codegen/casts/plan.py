@@ -17,6 +17,8 @@ from tilus.codegen.casts.arrangement import Arrangement
 
 LANE = 16
 _FEW_SETS = 40
+# Of a group of integers: half of what a thread holds of a unit of a packed weight.
+_MOST_ELEMENTS = 64
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,19 @@ class Part:
 
 @dataclass(frozen=True)
 class Slot:
-    """An element of each lane: code bit i lies at `places[i]` of the word shifted right (left if negative)."""
+    """An element of each lane: code bit i lies at `places[i]` of the word shifted right (left if negative).
+
+    An element that begins in one lane and ends in the next one is got by rotating the word instead.
+    """
 
     word: int
     shift: int
     places: tuple[int, ...]
+
+    @property
+    def rotates(self) -> bool:
+        """Whether the element's bits in the word are beyond its lane's."""
+        return self.places[-1] + self.shift >= LANE and self.shift > 0
 
     @property
     def mask(self) -> int:
@@ -66,6 +76,11 @@ class Plan:
         return self.lanes * len(self.slots)
 
     @property
+    def rotated(self) -> frozenset[tuple[int, int]]:
+        """The views, of a word and a shift, in which bits come from the other lane."""
+        return frozenset((slot.word, slot.shift) for slot in self.slots if slot.rotates)
+
+    @property
     def moves(self) -> int:
         """Instructions before the maskings: shifts, and selections of bits for gathered words."""
         views = {(slot.word, slot.shift) for slot in self.slots if slot.shift}
@@ -83,33 +98,125 @@ class Plan:
                     word, lane_bit = part.word, lane_bit + part.shift
                 for lane in range(self.lanes):
                     element = self.lanes * number + lane
-                    places[32 * word + self.lane * lane + lane_bit] = element * self.bits + bit
+                    places[32 * word + (self.lane * lane + lane_bit) % 32] = element * self.bits + bit
         if sorted(places) != list(range(32 * self.words)):
             raise AssertionError(f"a plan for {self.bits} bits loses bits: {places}")
         return Arrangement(self.bits, tuple(places), flip or (0,) * self.words)
 
 
 @lru_cache(maxsize=64)
-def integer_plan(bits: int, window: int) -> Plan:
-    """Return the plan for integers that may lie anywhere in the low `window` bits of a lane."""
-    words = bits // gcd(bits, LANE)
-    left = LANE % bits
-    slots = [slot for word in range(words) for slot in _fields(word, 0, bits, window)]
-    if not left:
-        return Plan(bits, words, (), tuple(slots))
-    # What is left at the top of each word makes one more word.
-    parts = tuple(Part(w, w * left, ((1 << left) - 1) << (LANE - (w + 1) * left)) for w in range(words))
-    slots += _fields(words, LANE - words * left, bits, window)
-    return Plan(bits, words, (parts,), tuple(slots))
+def integer_plan(bits: int, window: int, low: int = 0) -> Plan:
+    """Return the plan for integers that may lie anywhere from bit `low` of a lane to below bit `window`.
+
+    Outputs t, t + 2, t + 4 and t + 6 of each eight lie at the same place of a lane (t and t + 2 of four). They are
+    the four column blocks of a unit of a packed weight at the same k, so that what depends on the place of a code in a
+    lane is the same for all columns.
+    """
+    best: Plan | None = None
+    for repeat, each in product((1, 2, 4), range(min(window - low, LANE) // bits, 0, -1)):
+        if repeat * bits // gcd(bits, LANE) * (32 // bits) > _MOST_ELEMENTS:
+            continue
+        plan = _balanced(bits, window, low, repeat, each)
+        if plan and (best is None or plan.moves * best.elements < best.moves * plan.elements):
+            best = plan
+    assert best is not None
+    return best
 
 
-def _fields(word: int, start: int, bits: int, window: int) -> list[Slot]:
-    slots, shift = [], 0
-    for low in range(start, LANE - bits + 1, bits):
-        if low - shift + bits > window:
-            shift = low
-        slots.append(Slot(word, shift, tuple(range(low - shift, low - shift + bits))))
-    return slots
+@dataclass(frozen=True)
+class _Run:
+    """Neighbouring elements of a lane that are taken out of one view: their first bit in the word, and how many."""
+
+    word: int
+    first: int
+    count: int
+
+
+def _balanced(bits: int, window: int, low: int, repeat: int, each: int) -> Plan | None:
+    """Return a plan for `repeat` times the fewest words, with at most so many slots in a view, None if there is none."""
+    period = bits // gcd(bits, LANE)
+    words, fields, left = repeat * period, LANE // bits, LANE % bits
+    runs = [
+        _Run(word, low + at * bits, min(each, fields - at))
+        for word in range(words)
+        for at in range(0, fields, each)
+    ]
+    gathers = []
+    # What is left at the end of each word makes words of their own, in which it begins at `start`.
+    size = left * period
+    start = low if size <= window - low else LANE - size
+    for number in range(repeat if left else 0):
+        parts = []
+        for i in range(period):
+            place, word = start + i * left, number * period + i
+            from_bit = (low + fields * bits) % LANE
+            parts.append(Part(word, from_bit - place, ((1 << left) - 1) << place))
+        gathers.append(tuple(parts))
+        count = size // bits
+        runs += [
+            _Run(words + number, start + at * bits, min(each, count - at)) for at in range(0, count, each)
+        ]
+    outputs = sum(run.count for run in runs)
+    alike = min(4, max(1, outputs // 2))
+    choices = [_first_places(run, bits, window, low) for run in runs]
+    places = _even_places([run.count for run in runs], choices, bits, alike)
+    if places is None:
+        return None
+    slots = [
+        Slot(run.word, run.first - place, tuple(range(place + i * bits, place + (i + 1) * bits)))
+        for run, place in zip(runs, places, strict=True)
+        for i in range(run.count)
+    ]
+    # A view's fields keep their distance, so slot i of it is at the view's first place plus i * bits.
+    return Plan(bits, words, tuple(gathers), _by_place(slots, alike))
+
+
+def _first_places(run: _Run, bits: int, window: int, low: int) -> list[int]:
+    """Return the places for a run's first element, its own first where it needs no shift there."""
+    places = range(low, window - run.count * bits + 1)
+    return [run.first] if run.first in places else list(reversed(places))
+
+
+def _even_places(
+    counts: list[int], choices: list[list[int]], bits: int, alike: int
+) -> list[int] | None:
+    """Choose first places of runs so that the number of elements at each place is a multiple of `alike`."""
+    failed: set[tuple[int, tuple[tuple[int, int], ...]]] = set()
+
+    def search(number: int, held: dict[int, int]) -> list[int] | None:
+        held = {place: count % alike for place, count in held.items() if count % alike}
+        if number == len(counts):
+            return None if held else []
+        key = number, tuple(sorted(held.items()))
+        # What is missing must not be more than what comes.
+        if key in failed or sum(alike - count for count in held.values()) > sum(counts[number:]):
+            return None
+        for place in choices[number]:
+            more = dict(held)
+            for i in range(counts[number]):
+                more[place + i * bits] = more.get(place + i * bits, 0) + 1
+            rest = search(number + 1, more)
+            if rest is not None:
+                return [place, *rest]
+        failed.add(key)
+        return None
+
+    return search(0, {})
+
+
+def _by_place(slots: list[Slot], alike: int) -> tuple[Slot, ...]:
+    """Order slots so that those that must be alike have the same place."""
+    waiting: dict[int, list[Slot]] = {}
+    groups: list[list[Slot]] = []
+    for slot in slots:
+        group = waiting.setdefault(slot.places[0], [])
+        group.append(slot)
+        if len(group) == alike:
+            groups.append(waiting.pop(slot.places[0]))
+    if len(groups) == 1:
+        return tuple(slots)
+    pairs = [groups[i : i + 2] for i in range(0, len(groups), 2)]
+    return tuple(slot for even, odd in pairs for both in zip(even, odd, strict=True) for slot in both)
 
 
 @lru_cache(maxsize=128)

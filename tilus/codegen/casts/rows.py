@@ -16,6 +16,9 @@ from tilus.codegen.casts.plan import Plan, float_plan, integer_plan
 from tilus.codegen.target import Target
 from tilus.dtypes import DType, TableType
 
+_INVERTED = Arrangement(8, tuple(range(32)), (0x80808080,))
+_HEADROOM = 6
+
 
 @dataclass(frozen=True)
 class FastCast:
@@ -86,6 +89,48 @@ def best_cast(
 
 
 @lru_cache(maxsize=256)
+def biased_cast(source: DType, dest: DType) -> FastCast | None:
+    """Return the cast of integers, as they are stored, that leaves an offset in each: None where there is none.
+
+    The offset is what a code of zero becomes; it depends on the code's place in its group, as `integer_plan` says. At
+    `_HEADROOM` bits beyond a code's own, single precision keeps sums of such numbers as exact as float16 is.
+    """
+    if not source.is_integer or source.bits > 8 or dest not in MANTISSA:
+        return None
+    if source.bits == 8:
+        if dest != dtypes.float16:
+            return None
+        stored = _INVERTED if source.is_signed else None
+        emit = fast.bytes_to_float16(source, source.is_signed, biased=True)
+        return FastCast("magic number", source, dest, "", 4, 1, 0.5, stored, emit)
+    if source.bits == 4 and dest == dtypes.bfloat16:
+        # Stored for a cast that uses a bit of the exponent.
+        return None
+    plan = number_plan(source.bits, dest)
+    return _planned("magic number", plan, source, dest, "", 1, fast.biased_integers(plan, source, dest))
+
+
+def number_plan(bits: int, dest: DType) -> Plan:
+    """Return the plan for codes as mantissa bits of numbers that are not too large beside them."""
+    return integer_plan(bits, MANTISSA[dest], max(0, MANTISSA[dest] - bits - _HEADROOM))
+
+
+@lru_cache(maxsize=256)
+def integer_exponent(source: DType) -> int | None:
+    """Return the least power of two that makes all values of a type of at most 8 bits an int8; None if there is none."""
+    import numpy as np
+
+    values = dtypes.decode(np.arange(1 << source.bits), source).astype(np.float64)
+    for exponent in range(8):
+        scaled = values * 2.0**exponent
+        if not (np.abs(scaled + 0.5) <= 127.5).all():
+            return None
+        if np.array_equal(scaled, np.rint(scaled)):
+            return exponent
+    return None
+
+
+@lru_cache(maxsize=256)
 def exact_in_float16(source: DType) -> bool:
     """Whether float16 holds every value of a type of at most 8 bits."""
     import numpy as np
@@ -112,6 +157,8 @@ def _rows(source: DType, dest: DType) -> Iterator[FastCast]:
             yield from _integer_rows(source, dest, needs)
         elif source.kind == "float":
             yield from _float_rows(source, dest, needs)
+    if dest == dtypes.int8 and not source.is_integer:
+        yield from _int8_rows(source)
     if dest.bits in (8, 16) and not dest.is_boolean:
         yield from _table_rows(source, dest)
     if dest.bits == 8:
@@ -129,10 +176,9 @@ def _planned(
 def _integer_rows(source: DType, dest: DType, needs: str) -> Iterator[FastCast]:
     brain = dest == dtypes.bfloat16
     if source.bits == 8:
-        inverted = Arrangement(8, tuple(range(32)), (0x80808080,))
         for flipped in (False, True) if source.is_signed else (False,):
             cost = (1.5 if brain else 1.0) + (0.25 if source.is_signed and not flipped else 0.0)
-            stored = inverted if flipped else None
+            stored = _INVERTED if flipped else None
             if not brain:
                 emit = fast.bytes_to_float16(source, flipped)
                 yield FastCast("magic number", source, dest, "", 4, 1, cost, stored, emit)
@@ -142,10 +188,10 @@ def _integer_rows(source: DType, dest: DType, needs: str) -> Iterator[FastCast]:
                 yield FastCast("subnormal number", source, dest, needs, 4, 1, cost, stored, emit, exponent)
         return
     if source.bits == 1:
-        plan = integer_plan(1, MANTISSA[dest] + 1)
+        plan = number_plan(1, dest)
         yield _planned("bit times one", plan, source, dest, "", 2, fast.single_bits(plan, source, dest))
         return
-    plan = integer_plan(source.bits, MANTISSA[dest])
+    plan = number_plan(source.bits, dest)
     yield _planned("magic number", plan, source, dest, needs, 2, fast.integers(plan, source, dest))
     if brain and source.bits == 4:
         wider = integer_plan(source.bits, MANTISSA[dest] + 1)
@@ -214,10 +260,25 @@ def _finite_bytes(source: DType, dest: DType, needs: str) -> Iterator[FastCast]:
     yield FastCast("rescale finite", source, dest, "", 4, 1, 1.5, None, emit, exponent, finite=True)
 
 
-def _table_rows(source: DType, dest: DType) -> Iterator[FastCast]:
+def _int8_rows(source: DType) -> Iterator[FastCast]:
+    """Values that are integers times a power of two, which is left out."""
+    power = integer_exponent(source)
+    if power is None:
+        return
+    if power:
+        yield from (replace(row, exponent=-power) for row in _table_rows(source, dtypes.int8, power))
+    if source.kind == "float" and source.bits not in (2, 4):
+        plan = float_plan(source.bits, fast.float_pattern(source, dtypes.float16))
+        emit = fast.floats_to_bytes(plan, power + BIAS[dtypes.float16] - source.bias)
+        row = _planned("magic number", plan, source, dtypes.int8, "", 2, emit)
+        yield replace(row, cost=row.cost + 0.25, exponent=-power)
+
+
+def _table_rows(source: DType, dest: DType, power: int = 0) -> Iterator[FastCast]:
+    """Codes looked up in tables of their values times 2**power."""
     if source.bits not in (2, 4):
         return
-    codes = _codes(source, dest)
+    codes = _codes(source, dest, power)
     planes = [{code >> 8 * byte & 255 for code in codes} != {0} for byte in range(dest.bits // 8)]
     if source.bits == 4:
         signs = all(codes[i] ^ codes[i + 8] == 1 << (dest.bits - 1) for i in range(8))
@@ -232,11 +293,13 @@ def _table_rows(source: DType, dest: DType) -> Iterator[FastCast]:
         yield FastCast("byte table", source, dest, "", 16, 1, cost, order, fast.pair_table(codes, dest))
 
 
-def _codes(source: DType, dest: DType) -> tuple[int, ...]:
-    """Return what each code of the source becomes."""
+def _codes(source: DType, dest: DType, power: int = 0) -> tuple[int, ...]:
+    """Return what each code of the source becomes, its value times 2**power."""
     import numpy as np
 
     values = dtypes.decode(np.arange(1 << source.bits), source)
+    if power:
+        values = values * 2.0**power
     if dest.is_integer:
         if source.is_integer:
             return tuple(int(value) & dest.code_mask for value in values)

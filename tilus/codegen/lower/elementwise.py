@@ -320,7 +320,7 @@ def lower_cast(ctx: Context, op: ops.Cast) -> None:
     tile = ctx.tile(op.x)
     regs = tile.regs
     if op.arranged:
-        regs = cast_stored(w, ctx.target, source, op.dtype, regs, tile.count, op.exponent)
+        regs = cast_stored(w, ctx.target, source, op.dtype, regs, tile.count, op.exponent, op.biased)
     elif source != op.dtype:
         regs = cast_elements(w, ctx.target, source, op.dtype, regs, tile.count)
     ctx.values[op.result] = Tile(op.dtype, tile.layout, regs)

@@ -190,13 +190,16 @@ def check_tensor(ctx: Context, value: Value, bits: int) -> int:
             "a bulk copy takes a tensor that is a parameter of the kernel", hint="use copy_async for a view"
         )
     if type.align % TMA_ALIGN:
-        raise TypeMismatch(f"a bulk copy needs a tensor aligned to 16 bytes, and this one is to {type.align}")
+        raise TypeMismatch(
+            f"a bulk copy needs a tensor aligned to 16 bytes, and {value.name or 'this one'} is to {type.align}",
+            hint="pass a tensor that begins at a multiple of 16 bytes",
+        )
     for axis, stride in enumerate(type.strides):
         step = stride.divisor if isinstance(stride, Symbol) else stride
         if stride != 1 and step * bits // 8 % TMA_ALIGN:
             raise TypeMismatch(
-                f"a bulk copy needs strides of whole 16 bytes, and stride {axis} is only known to be a multiple of "
-                f"{step} elements of {bits} bits",
+                f"a bulk copy needs strides of whole 16 bytes, and stride {axis} of {value.name or 'the tensor'} is only "
+                f"known to be a multiple of {step} elements of {bits} bits",
                 hint="pad the tensor's rows to a multiple of 16 bytes",
             )
     return ctx.kernel.params.index(value)

@@ -16,6 +16,7 @@ from tilus.codegen.lower import (  # noqa: F401
     scalar,
     scan,
     shared_memory,
+    sort,
     tile,
 )
 from tilus.codegen.lower.context import Context, GlobalTensor

@@ -100,6 +100,12 @@ def lower_shared_permute(ctx: Context, op: ops.SharedPermute) -> None:
     ctx.values[op.result] = replace(source, layout=source.layout.transpose(op.perm))
 
 
+@lowers(ops.SharedReshape)
+def lower_shared_reshape(ctx: Context, op: ops.SharedReshape) -> None:
+    source = ctx.shared(op.tensor)
+    ctx.values[op.result] = replace(source, layout=source.layout.reshape(op.shape))
+
+
 class SharedAddresses:
     """Pointers of a tile's elements in shared memory."""
 

@@ -144,18 +144,22 @@ class Cast(Operation):
     Integer to integer keeps the low bits. A boolean is what is not zero.
 
     With `arranged`, each thread's codes lie in the order of bits that the cast to `dtype` prefers, as weights are
-    prepacked, and none is infinite or NaN; the result is then the value divided by ``2**exponent``.
+    prepacked, and none is infinite or NaN; the result is then the value divided by ``2**exponent``. With `biased`, too,
+    it is the value plus what the code of zero becomes, which depends on the place among the thread's codes.
     """
 
     x: Value = operand()
     dtype: DType = attribute()
     arranged: bool = attribute(default=False)
     exponent: int = attribute(default=0)
+    biased: bool = attribute(default=False)
 
     def infer(self) -> tuple[Type, ...]:
         element_type(self.x)
         if self.exponent and not self.arranged:
             raise TypeMismatch("only a cast of arranged codes leaves a power of two out")
+        if self.biased and not self.arranged:
+            raise TypeMismatch("only a cast of arranged codes leaves an offset")
         if self.arranged and not isinstance(self.x.type, RegisterType):
             raise TypeMismatch(f"only a tile's codes may lie arranged, not those of {self.x.type}")
         return (with_dtype(self.x.type, self.dtype),)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
 
 from tilus.dtypes import DType, boolean
-from tilus.errors import ShapeMismatch, TypeMismatch
+from tilus.errors import LayoutConflict, ShapeMismatch, TypeMismatch
 from tilus.ir.core import Effect, Operation, Value, attribute, op, operand, operands, optional
 from tilus.ir.types import (
     BarrierType,
@@ -18,7 +19,7 @@ from tilus.ir.types import (
     Symbol,
     Type,
 )
-from tilus.layout import RegisterLayout, SharedLayout
+from tilus.layout import LayoutError, RegisterLayout, SharedLayout
 
 ATOMICS = ("add", "min", "max", "and", "or", "xor", "exch", "cas")
 
@@ -390,6 +391,31 @@ class SharedPermute(Operation):
             raise ShapeMismatch(f"transpose by {self.perm} of a shared tensor of rank {len(type.shape)}")
         layout = type.layout.transpose(self.perm) if type.layout is not None else None
         return (replace(type, shape=tuple(type.shape[p] for p in self.perm), layout=layout),)
+
+
+@op("shared_reshape", pure=True)
+class SharedReshape(Operation):
+    """A shared tensor's elements in row-major order under another shape; no data moves."""
+
+    tensor: Value = operand()
+    shape: tuple[int, ...] = attribute()
+
+    def infer(self) -> tuple[Type, ...]:
+        type = shared_type("reshape", self.tensor)
+        if prod(self.shape) != prod(type.shape) or min(self.shape, default=1) < 1:
+            raise ShapeMismatch(
+                f"reshape from shared shape {type.shape} to {self.shape} changes the number of elements"
+            )
+        layout = None
+        if type.layout is not None:
+            try:
+                layout = type.layout.reshape(self.shape)
+            except LayoutError as error:
+                raise LayoutConflict(
+                    f"a shared tensor of shape {type.shape} cannot be seen as {self.shape} where it lies: {error}",
+                    hint="reshape the whole tensor, or give it layout=tilus.row_major(...)",
+                ) from None
+        return (replace(type, shape=self.shape, layout=layout),)
 
 
 @op("load_shared", pure=False)

@@ -271,6 +271,29 @@ class Scan(Operation):
         return (type,)
 
 
+@op("exchange", pure=True)
+class Exchange(Operation):
+    """Element `i` along `axis`, whose extent is a power of two, is element `i ^ mask` of the tile.
+
+    Planning sets `scratch`, a byte offset, where warps exchange elements through shared memory.
+    """
+
+    x: Value = operand()
+    axis: int = attribute()
+    mask: int = attribute()
+    scratch: int | None = attribute(default=None)
+
+    def infer(self) -> tuple[Type, ...]:
+        type = tile_type("exchange", self.x)
+        check_axis("exchange", self.axis, len(type.shape))
+        extent = type.shape[self.axis]
+        if extent & (extent - 1):
+            raise ShapeMismatch(f"exchange along an axis of {extent} elements, which is no power of two")
+        if not 0 <= self.mask < extent:
+            raise ShapeMismatch(f"exchange by {self.mask} along an axis of {extent} elements")
+        return (type,)
+
+
 @op("dot", pure=True)
 class Dot(Operation):
     """a @ b + c on tensor cores: a is [m, k], b is [k, n], c is [m, n] of the accumulator's dtype.
@@ -346,7 +369,8 @@ class Assert(Operation):
 
 
 __all__ = [
-    "AnnotateLayout", "Assert", "Broadcast", "Concat", "ConvertLayout", "Dot", "ExpandDims", "Iota",
+    "AnnotateLayout", "Assert", "Broadcast", "Concat", "ConvertLayout", "Dot", "Exchange", "ExpandDims",
+    "Iota",
     "LayoutConflict", "Print", "Random", "Reduce", "Reshape", "Scan", "SliceTile", "Splat", "Squeeze", "Table",
     "Transpose",
 ]  # fmt: skip

@@ -28,7 +28,7 @@ METHODS: dict[type, dict[str, Callable[..., Any]]] = {
         "item": functions.item, "sum": functions.sum, "max": Tile.max, "min": Tile.min,
         "any": functions.any, "all": functions.all,
     },
-    Shared: {"transpose": functions.transpose, "permute": Shared.permute},
+    Shared: {"transpose": functions.transpose, "permute": Shared.permute, "reshape": functions.reshape},
     Tensor: {},
     Pointer: {},
     Barrier: {"arrive": Barrier.arrive, "wait": Barrier.wait},

@@ -25,6 +25,7 @@ from tilus.lang.semantics import (  # noqa: F401
     launch,
     memory,
     random,
+    sort,
     tiles,
 )
 from tilus.lang.semantics.arithmetic import truth

@@ -82,6 +82,7 @@ from tilus.lang.functions.memory import (
     wait,
 )  # fmt: skip
 from tilus.lang.functions.random import rand, randint, randn, random_bits
+from tilus.lang.functions.sort import argsort, flip, sort, topk
 from tilus.lang.functions.tiles import (
     all,
     annotate_layout,
@@ -112,6 +113,7 @@ __all__ = [
     "arange",
     "argmax",
     "argmin",
+    "argsort",
     "arrive",
     "assume",
     "atomic_add",
@@ -159,6 +161,7 @@ __all__ = [
     "exp2",
     "expand_dims",
     "fence",
+    "flip",
     "floor",
     "full",
     "grid",
@@ -194,6 +197,7 @@ __all__ = [
     "scan",
     "shared",
     "sin",
+    "sort",
     "sqrt",
     "squeeze",
     "static_assert",
@@ -203,6 +207,7 @@ __all__ = [
     "sum",
     "sync",
     "tanh",
+    "topk",
     "transpose",
     "trunc",
     "unroll",

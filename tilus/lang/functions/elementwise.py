@@ -46,7 +46,9 @@ def next_power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def cast(x: Any, dtype: DType, *, arranged: bool = False, exponent: int = 0, random: Any = None) -> Any:
+def cast(
+    x: Any, dtype: DType, *, arranged: bool = False, exponent: int = 0, biased: bool = False, random: Any = None
+) -> Any:
     """Convert by value: to the nearest, ties to even; float to integer rounds towards zero.
 
     A conversion to a type without infinity saturates.
@@ -63,6 +65,10 @@ def cast(x: Any, dtype: DType, *, arranged: bool = False, exponent: int = 0, ran
     exponent : int
         Of an arranged cast: the result is the value divided by ``2**exponent``, which a scale can make up for.
         `tilus.codegen.casts.stored_exponent` tells which one costs least.
+    biased : bool
+        Of an arranged cast: the result is the value plus what the code of zero becomes at the same place among the
+        thread's codes. It costs half as much, and a product with zeros that are cast so tells what to take off.
+        `tilus.codegen.casts.biased_cast` tells for which types there is one.
     random : Tile of uint32, optional
         Random bits for each element (see `tilus.randint`): a float16, bfloat16 or float32 that lies a fraction f of the
         way from one number of an integer type, or of a float of at most 8 bits, to the next is rounded to that one with

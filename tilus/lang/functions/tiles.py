@@ -84,18 +84,19 @@ def squeeze(x: Tile, axis: int) -> Tile:
     raise only_in_kernel("tilus.squeeze")
 
 
-def reshape(x: Tile, shape: int | Sequence[int]) -> Tile:
-    """Return the elements in row-major order under another shape.
+def reshape(x: Any, shape: int | Sequence[int]) -> Any:
+    """Return the elements of a tile, or of a tensor in shared memory (where no data moves), under another shape.
 
     Parameters
     ----------
-    x : Tile
+    x : Tile or Shared
+        Elements keep their row-major order.
     shape : int or sequence of int
         Known at compile time; one extent may be -1.
 
     Returns
     -------
-    Tile
+    Tile or Shared
     """
     raise only_in_kernel("tilus.reshape")
 

@@ -36,7 +36,7 @@ def next_power_of_2(t: Tracer, n: Any) -> int:
 
 
 @implements(functions.cast)
-def cast(t: Tracer, x: Any, dtype: Any, arranged: Any, exponent: Any, random: Any) -> Value:
+def cast(t: Tracer, x: Any, dtype: Any, arranged: Any, exponent: Any, biased: Any, random: Any) -> Value:
     chosen = static_dtype("cast", dtype)
     if random is not None:
         tile_type("a cast at random", x)
@@ -45,10 +45,14 @@ def cast(t: Tracer, x: Any, dtype: Any, arranged: Any, exponent: Any, random: An
     power = exponent if exponent == 0 else static_int("the exponent of a cast", exponent)
     if arranged:
         tile_type("an arranged cast", x)
-        return t.value(ops.Cast, x, chosen, True, power)
+        return t.value(ops.Cast, x, chosen, True, power, bool(biased))
     if power:
         raise TypeMismatch(
             "only a cast of arranged codes leaves a power of two out", hint="arranged=True, or exponent=0"
+        )
+    if biased:
+        raise TypeMismatch(
+            "only a cast of arranged codes leaves an offset", hint="arranged=True, or biased=False"
         )
     if is_number(x):
         if isinstance(x, float) and chosen.is_integer:

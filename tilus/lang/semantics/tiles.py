@@ -164,23 +164,30 @@ def without_axis(t: Tracer, x: Value, axis: int) -> Value:
 
 @implements(functions.reshape)
 def reshape(t: Tracer, x: Any, shape: Any) -> Value:
-    type = tile_type("reshape", x)
+    if isinstance(x, Value) and isinstance(x.type, SharedType):
+        return t.value(ops.SharedReshape, x, reshaped(x.type.shape, shape))
+    return t.value(ops.Reshape, x, reshaped(tile_type("reshape", x).shape, shape))
+
+
+def reshaped(own: Shape, shape: Any) -> Shape:
+    """Check a shape for the elements of another one; one extent may be -1."""
+    size = prod(own)
     parts = list(shape) if isinstance(shape, (tuple, list)) else [shape]
     if parts.count(-1) == 1:
         rest = prod(static_int("each extent of the shape of reshape", p) for p in parts if p != -1)
-        if rest <= 0 or type.size % rest:
+        if rest <= 0 or size % rest:
             raise ShapeMismatch(
-                f"reshape from {shape_text(type.shape)} to {shape_text(parts)}: {type.size} is no multiple of {rest}"
+                f"reshape from {shape_text(own)} to {shape_text(parts)}: {size} is no multiple of {rest}"
             )
-        parts[parts.index(-1)] = type.size // rest
+        parts[parts.index(-1)] = size // rest
     target = static_shape("reshape", parts)
-    if prod(target) != type.size:
+    if prod(target) != size:
         raise ShapeMismatch(
-            f"reshape from {shape_text(type.shape)}, which has {type.size} elements, to {shape_text(target)}, "
+            f"reshape from {shape_text(own)}, which has {size} elements, to {shape_text(target)}, "
             f"which has {prod(target)}",
             hint="a shape of as many elements; -1 stands for the extent that makes it so",
         )
-    return t.value(ops.Reshape, x, target)
+    return target
 
 
 @implements(functions.transpose)

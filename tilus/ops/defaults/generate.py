@@ -1,8 +1,8 @@
 """Writes the schedules that ship: `python -m tilus.ops.defaults.generate [--op OP] [--target TARGET] [--out FOLDER]`.
 
-For each op, target and class of problems the cost model chooses among the schedules that compile without spills; the
-heuristic's own is kept where another one is not clearly faster. Entries that were measured on a card of the target take
-precedence: `--measured FILE` adds them.
+For each op, target and class of problems the cost model chooses among the schedules that compile without spills. Where
+none is clearly faster than the heuristic's own, an entry says so (null), and the heuristic goes on to decide. Entries
+that were measured on a card of the target take precedence: `--measured FILE` adds them.
 """
 
 from __future__ import annotations
@@ -59,11 +59,15 @@ def generate(
         if chosen is None:
             best, _ = best_of(workshop, problem, key, WORTH, TRIED)
             chosen = best.schedule
-            changed += chosen != problem.candidates(key, machine, card)[0]
-        if chosen not in schedules:
-            schedules.append(chosen)
+        which: int | None = None
+        # For sizes that are not the class's very own, what the heuristic chooses is better still.
+        if chosen != problem.candidates(key, machine, card)[0]:
+            changed += 1
+            if chosen not in schedules:
+                schedules.append(chosen)
+            which = schedules.index(chosen)
         sizes = [key[name] for name in SIZES]
-        entries.append([*(key[name] for name in problem.fields), sizes, schedules.index(chosen)])
+        entries.append([*(key[name] for name in problem.fields), sizes, which])
         if say is not None and number % 20 == 19:
             say(
                 f"{problem.name} {card.target}: {number + 1} of {len(keys)}, {changed} other than the heuristic's"

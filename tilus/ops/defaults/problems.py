@@ -9,20 +9,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 from unittest import mock
 
 import torch
 
-import tilus.ops.matmul
 import tilus.ops.quantized_matmul  # noqa: F401
 from tilus import dtypes
 from tilus.codegen import Target, target
 from tilus.codegen.figures import Figures
 from tilus.errors import TilusError
 from tilus.ops import prepack, quantized_schedule, quantized_wgmma, schedules
+from tilus.ops.matmul import Schedule as PlainSchedule
+from tilus.ops.matmul import result_dtype
+from tilus.ops.matmul import schedule as plain_schedule
+from tilus.ops.tokens import ALIGN, BLOCK
 from tilus.ops.tuned import forced
 from tilus.runtime.kernel import Kernel
 
@@ -54,6 +57,10 @@ class Problem:
     module: str
     fields: tuple[str, ...]
 
+    def key(self, bits: int, m: int, n: int, k: int) -> Key:
+        """Return the key of a problem of the commonest form."""
+        raise TilusError(f"{self.name} does not say this of itself")
+
     def keys(self, machine: Target) -> Iterator[Key]:
         """Yield the keys that ship."""
         raise TilusError(f"{self.name} does not say this of itself")
@@ -61,6 +68,10 @@ class Problem:
     def candidates(self, key: Key, machine: Target, card: Figures) -> list[Schedule]:
         """Return schedules as plain data; the heuristic's own is the first."""
         raise TilusError(f"{self.name} does not say this of itself")
+
+    def heuristic(self, key: Key, machine: Target, card: Figures) -> Schedule:
+        """Return the schedule that the op would choose itself."""
+        return self.candidates(key, machine, card)[0]
 
     def arguments(self, key: Key, device: str) -> tuple[Any, ...]:
         """Return arguments for `run`; random ones where the device has memory."""
@@ -106,9 +117,19 @@ def recorded(card: Figures, module: str) -> Iterator[list[Launch]]:
 
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(Kernel, "__call__", record))
-        stack.enter_context(mock.patch(f"{module}.target_of", return_value=target(card.target)))
-        stack.enter_context(mock.patch(f"{module}.processors", return_value=card.processors))
+        stack.enter_context(replaced(module, "target_of", target(card.target)))
+        stack.enter_context(replaced(module, "processors", card.processors))
         yield launches
+
+
+def replaced(module: str, function: str, value: Any) -> AbstractContextManager[Any]:
+    """Let a function of a module return a value, whatever it is asked."""
+
+    # A function, for making a mock takes longer than most ops.
+    def known(*arguments: Any, **options: Any) -> Any:
+        return value
+
+    return mock.patch.object(sys.modules[module], function, known)
 
 
 def filled(device: str, *shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -126,25 +147,47 @@ def unique(found: Sequence[Mapping[str, Any]]) -> list[Schedule]:
 
 
 class Matmul(Problem):
-    """`matmul` of two matrices of one type, by its bits."""
+    """`matmul` of two matrices of one type, by its bits.
+
+    A key may also say the operands' `dtype`, whether b is `turned`, and an `epilogue` ("bias", "residual", "scales"):
+    what ships does not depend on them, what is compiled does.
+    """
 
     name, module, fields = "matmul", "tilus.ops.matmul", ("bits",)
+
+    def key(self, bits: int, m: int, n: int, k: int) -> Key:
+        return {"bits": bits, "m": m, "n": n, "k": k}
 
     def keys(self, machine: Target) -> Iterator[Key]:
         for bits, m, n, k in product((16, 8), ROWS, SIDES, SIDES):
             if n * k <= LARGEST:
-                yield {"bits": bits, "m": m, "n": n, "k": k}
+                yield self.key(bits, m, n, k)
+
+    def heuristic(self, key: Key, machine: Target, card: Figures) -> Schedule:
+        m, n, bits = key["m"], key["n"], key["bits"]
+        if not machine.has("wgmma"):
+            return asdict(plain_schedule(m, n, bits, machine))
+        out_bits, most = self._limits(key)
+        return asdict(
+            schedules.hopper_schedule(m, n, key["k"], 1, bits, out_bits, machine, card.processors, most)
+        )
+
+    @staticmethod
+    def _limits(key: Key) -> tuple[int, int]:
+        """Return the bits of the result, and how many sums a thread may hold."""
+        many = key.get("epilogue") in ("residual", "scales")
+        return (
+            32 if key["bits"] == 32 else 16,
+            schedules.FEWER_ACCUMULATORS if many else schedules.MOST_ACCUMULATORS,
+        )
 
     def candidates(self, key: Key, machine: Target, card: Figures) -> list[Schedule]:
-        m, n, k, bits = key["m"], key["n"], key["k"], key["bits"]
+        m, bits = key["m"], key["bits"]
+        found = [self.heuristic(key, machine, card)]
         if machine.has("wgmma"):
-            first = schedules.hopper_schedule(m, n, k, 1, bits, 16, machine, card.processors)
-            every = schedules.hopper_candidates(bits, 16, machine)
-            return unique([asdict(first), *(asdict(c) for c in every if c.block_m < 2 * max(m, 64))])
-        from tilus.ops.matmul import Schedule as Tiles
-        from tilus.ops.matmul import schedule
-
-        found = [asdict(schedule(m, n, bits, machine))]
+            out_bits, most = self._limits(key)
+            every = schedules.hopper_candidates(bits, out_bits, machine, most)
+            return unique([*found, *(asdict(c) for c in every if c.block_m < 2 * max(m, 64))])
         depth = 1024 // bits
         for block_m, block_n in product((16, 32, 64, 128, 256), (32, 64, 128, 256)):
             if (
@@ -156,59 +199,102 @@ class Matmul(Problem):
             warps = 8 if block_m * block_n > 128 * 128 else 4
             for block_k, stages in product((depth // 2, depth), (3, 4)):
                 if stages * (block_m + block_n) * block_k * bits // 8 <= machine.shared_bytes:
-                    found.append(asdict(Tiles(block_m, block_n, block_k, stages, warps)))
+                    found.append(asdict(PlainSchedule(block_m, block_n, block_k, stages, warps)))
         return unique(found)
 
     def arguments(self, key: Key, device: str) -> tuple[Any, ...]:
-        dtype = {16: torch.float16, 32: torch.float32, 8: torch.int8}[key["bits"]]
-        a = filled(device, key["m"], key["k"], dtype=dtype)
+        m, n, k = key["m"], key["n"], key["k"]
+        dtype = key.get("dtype") or {16: torch.float16, 32: torch.float32, 8: torch.int8}[key["bits"]]
+        a = filled(device, m, k, dtype=dtype)
         # 8-bit and 32-bit types want b as the transpose of a row-major matrix, and copy it otherwise.
-        plain = key["bits"] == 16
-        shape = (key["k"], key["n"]) if plain else (key["n"], key["k"])
-        b = filled(device, *shape, dtype=dtype)
-        return a, b if plain else b.T
+        turned = key.get("turned", key["bits"] != 16)
+        b = filled(device, n, k, dtype=dtype).T if turned else filled(device, k, n, dtype=dtype)
+        out, epilogue = result_dtype(a), key.get("epilogue", "")
+        bias = filled(device, n, dtype=out) if epilogue in ("bias", "scales") else None
+        residual = filled(device, m, n, dtype=out) if epilogue == "residual" else None
+        factors = [filled(device, size, dtype=torch.float32) for size in (m, n)]
+        scales = factors if epilogue == "scales" else [None, None]
+        return a, b, bias, residual, *scales, "gelu" if epilogue == "bias" else ""
 
     def choosing(self, schedule: Schedule) -> AbstractContextManager[Any]:
         if "consumers" in schedule:
             chosen: Any = schedules.HopperSchedule(**schedule)
-            return mock.patch(f"{self.module}.hopper_schedule", return_value=chosen)
-        from tilus.ops.matmul import Schedule as Tiles
+            return replaced(self.module, "hopper_schedule", chosen)
+        return replaced(self.module, "schedule", PlainSchedule(**schedule))
 
-        return mock.patch(f"{self.module}.schedule", return_value=Tiles(**schedule))
+
+HALF = 16
+BYTES = {"int8": torch.int8, "float8_e4m3": torch.float8_e4m3fn}
+"""Activations of 8 bits, by what a key calls them; those of 16 bits are `HALF`."""
+HALVES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of weights that ships: the codes, the activations, the groups, and whether there are zero points."""
+
+    code: str
+    activations: int | str
+    group: int
+    zero: bool
+
+
+FORMS = (
+    *(Form(f"int{bits}", HALF, 128, zero) for bits in range(1, 9) for zero in (False, True)),
+    *(Form(f"int{bits}", HALF, group, zero) for bits, group, zero in
+      product((2, 3, 4, 8), (32, 64, -1), (False, True)) if bits in (4, 8) or group == 64),
+    # MXFP4, NVFP4, MXFP6, float8 by channel and by block, nf4 and ternary.
+    Form("float4_e2m1", HALF, 32, False), Form("float4_e2m1", HALF, 16, False), Form("float6_e3m2", HALF, 32, False),
+    Form("float8_e4m3", HALF, -1, False), Form("float8_e4m3", HALF, 128, False), Form("nf4", HALF, 64, False),
+    Form("ternary", HALF, -1, False), Form("int4", "int8", 128, False), Form("int4", "int8", -1, False),
+    Form("int8", "int8", -1, False), Form("float8_e4m3", "float8_e4m3", -1, False),
+    Form("float8_e4m3", "float8_e4m3", 128, False), Form("float4_e2m1", "float8_e4m3", 32, False),
+)  # fmt: skip
 
 
 class QuantizedMatmul(Problem):
-    """`quantized_matmul` of float16 by codes of a width, with a scale for each 128 of them."""
+    """`quantized_matmul` by the form of the weight; integers of a width count as one, with a sign or without.
+
+    A key may also say the very `dtype` of the codes, the `half` type of the results, and whether activations of 8 bits
+    are scaled `by_block`: what ships does not depend on them, what is compiled does.
+    """
 
     name, module = "quantized_matmul", "tilus.ops.quantized_matmul"
-    fields = ("bits", "activations", "group", "zero")
-    group = 128
+    fields = ("code", "activations", "group", "zero")
+
+    def key(self, bits: int, m: int, n: int, k: int) -> Key:
+        return {**asdict(Form(f"int{bits}", HALF, 128, False)), "m": m, "n": n, "k": k}
 
     def keys(self, machine: Target) -> Iterator[Key]:
-        for bits, m, n, k in product(range(1, 9), ROWS, SIDES[1:], SIDES[1:3]):
+        for form, m, n, k in product(FORMS, ROWS, SIDES[1:], SIDES[1:3]):
             if n * k <= LARGEST:
-                yield {
-                    "bits": bits,
-                    "activations": 16,
-                    "group": self.group,
-                    "zero": False,
-                    "m": m,
-                    "n": n,
-                    "k": k,
-                }
+                yield {**asdict(form), "m": m, "n": n, "k": k}
+
+    def dtype(self, key: Key) -> dtypes.DType:
+        """Return the type of the codes."""
+        code = str(key["code"])
+        plain = f"u{code}" if key["zero"] and code.startswith("int") else code
+        return dtypes.dtype(key.get("dtype", plain))
 
     def form(self, key: Key) -> quantized_schedule.WeightForm:
         """Return what matters of a weight."""
-        code = dtypes.dtype(f"uint{key['bits']}")
-        return quantized_schedule.WeightForm(code, dtypes.float16, key["group"], key["zero"])
+        own = key["activations"] if key["activations"] != HALF else key.get("half", "float16")
+        group = key["k"] if key["group"] == -1 else key["group"]
+        return quantized_schedule.WeightForm(self.dtype(key), dtypes.dtype(own), group, key["zero"])
+
+    def heuristic(self, key: Key, machine: Target, card: Figures) -> Schedule:
+        problem = key["m"], key["n"], key["k"], self.form(key), machine, card.processors
+        own = quantized_wgmma.wgmma_schedule(*problem)
+        return asdict(quantized_schedule.choose(*problem).schedule if own is None else own)
 
     def candidates(self, key: Key, machine: Target, card: Figures) -> list[Schedule]:
         m, n, k, form = key["m"], key["n"], key["k"], self.form(key)
         first = quantized_schedule.choose(m, n, k, form, machine, card.processors)
         own = quantized_wgmma.wgmma_schedule(m, n, k, form, machine, card.processors)
-        found: list[Schedule] = [asdict(own if own is not None else first.schedule), asdict(first.schedule)]
-        if machine.has("wgmma"):
-            every = quantized_wgmma.candidates(m, n, k, form, machine, card.processors)
+        found: list[Schedule] = [self.heuristic(key, machine, card), asdict(first.schedule)]
+        if own is not None or (machine.has("wgmma") and form.activations.bits == 16):
+            every = list(quantized_wgmma.candidates(m, n, k, form, machine, card.processors))
+            every.sort(key=lambda s: quantized_wgmma.estimate(s, m, n, k, form, machine, card.processors))
             found += [asdict(schedule) for schedule in every]
         steps = -(-k // prepack.UNIT_K)
         for block_m, deep, stages, splits in product((8, 16, 32, 64), (1, 2, 4), (2, 3, 4), (1, 2, 4, 8)):
@@ -229,22 +315,23 @@ class QuantizedMatmul(Problem):
         return unique(found)
 
     def arguments(self, key: Key, device: str) -> tuple[Any, ...]:
-        m, n, k, group = key["m"], key["n"], key["k"], key["group"]
+        m, n, k, form = key["m"], key["n"], key["k"], self.form(key)
         units = -(-k // prepack.UNIT_K), -(-n // prepack.UNIT_N)
-        size = prepack.unit_bytes(key["bits"])
-        packed = filled(device, *units, size, dtype=torch.uint8)
-        scale = filled(device, -(-k // group), units[1] * prepack.UNIT_N, dtype=torch.float16)
-        zero = scale if key["zero"] else None
-        return (
-            filled(device, m, k, dtype=torch.float16),
-            packed,
-            scale,
-            zero,
-            f"uint{key['bits']}",
-            k,
-            n,
-            group,
-        )
+        packed = filled(device, *units, prepack.unit_bytes(form.dtype.bits), dtype=torch.uint8)
+        half = HALVES[key.get("half", "float16")]
+        scale = filled(device, -(-k // form.group), units[1] * prepack.UNIT_N, dtype=half)
+        weight = packed, scale, scale if key["zero"] else None, form.dtype.name, k, n, form.group
+        if key["activations"] == HALF:
+            return filled(device, m, k, dtype=half), *weight
+        blocks = -(-k // BLOCK) if key.get("by_block") else 1
+        row_scale = filled(device, blocks, -(-m // ALIGN) * ALIGN, dtype=torch.float32)
+        return filled(device, m, k, dtype=BYTES[key["activations"]]), row_scale, *weight
+
+    def run(self, arguments: tuple[Any, ...]) -> torch.Tensor:
+        ops = sys.modules[self.module]
+        run = ops._run if arguments[0].dtype in HALVES.values() else ops._run_bytes
+        result: torch.Tensor = run(*arguments)
+        return result
 
     def choosing(self, schedule: Schedule) -> AbstractContextManager[Any]:
         on_wgmma = None
@@ -252,9 +339,8 @@ class QuantizedMatmul(Problem):
             on_wgmma = quantized_wgmma.WgmmaSchedule(**schedule)
         plain = quantized_schedule.Schedule(**({} if on_wgmma is not None else schedule))
         stack = ExitStack()
-        stack.enter_context(mock.patch(f"{self.module}.wgmma_schedule", return_value=on_wgmma))
-        choice = quantized_schedule.Choice("mma", plain)
-        stack.enter_context(mock.patch(f"{self.module}.choose", return_value=choice))
+        stack.enter_context(replaced(self.module, "wgmma_schedule", on_wgmma))
+        stack.enter_context(replaced(self.module, "choose", quantized_schedule.Choice("mma", plain)))
         return stack
 
 

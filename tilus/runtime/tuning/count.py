@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tilus.codegen.casts import cast_cost, stored_arrangement
+from tilus.codegen.casts import biased_cast, cast_cost, stored_arrangement
 from tilus.codegen.target import Target
 from tilus.ir import (
     GlobalType,
@@ -386,7 +386,9 @@ class _Walker:
         if not isinstance(result, RegisterType) or not isinstance(source, RegisterType):
             return
         order = stored_arrangement(source.dtype, result.dtype) if operation.arranged else None
+        biased = biased_cast(source.dtype, result.dtype) if operation.biased else None
         each = cast_cost(self.target, source.dtype, result.dtype, order, scaled=operation.exponent != 0)
+        each = each if biased is None else biased.cost
         if each is None:
             each = 0.5 if source.dtype.bits == 32 and result.dtype.bits == 16 else 2.0
         count = self.per_thread(result) * each
@@ -523,6 +525,16 @@ class _Walker:
         if getattr(operation, "scratch", None) is not None:
             self.syncs += 2 * self.mean(weight)
 
+    def exchange(self, operation: ops.Exchange, weight: Any) -> None:
+        result = operation.result.type
+        assert isinstance(result, RegisterType)
+        if operation.scratch is not None:
+            self.shared_access(weight, result, passes=2)
+            self.syncs += 2 * self.mean(weight)
+        else:
+            count = self.per_thread(result)
+            self.instructions(weight, count, "shuffle", count)
+
     def random(self, operation: ops.Random, weight: Any) -> None:
         result = operation.results[0].type
         assert isinstance(result, RegisterType)
@@ -636,6 +648,7 @@ _HANDLERS: dict[type[Operation], Callable[[_Walker, Any, Any], None]] = {
     ops.ConvertLayout: _Walker.convert_layout,
     ops.Reduce: _Walker.reduce,
     ops.Scan: _Walker.reduce,
+    ops.Exchange: _Walker.exchange,
     ops.Random: _Walker.random,
 }
 _CONTROL = (_Walker.loop, _Walker.unknown_loop, _Walker.branch)

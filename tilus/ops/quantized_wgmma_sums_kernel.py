@@ -1,0 +1,347 @@
+"""The quantised matmul on warpgroups for activations of 8 bits: scales multiply sums of products, not weights.
+
+As in `quantized_wgmma_kernel`, c^T = b^T a^T, and weights are decoded in registers to become the first operand. Sums of
+integers are exact; sums of float8 are taken up in float32 after at most 128 terms, for the tensor core adds them with
+few bits. While one half of a warp's columns is multiplied, the other half's sums are scaled.
+"""
+
+from __future__ import annotations
+
+import tilus
+from tilus import Tensor, constexpr, float32, int32, uint8
+from tilus.layout import Digit, RegisterLayout, local
+from tilus.ops.prepack import ATOMS, UNIT_K, UNIT_N, unit_bytes
+from tilus.ops.quantized_parts import finished
+from tilus.ops.quantized_wgmma_kernel import ROW, held_layout, place, row_layout, values_of
+
+# Columns of a warp whose sums are scaled at once: those that it has in one instruction.
+HALF = 16
+# Shared memory that bulk copies write begins at multiples of 128 bytes: as many values of float32.
+FEWEST_FACTORS = 32
+
+
+@tilus.kernel
+def quantized_wgmma_sums_kernel(
+    a: Tensor["a_dtype", "m k"],
+    b: Tensor[uint8, "k_units rows row"],
+    scale: Tensor["s_dtype", "groups n_padded"],
+    zero: Tensor["out_dtype", "zero_groups zero_n"],
+    row_scale: Tensor[float32, "scale_rows scale_m"],
+    row_sum: Tensor[float32, "sum_rows sum_m"],
+    bias: Tensor["out_dtype", "bias_n"],
+    c: Tensor["c_dtype", "splits m n_out"],
+    alpha: float32,
+    n: int32,
+    *,
+    a_dtype: constexpr,
+    b_dtype: constexpr,
+    w_dtype: constexpr,
+    s_dtype: constexpr,
+    out_dtype: constexpr,
+    c_dtype: constexpr,
+    group: constexpr,
+    span: constexpr,
+    by_group: constexpr,
+    has_zero: constexpr,
+    has_row_scale: constexpr = False,
+    by_block: constexpr = False,
+    exponent: constexpr = 0,
+    has_bias: constexpr = False,
+    activation: constexpr = "",
+    gated: constexpr = False,
+    block_m: constexpr = 64,
+    block_n: constexpr = 256,
+    stages: constexpr = 3,
+    pieces: constexpr = 1,
+    group_m: constexpr = 16,
+    cluster: constexpr = 1,
+    clusters: constexpr = 132,
+    bulk_store: constexpr = True,
+):
+    """c = activation(alpha * (a * row_scale) @ ((b - zero) * scale) + bias) with tiles as `quantized_wgmma_kernel` has.
+
+    Sums over `span` elements of k are scaled and added up in float32; a span of 0 is all of k. With `by_group` scales
+    differ along k: those of the weight and, with `by_block`, those of the rows, which have one for each 128 elements.
+    Zero points are taken off with ``sum(a * (b - zero)) = sum(a * b) - zero * sum(a)``; `row_sum` is sum(a), a row for
+    each span with `by_group`, else one.
+    """
+    m, k = a.shape
+    splits = c.shape[0]
+    bits = b_dtype.bits
+    warps = block_n // UNIT_N
+    columns = cluster * block_n
+    tiles_m, tiles_n = tilus.cdiv(m, block_m), tilus.cdiv(n, columns)
+    tiles = tiles_m * tiles_n * splits
+    tilus.grid(tilus.min(tiles, clusters) * cluster, warps=warps, cluster=cluster)
+    steps = tilus.cdiv(tilus.cdiv(k, UNIT_K), splits)
+    first, count = tilus.cluster_id(0), tilus.max(tilus.grid_dim(0) // cluster, 1)
+    rank = tilus.cluster_rank()
+    turns = tilus.cdiv(tiles - first, count) * steps
+    groups = tilus.max(UNIT_K // group, 1) if by_group else 1
+    part_k = span if span else 64
+    parts = UNIT_K // part_k
+    sum_dtype = int32 if a_dtype.is_integer else float32
+    rows = warps * unit_bytes(bits) // ROW
+    sums = by_group and has_zero
+    sa = tilus.shared(a_dtype, (stages, parts, block_m, part_k))
+    sb = tilus.shared(uint8, (stages, 1, rows, ROW))
+    factors = tilus.max(block_m, FEWEST_FACTORS)
+    ss = tilus.shared(s_dtype, (stages, groups, block_n)) if by_group else sb
+    sz = tilus.shared(out_dtype, (stages, groups, block_n)) if sums else sb
+    sr = tilus.shared(float32, (stages, 1, factors)) if by_block else sb
+    su = tilus.shared(float32, (stages, parts, factors)) if sums else sb
+    height, width = block_m // pieces, block_n // 2 if gated else block_n
+    sc = tilus.shared(c_dtype, (height, width))
+    full, empty = tilus.barrier(stages), tilus.barrier(stages, arrivals=cluster * warps)
+    size = block_m * UNIT_K + rows * ROW
+    if by_group:
+        size += groups * block_n * s_dtype.nbytes
+    if sums:
+        size += groups * block_n * out_dtype.nbytes + parts * factors * 4
+    if by_block:
+        size += factors * 4
+    if has_zero:
+        # The kernel before may still be adding up the rows.
+        tilus.wait_for_previous()
+    with tilus.warps(0, warps):
+        # What is fetched next: the copies run ahead, into the next tile too.
+        next_tile, next_step = first, 0
+        next_row, next_column, next_part = place(first, tiles_m, tiles_n, block_m, columns, group_m)
+        for turn in range(tilus.min(stages, turns)):
+            unit = next_part * steps + next_step
+            with tilus.warps(0, 1):
+                fetch(
+                    a, b, scale, zero, row_scale, row_sum, sa[turn], sb[turn], ss[turn], sz[turn], sr[turn], su[turn],
+                    full, turn, next_row, next_column + rank * block_n, unit, rank, cluster=cluster, bits=bits,
+                    group=group, by_group=by_group, sums=sums, by_block=by_block, size=size,
+                )  # fmt: skip
+            next_step += 1
+            if next_step == steps:
+                next_step, next_tile = 0, next_tile + count
+                next_row, next_column, next_part = place(
+                    next_tile, tiles_m, tiles_n, block_m, columns, group_m
+                )
+        turn, stage, phase = 0, 0, 0
+        for tile in range(first, tiles, count):
+            row, column, part = place(tile, tiles_m, tiles_n, block_m, columns, group_m)
+            column += rank * block_n
+            # Sums of all of k, or of the first and the second half of each warp's columns.
+            acc = tilus.zeros((HALF * warps if span else block_n, block_m), float32 if span else sum_dtype)
+            other = tilus.zeros((HALF * warps if span else HALF, block_m), float32)
+            for _ in range(steps):
+                tilus.wait(full, phase, index=stage)
+                if not span and bits == 8:
+                    # The codes themselves are operands: a product that is under way reads these registers.
+                    tilus.dot_wait(pending=0)
+                codes = tilus.load(sb[stage], layout=row_layout(bits, warps))
+                before = stages - 1 if stage == 0 else stage - 1
+                if span:
+                    if turn > 0:
+                        release(empty, before, cluster)
+                    of_rows = tilus.load(sr[stage]) if by_block else 1.0
+                    for number in tilus.static_range(parts):
+                        low = part_of(codes, b_dtype, number, part_k, warps)
+                        weight = tilus.cast(low, w_dtype, arranged=True, exponent=exponent)
+                        tile_of_rows = sa[stage][number].transpose()
+                        # Both halves are under way while the first one's sums are scaled.
+                        one = tilus.dot_async(half_of(weight, 0), tile_of_rows, out_dtype=sum_dtype)
+                        two = tilus.dot_async(half_of(weight, 1), tile_of_rows, out_dtype=sum_dtype)
+                        at = number * part_k // group if group < UNIT_K else 0
+                        scales = values_of(ss[stage][at], float32, 0) if by_group else 1.0
+                        zeros = values_of(sz[stage][at], float32, -exponent) if sums else 0.0
+                        of_sums = tilus.load(su[stage][number : number + 1, :]) if sums else 0.0
+                        one = tilus.dot_wait(one, pending=1)
+                        acc = acc + promoted(
+                            one, 0, scales, zeros, of_rows, of_sums, by_group, sums, by_block
+                        )
+                        two = tilus.dot_wait(two)
+                        other = other + promoted(
+                            two, 1, scales, zeros, of_rows, of_sums, by_group, sums, by_block
+                        )
+                else:
+                    for number in tilus.static_range(parts):
+                        low = part_of(codes, b_dtype, number, part_k, warps)
+                        weight = tilus.cast(low, w_dtype, arranged=True, exponent=exponent)
+                        acc = tilus.dot_async(weight.transpose(), sa[stage][number].transpose(), acc)
+                        # The product before this one is done: the registers of its weights are free.
+                        tilus.dot_wait(pending=1)
+                        if number == 0 and turn > 0:
+                            release(empty, before, cluster)
+                # By now the other warps, too, are done with the stage before.
+                if turn > 0 and turn + stages - 1 < turns:
+                    unit = next_part * steps + next_step
+                    with tilus.warps(0, 1):
+                        # That stage's last phase is the one of this stage, or the one before it.
+                        tilus.wait(empty, 1 - phase if stage == 0 else phase, index=before)
+                        fetch(
+                            a, b, scale, zero, row_scale, row_sum, sa[before], sb[before], ss[before], sz[before],
+                            sr[before], su[before], full, before, next_row, next_column + rank * block_n, unit, rank,
+                            cluster=cluster, bits=bits, group=group, by_group=by_group, sums=sums, by_block=by_block,
+                            size=size,
+                        )  # fmt: skip
+                    next_step += 1
+                    if next_step == steps:
+                        next_step, next_tile = 0, next_tile + count
+                        next_row, next_column, next_part = place(
+                            next_tile, tiles_m, tiles_n, block_m, columns, group_m
+                        )
+                turn += 1
+                phase = 1 - phase if stage == stages - 1 else phase
+                stage = 0 if stage == stages - 1 else stage + 1
+            total = joined(acc, other) if span else tilus.cast(tilus.dot_wait(acc), float32)
+            total = tilus.transpose(total)
+            if has_zero and not by_group:
+                points = tilus.cast(tilus.load(zero, (0, column), (1, block_n)), float32) * 2.0**-exponent
+                total = total - points * tilus.transpose(tilus.load(row_sum, (0, row), (1, block_m)))
+            total = total * (alpha * 2.0**exponent)
+            if not by_group:
+                total = total * tilus.cast(tilus.load(scale, (0, column), (1, block_n)), float32)
+            if has_row_scale and not by_block:
+                total = total * tilus.transpose(tilus.load(row_scale, (0, row), (1, block_m)))
+            out = tilus.cast(finished(total, bias, column, has_bias, activation, gated), c_dtype)
+            at = column // 2 if gated else column
+            for piece in tilus.static_range(pieces):
+                # What was stored before must have left shared memory.
+                if bulk_store:
+                    tilus.bulk_wait(0)
+                tilus.sync()
+                tilus.store(sc, out[piece * height : (piece + 1) * height, :])
+                if bulk_store:
+                    tilus.fence("async")
+                tilus.sync()
+                if bulk_store:
+                    tilus.store_bulk(c, sc, (part, row + piece * height, at))
+                    tilus.bulk_commit()
+                else:
+                    tilus.store(c, tilus.load(sc), (part, row + piece * height, at))
+        if bulk_store:
+            tilus.bulk_wait(0, read=False)
+
+
+@tilus.inline
+def fetch(
+    a, b, scale, zero, row_scale, row_sum, sa, sb, ss, sz, sr, su, full, stage, row, column, unit, rank, *,
+    cluster, bits: constexpr, group: constexpr, by_group: constexpr, sums: constexpr, by_block: constexpr,
+    size: constexpr,
+):  # fmt: skip
+    """Start to copy what a tile needs of one unit along k: of two blocks each brings its half of a's rows to both."""
+    parts, block_m, part_k = sa.shape
+    tilus.arrive(full, index=stage, bytes=size)
+    for number in tilus.static_range(parts):
+        at = unit * UNIT_K + number * part_k
+        if cluster == 1:
+            tilus.copy_bulk(sa[number], a, (row, at), full, index=stage)
+        for half in tilus.static_range(cluster if cluster > 1 else 0):
+            low, high = half * block_m // cluster, (half + 1) * block_m // cluster
+            if rank == half:
+                tilus.copy_bulk(
+                    sa[number][low:high, :],
+                    a,
+                    (row + low, at),
+                    full,
+                    index=stage,
+                    multicast=(1 << cluster) - 1,
+                )
+    tilus.copy_bulk(sb, b, (unit, column * 2 * bits // UNIT_N, 0), full, index=stage)
+    if by_group:
+        tilus.copy_bulk(ss, scale, (unit * UNIT_K // group, column), full, index=stage)
+    if sums:
+        tilus.copy_bulk(sz, zero, (unit * UNIT_K // group, column), full, index=stage)
+        tilus.copy_bulk(su, row_sum, (unit * parts, row), full, index=stage)
+    if by_block:
+        tilus.copy_bulk(sr, row_scale, (unit, row), full, index=stage)
+
+
+@tilus.inline
+def release(empty, stage, cluster):
+    """Tell all blocks that copy into a stage that it has been read."""
+    for other in tilus.static_range(cluster):
+        tilus.arrive(empty, index=stage, rank=other)
+
+
+@tilus.inline
+def part_of(codes, b_dtype: constexpr, number: constexpr, part_k: constexpr, warps: constexpr):
+    """Return one of the parts along k of a unit's codes."""
+    parts = UNIT_K // part_k
+    bits = b_dtype.bits
+    held = tilus.view(
+        codes, uint8, (32 * warps, parts, 16 * bits // parts), layout=held_layout(bits, parts, warps)
+    )
+    return tilus.view(
+        held[:, number : number + 1, :], b_dtype, (part_k, UNIT_N * warps), layout=part_layout(part_k, warps)
+    )
+
+
+@tilus.inline
+def half_of(weight, half: constexpr):
+    """Return one half of each warp's columns as the first operand."""
+    part_k, columns = weight.shape
+    pairs = tilus.reshape(weight.transpose(), (columns // UNIT_N, 2, HALF, part_k))
+    return tilus.reshape(pairs[:, half : half + 1, :, :], (columns // 2, part_k))
+
+
+@tilus.inline
+def joined(one, two):
+    """Return both halves of each warp's columns as they lie in memory."""
+    rows, block_m = one.shape
+    first = tilus.reshape(one, (rows // HALF, 1, HALF, block_m))
+    second = tilus.reshape(two, (rows // HALF, 1, HALF, block_m))
+    return tilus.reshape(tilus.concat((first, second), axis=1), (2 * rows, block_m))
+
+
+@tilus.inline
+def promoted(value, half: constexpr, scales, zeros, of_rows, of_sums, by_group, sums, by_block):
+    """Return the scaled sums of one half of each warp's columns over a span of k."""
+    _, block_m = value.shape
+    value = tilus.cast(value, float32)
+    if sums:
+        value = value - chosen(zeros, half) * of_sums[:, :block_m]
+    if by_block:
+        value = value * of_rows[:, :block_m]
+    return value * chosen(scales, half) if by_group else value
+
+
+@tilus.inline
+def chosen(values, half: constexpr):
+    """Return the values of one half of each warp's columns, to be broadcast with its sums."""
+    (columns,) = values.shape
+    pairs = tilus.reshape(values, (columns // UNIT_N, 2, HALF))
+    return tilus.reshape(pairs[:, half : half + 1, :], (columns // 2, 1))
+
+
+def part_layout(part_k: int, warps: int) -> RegisterLayout:
+    """Return the layout of a part of k of the tile's codes, for operands of 8 bits."""
+    outer = RegisterLayout((1, warps), (Digit(warps, 1, 1),), ())
+    return outer * local(part_k // 32, UNIT_N // 8) * ATOMS[8].b
+
+
+@tilus.kernel
+def row_sums_kernel(
+    a: Tensor["a_dtype", "m k"],
+    out: Tensor[float32, "spans m_padded"],
+    *,
+    a_dtype: constexpr,
+    span: constexpr,
+    rows: constexpr = 16,
+    block: constexpr = 1024,
+):
+    """Add up the rows of a over `span` elements each, 32, 64 or 128, or over all of k if that is 0."""
+    tilus.launch_next()
+    m, k = a.shape
+    tilus.grid(tilus.cdiv(m, rows), tilus.cdiv(k, block) if span else 1, warps=4)
+    row, part = tilus.block_id(0) * rows, tilus.block_id(1)
+    if span:
+        tile = terms(tilus.load(a, (row, part * block), (rows, block)))
+        sums = tilus.sum(tilus.reshape(tile, (rows, block // span, span)), axis=2)
+        tilus.store(out, tilus.transpose(tilus.cast(sums, float32)), (part * (block // span), row))
+    else:
+        total = tilus.zeros(rows, int32 if a_dtype.is_integer else float32)
+        for start in range(0, k, block):
+            total = total + tilus.sum(terms(tilus.load(a, (row, start), (rows, block))), axis=1)
+        tilus.store(out, tilus.cast(total, float32)[None, :], (0, row))
+
+
+@tilus.inline
+def terms(tile):
+    """Return activations in the type in which they are added up."""
+    return tilus.cast(tile, int32 if tile.dtype.is_integer else float32)
