@@ -95,6 +95,24 @@ def test_every_tile(monkeypatch: pytest.MonkeyPatch, block: int, n: int) -> None
     check_routing([20, 0, 70], block, n, 200)
 
 
+@pytest.mark.parametrize("blocks", [2, 4])
+def test_clusters_share_rows(blocks: int) -> None:
+    """Two blocks read other columns and the same rows: these are copied once for both."""
+    read = {}
+    for across in (1, 2):
+        chosen = GroupedSchedule(128, 64, 64, 3, 2, cluster_n=across)
+        call = arguments([129, 0, 200], 128, 200, 200, blocks)
+        report = grouped_hopper_kernel.simulate(*call, target="sm_90a", **options(chosen))
+        report.raise_if_hazards()
+        a, b, out = call[0], call[1], call[6]
+        exact, by_torch = (a.to(t) @ b.to(t).transpose(1, 2) for t in (torch.float64, torch.float32))
+        for expert, count in ((0, 129), (2, 200)):
+            check_product(out[expert, :count], exact[expert, :count], by_torch[expert, :count].half())
+        read[across] = report.counters["global_bytes_read"]
+    # Of four tiles of columns two read a for both.
+    assert read[1] - read[2] > 2 * 4 * 128 * 200 * 0.9
+
+
 @pytest.mark.parametrize("name", ["grouped", "grouped_block_scaled"])
 def test_unused_rows_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     blocks(monkeypatch, 2)
@@ -136,6 +154,7 @@ def options(chosen: GroupedSchedule, **more: Any) -> dict[str, Any]:
 
 
 SWAPPED, WIDE = GroupedSchedule(16, 128, 64, 3, 2, True), GroupedSchedule(128, 64, 64, 3, 2)
+PAIRED = GroupedSchedule(128, 64, 64, 3, 2, cluster_n=2)
 
 
 @pytest.mark.parametrize("chosen", [SWAPPED, GroupedSchedule(64, 256, 64, 2, 2, True), WIDE], ids=str)
@@ -157,6 +176,20 @@ MISTAKES = {
     "too few bytes announced": ("bytes=(block_m + block_n)", "bytes=(block_m + block_n - 8)"),
     "a step that is not copied": ("range(steps if", "range(steps - 1 if"),
 }
+
+
+CLUSTER_MISTAKES = {
+    "a tile for one block only": ("(1 << cluster_n) - 1", "1 << rank"),
+    "another block's consumers are not waited for": ("arrivals=cluster_n * warps", "arrivals=warps"),
+    "another block's producer is not told": ("release(empty, read, cluster_n)", "release(empty, read, 1)"),
+}
+
+
+@pytest.mark.parametrize("mistake", CLUSTER_MISTAKES)
+def test_a_planted_mistake_among_blocks_is_reported(tmp_path: Path, mistake: str) -> None:
+    module = changed_module(grouped_hopper_kernel, tmp_path, *CLUSTER_MISTAKES[mistake])
+    call = arguments([128, 0, 129], 128, 128, 64 * 5, 2)
+    assert module.grouped_hopper_kernel.simulate(*call, target="sm_90a", **options(PAIRED)).hazards
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

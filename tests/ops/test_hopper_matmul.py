@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from types import ModuleType
@@ -25,14 +26,17 @@ from tilus.ops.hopper_matmul_kernel import hopper_matmul_kernel
 from tilus.ops.schedules import (
     FEWER_ACCUMULATORS,
     MOST_ACCUMULATORS,
+    NARROW,
     TILES,
     HopperSchedule,
     Work,
     accumulators,
     deepest,
+    with_residual,
     work_of,
 )
 from tilus.runtime.kernel import Kernel
+from tilus.simulator import Report
 
 MODULE = sys.modules["tilus.ops.matmul"]
 HOPPER = target("sm_90a")
@@ -45,6 +49,9 @@ TYPES = {
 def normal(*shape: int, dtype: torch.dtype = torch.float16, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed + sum(shape))
     return torch.randn(*shape, generator=generator).to(dtype)
+
+
+PINGPONG = (64, 128, 2, True)
 
 
 def force(
@@ -95,6 +102,14 @@ def test_widths_that_are_no_power_of_two(monkeypatch: pytest.MonkeyPatch, width:
     check(normal(rows + 24, 136), normal(136, 2 * width + 8))
     force(monkeypatch, rows, width, rows // 64, stages=2, blocks=4, cluster_m=2)
     check(normal(rows + 24, 136), normal(2 * width + 8, 136).t())
+
+
+@pytest.mark.parametrize("width", NARROW)
+def test_few_columns_for_each_block(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """Two blocks beside one another read half of a's tile each; one tile of the last cluster lies outside."""
+    for across in (1, 2):
+        force(monkeypatch, 64, width, 1, stages=5, blocks=4, cluster_n=across)
+        check(normal(40, 392), normal(5 * width - 8, 392).t())
 
 
 @pytest.mark.parametrize("pingpong", [False, True])
@@ -285,10 +300,10 @@ def test_int32_wants_int8_and_nothing_after_it() -> None:
 
 MISTAKES = {
     "no fence before the bulk store": ('tilus.fence("async")', "pass"),
-    "no wait for the buffer of a store": ("tilus.bulk_wait(0 if part == 0 and parts % 2 else 1)", "pass"),
+    "no wait for the buffer of a store": ("tilus.bulk_wait(0 if buffers == 1 or (part == 0 and parts % 2) else 1)", "pass"),
     "no wait for free stages": ("tilus.wait(empty, phase, index=stage)", "pass"),
     "the producer's first phase": ("stage, phase = 0, 1", "stage, phase = 0, 0"),
-    "the consumer's first phase": ("stage, phase = 0, 0", "stage, phase = 0, 1"),
+    "the consumer's first phase": ("phase, done, owed = 0, 0", "phase, done, owed = 0, 1"),
     "a stage too few": ("tilus.shared(b_dtype, (stages, ", "tilus.shared(b_dtype, (stages - 1, "),
     "a stage is freed while it is read": ("tilus.dot_wait(pending=1)", "pass"),
     "too few bytes announced": ("bytes=(block_m + block_n)", "bytes=(block_m + block_n - 8)"),
@@ -350,6 +365,41 @@ def test_a_planted_mistake_among_blocks_is_reported(tmp_path: Path, mistake: str
     assert module.hopper_matmul_kernel.simulate(*arguments, target="sm_90a", **options).hazards
 
 
+RESIDUAL_MISTAKES = {
+    "the residual is not waited for": ("tilus.wait(given, done, index=consumer * buffers + part)", "pass"),
+    "the result before has not left": ("tilus.bulk_wait(0)\n                        for part", "for part"),
+    "the residual's place is not waited for": ("tilus.wait(taken, done + 1, index=at)", "pass"),
+    "the place is not given back": ("tilus.arrive(taken, index=consumer * buffers + part)", "pass"),
+}
+
+
+def residual_launch(kernel: Kernel, pingpong: bool) -> Report:
+    """Run a product with a residual on two blocks that have two or three tiles each, of which they share some."""
+    c, none = torch.zeros(1, 320, 128).half(), torch.zeros(1)
+    a, b, residual = normal(1, 320, 320), normal(1, 128, 320), normal(1, 320, 128)
+    partial = torch.zeros(4, 64, 128)
+    arguments = (a, b, c, c[0, 0], residual, none, none, partial, 1.0, 1.0, 2, 3)
+    return kernel.simulate(
+        *arguments, target="sm_90a", dtype=dtypes.float16, b_dtype=dtypes.float16, out_dtype=dtypes.float16,
+        b_turned=True, has_residual=True, bulk_residual=True, block_m=64, block_n=128, stages=3,
+        consumers=2 if pingpong else 1, pingpong=pingpong, stream=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("pingpong", [False, True], ids=["one consumer", "ping-pong"])
+@pytest.mark.parametrize("mistake", RESIDUAL_MISTAKES)
+def test_a_planted_mistake_with_a_residual_is_reported(tmp_path: Path, mistake: str, pingpong: bool) -> None:
+    residual_launch(hopper_matmul_kernel, pingpong).raise_if_hazards()
+    module = changed_module(hopper_matmul_kernel, tmp_path, *RESIDUAL_MISTAKES[mistake])
+    assert residual_launch(module.hopper_matmul_kernel, pingpong).hazards
+
+
+@pytest.mark.parametrize("pingpong", [False, True], ids=["one consumer", "ping-pong"])
+def test_the_banks_of_a_residual_have_no_conflicts(pingpong: bool) -> None:
+    counters = residual_launch(hopper_matmul_kernel, pingpong).counters
+    assert counters["shared_wavefronts"] == counters["shared_wavefronts_ideal"] > 0
+
+
 def test_the_unchanged_copy_is_clean(tmp_path: Path) -> None:
     module = changed_module(hopper_matmul_kernel, tmp_path, "import tilus", "import tilus")
     report = module.hopper_matmul_kernel.simulate(
@@ -377,9 +427,9 @@ def compiled(dtype: Any, shape: tuple[int, int, int, bool], **options: Any) -> C
     plain = HopperSchedule(block_m, block_n, 1024 // dtype.bits, 2, consumers, pingpong)
     stages = deepest(plain, 16, HOPPER)
     chosen: dict[str, Any] = dict(
-        dtype=dtype, b_dtype=dtype, out_dtype=dtypes.bfloat16, b_turned=True,
+        dtype=dtype, b_dtype=dtype, b_turned=True,
         acc_dtype=dtypes.int32 if dtype is dtypes.int8 else dtypes.float32,
-        **{**vars(plain), "stages": stages, "scales": "rows" if eight else "", **options},
+        **{"out_dtype": dtypes.bfloat16, **vars(plain), "stages": stages, "scales": "rows" if eight else "", **options},
     )  # fmt: skip
     return hopper_matmul_kernel.compile(target="sm_90a", **chosen)
 
@@ -407,7 +457,6 @@ def test_no_tile_spills(shape: tuple[int, int, int, bool], cluster: tuple[int, i
     assert ("multicast::cluster" in made.ptx) == (cluster != (1, 1))
 
 
-PINGPONG = (64, 128, 2, True)
 EPILOGUES: list[tuple[tuple[int, int, int, bool], dict[str, Any]]] = [
     (TILES[0], {"activation": "gelu"}),
     (TILES[0], {"activation": "silu", "has_bias": True, "stream": True}),
@@ -421,6 +470,7 @@ EPILOGUES: list[tuple[tuple[int, int, int, bool], dict[str, Any]]] = [
     (PINGPONG, {"activation": "silu", "has_bias": True, "scales": "rows", "stream": True}),
     ((128, 128, 2, True), {"stream": True, "cluster_m": 2}),
     ((128, 240, 2, False), {"activation": "silu", "has_bias": True, "cluster_m": 2}),
+    ((64, 32, 1, False), {"activation": "silu", "has_bias": True, "cluster_n": 2}),
     ((64, 80, 1, False), {"activation": "silu", "has_bias": True, "has_residual": True, "scales": "rows"}),
 ]
 
@@ -433,6 +483,24 @@ def test_no_epilogue_spills(shape: tuple[int, int, int, bool], options: dict[str
     plain = HopperSchedule(shape[0], shape[1], 64, 2, shape[2], shape[3])
     assert accumulators(plain) <= (FEWER_ACCUMULATORS if many else MOST_ACCUMULATORS)
     check_resources(compiled(dtypes.bfloat16, shape, **options))
+
+
+@ASSEMBLES
+@pytest.mark.parametrize("shape", [TILES[1], PINGPONG, (128, 112, 2, False)], ids=str)
+@pytest.mark.parametrize("out", [16, 32])
+def test_a_residual_comes_in_bulk(shape: tuple[int, int, int, bool], out: int) -> None:
+    """No thread loads it from global memory, and there is room for it, and registers for other epilogues."""
+    plain = HopperSchedule(shape[0], shape[1], 64, 2, shape[2], shape[3])
+    chosen = with_residual(replace(plain, stages=deepest(plain, out, HOPPER)), out, HOPPER)
+    assert chosen is not None
+    options: dict[str, Any] = {"has_residual": True, "bulk_residual": True, "stages": chosen.stages}
+    dtype = {16: dtypes.bfloat16, 32: dtypes.float32}[out]
+    made = compiled(dtypes.bfloat16, shape, out_dtype=dtype, **options)
+    check_resources(made)
+    assert "ld.global" not in made.ptx
+    check_resources(
+        compiled(dtypes.bfloat16, shape, activation="gelu", scales="rows", has_bias=True, **options)
+    )
 
 
 @ASSEMBLES

@@ -14,11 +14,15 @@ from hypothesis import strategies as st
 from tilus import dtypes
 from tilus.codegen import target
 from tilus.codegen.assemble import available
+from tilus.ops import schedules
 from tilus.ops.hopper_matmul_kernel import hopper_matmul_kernel
 from tilus.ops.schedules import (
     BLOCK_SCALED_TILES,
+    DEVICE_BYTES_PER_CYCLE,
     MOST_ACCUMULATORS,
+    ROW_SPAN,
     SCALE_BYTES,
+    WIDE_SPAN,
     HopperSchedule,
     accumulators,
     block_scaled_schedule,
@@ -134,6 +138,46 @@ def test_few_rows_keep_all_multiprocessors_busy() -> None:
             assert chosen.block_m == 64
             # As many bytes as device memory gives come in.
             assert work_of(chosen, m, n, k, 1, PROCESSORS).blocks >= 64
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("m", [1, 16, 64, 128])
+def test_few_rows_keep_device_memory_busy(m: int, bits: int) -> None:
+    """Each multiprocessor has enough bytes under way, and the products take little longer than their bytes."""
+    shapes = [(10240, 8192), (8192, 8192), (57344, 8192), (8192, 28672)] + [(4096, 7168)] * (m <= 64)
+    for n, k in shapes:
+        plain = hopper_schedule(m, n, k, 1, bits, 16, HOPPER, PROCESSORS, span=ROW_SPAN)
+        blocks = block_scaled_schedule(m, n, k, 16, HOPPER, PROCESSORS)
+        for chosen, size, promoted in ((plain, bits, False), (blocks, 8, True)):
+            lines = min(chosen.block_m, m) / chosen.cluster_n + chosen.block_n / chosen.cluster_m
+            # 4.8 TB/s times 700 ns over 132 multiprocessors is 25 KB.
+            assert (chosen.stages - 1) * lines * 128 > 60 << 10, (n, k, chosen)
+            moved = (m * k + n * k) * size / 8 + m * n * 2
+            least = moved / (DEVICE_BYTES_PER_CYCLE * PROCESSORS)
+            length = estimated_cycles(chosen, m, n, k, 1, size, PROCESSORS, promoted=promoted)
+            # Launch, the first bytes and the last store: 2 microseconds.
+            assert length < 1.05 * least + 4000, (n, k, chosen)
+
+
+def test_operands_along_n_share_whole_swizzles() -> None:
+    wide, narrow = (set(hopper_candidates(16, 16, HOPPER, span=span)) for span in (WIDE_SPAN, ROW_SPAN))
+    assert wide < narrow
+    for chosen in wide:
+        assert chosen.block_n // chosen.cluster_m % 64 == 0 or chosen.cluster_m == 1
+        assert chosen.block_m // chosen.cluster_n % 64 == 0
+
+
+def test_a_schedule_that_was_chosen_before_is_found_at_once() -> None:
+    """It is looked up, not estimated: nothing but a dictionary stands between an op and its launch."""
+    for choose, arguments in (
+        (hopper_schedule, (77, 4096, 4096, 1, 16, 16, HOPPER, PROCESSORS)),
+        (schedules._block_scaled_schedule, (77, 4096, 4096, 16, HOPPER, PROCESSORS, 96)),
+        (schedules.grouped_schedule, (64, 4096, 4096, 16, 16, HOPPER, PROCESSORS)),
+    ):
+        first = choose(*arguments)
+        hits = choose.cache_info().hits
+        assert choose(*arguments) is first
+        assert choose.cache_info().hits == hits + 1
 
 
 @pytest.mark.parametrize("bits", [8, 16])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tilus.errors import ShapeMismatch, TypeMismatch
 from tilus.ops import QuantizedWeight, from_codes, gated_pair, quantize, quantized_matmul
+from tilus.ops.quantized_schedule import Choice, choose
 from tilus.ops.weights import interleave
 
 MODULE = sys.modules["tilus.ops.quantized_matmul"]
@@ -66,14 +68,23 @@ def test_bias_and_activation(m: int, activation: str, gated: bool, device: str) 
 
 @pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
 @pytest.mark.parametrize("activations", [None, torch.int8], ids=["16 bits", "8 bits"])
+@pytest.mark.parametrize(("share", "schedule"), [("split", {"splits": 4}), ("stream", {"blocks": 5})])
 def test_parts_of_k_are_summed_before_the_epilogue(
-    monkeypatch: pytest.MonkeyPatch, activations: torch.dtype | None, gated: bool
+    monkeypatch: pytest.MonkeyPatch,
+    share: str,
+    schedule: dict[str, int],
+    activations: torch.dtype | None,
+    gated: bool,
 ) -> None:
-    monkeypatch.setattr(MODULE, "processors", lambda x: 132)
-    sums = []
-    original = MODULE.sum_parts_kernel
+    def chosen(*arguments: object) -> Choice:
+        made = choose(*arguments)  # type: ignore[arg-type]
+        return replace(made, schedule=replace(made.schedule, **{"splits": 1, "blocks": 0, **schedule}))
+
+    monkeypatch.setattr(MODULE, "choose", chosen)
+    calls = []
+    original = MODULE.call_of
     monkeypatch.setattr(
-        MODULE, "sum_parts_kernel", lambda *args, **options: (sums.append(1), original(*args, **options))
+        MODULE, "call_of", lambda *args, **options: calls.append(original(*args, **options)) or calls[-1]
     )
     weight = weight_of(2048, 40, activations=activations)
     if gated:
@@ -81,7 +92,7 @@ def test_parts_of_k_are_summed_before_the_epilogue(
     torch.manual_seed(0)
     bias, a = torch.randn(weight.shape[1]).half(), torch.randn(5, 2048).half()
     found = quantized_matmul(a, weight, bias, "silu")
-    assert sums
+    assert [call.options["share"] for call in calls] == [share]
     exact = expected(a, weight, bias, "silu")
     # Activations of 8 bits are off by half of 1 / 127 of the largest one.
     limit = 0.03 if activations else 2.0**-8

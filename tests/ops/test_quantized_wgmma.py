@@ -53,11 +53,9 @@ def call(
     activation: str = "",
     processors: int = 2,
 ) -> tuple[torch.Tensor, tuple[Any, ...], dict[str, Any]]:
-    """Return the result's parts, and what the op calls the kernel with for them."""
+    """Return where the result goes, and what the op calls the kernel with for it."""
     m, n = a.shape[0], weight.shape[1]
-    n_out = n // 2 if weight.gated and schedule.splits == 1 else n
-    own = a.dtype if schedule.splits == 1 else torch.float32
-    parts = torch.full((schedule.splits, m, n_out), float("nan"), dtype=own)
+    parts = torch.full((1, m, n // 2 if weight.gated else n), float("nan"), dtype=a.dtype)
     made = wgmma_call(a, weight, schedule, TARGET, processors, out=parts, bias=bias, activation=activation)
     return parts, made.arguments, made.options
 
@@ -69,10 +67,10 @@ def multiply(
     kernel: Kernel | None = None,
     **more: Any,
 ) -> tuple[torch.Tensor, Report]:
-    """Run the kernel on the simulator, add its parts up, and return the result with the report."""
+    """Run the kernel on the simulator, and return the result with the report."""
     parts, arguments, options = call(a, weight, schedule, **more)
     report = (kernel or quantized_wgmma_kernel).simulate(*arguments, target="sm_90a", **options)
-    return parts.sum(0).to(a.dtype), report
+    return parts[0], report
 
 
 def by_torch(a: torch.Tensor, weight: QuantizedWeight) -> torch.Tensor:
@@ -154,7 +152,7 @@ def test_zero_points_of_long_groups_cost_no_precision(bits: int, own: torch.dtyp
 TILES = [
     WgmmaSchedule(block_m=16, block_n=128, stages=2),
     WgmmaSchedule(block_m=48, block_n=256, stages=4, pieces=2),
-    WgmmaSchedule(block_m=64, block_n=128, stages=3, splits=3),
+    WgmmaSchedule(block_m=64, block_n=128, stages=3, pieces=2, stream=True),
     WgmmaSchedule(block_m=128, block_n=256, stages=3, pieces=4),
     WgmmaSchedule(block_m=96, block_n=128, stages=3, pieces=4, cluster=2),
 ]
@@ -245,12 +243,83 @@ def test_blocks_of_a_cluster_share_the_rows_of_activations() -> None:
     assert read[1] - read[2] == a.nbytes
 
 
-def test_two_runs_give_the_same_bits() -> None:
-    weight = random_weight("uint3", 512, 256, 64, zero_point=True)
-    a = torch.randn(20, 512).half()
-    schedule = WgmmaSchedule(block_m=32, block_n=128, stages=2, splits=2)
-    first, second = (multiply(a, weight, schedule, processors=p)[0] for p in (1, 3))
-    assert torch.equal(first, second)
+SHARED = [
+    (40, 264, 640, 7, 16, 128, 1),
+    (33, 264, 512, 20, 64, 256, 1),
+    (33, 500, 400, 7, 32, 128, 2),
+    (20, 72, 1024, 5, 32, 128, 1),
+]
+
+
+@pytest.mark.parametrize(("m", "n", "k", "processors", "block_m", "block_n", "cluster"), SHARED)
+def test_clusters_share_tiles(
+    m: int, n: int, k: int, processors: int, block_m: int, block_n: int, cluster: int
+) -> None:
+    """Units of k are cut into equal shares, and the counters are left as they were."""
+    weight = (
+        random_weight("uint4", k, n, zero_point=True) if k % 128 == 0 else random_weight("uint4", k, n, 16)
+    )
+    schedule = WgmmaSchedule(
+        block_m, block_n, stages=3, pieces=max(1, block_m // 32), cluster=cluster, stream=True
+    )
+    a = torch.randn(m, k).half()
+    division = schedule.division(m, n, k, processors)
+    assert division.shared_tiles % division.clusters, "some tile has several shares"
+    parts, arguments, options = call(a, weight, schedule, processors=processors)
+    assert options["stream"]
+    quantized_wgmma_kernel.simulate(*arguments, target="sm_90a", **options).raise_if_hazards()
+    check_product(parts[0], a.double() @ weight.dequantize(), by_torch(a, weight))
+    (arrived,) = (x for x in arguments if isinstance(x, torch.Tensor) and x.dtype == torch.int32)
+    assert not arrived.any()
+
+
+def test_shares_are_equal_and_few_clusters_share_a_tile() -> None:
+    for m, n, k in [
+        (17, 1024, 4096),
+        (64, 4096, 4096),
+        (100, 6144, 4096),
+        (256, 8192, 28672),
+        (200, 57344, 8192),
+    ]:
+        for block_n in (128, 256):
+            schedule = WgmmaSchedule(32, block_n, stream=True)
+            tiles, steps = schedule.tiles(m, n), k // 128
+            division = schedule.division(m, n, k, 132)
+            if not division.shared_tiles:
+                assert tiles % 132 == 0
+                continue
+            whole = tiles - division.shared_tiles
+            assert whole % division.clusters == 0
+            shares = division.shared_tiles * steps / division.clusters
+            assert shares >= 2
+            assert division.clusters <= 8 * division.shared_tiles
+            if tiles > 132:
+                assert steps <= shares < 2 * steps
+
+
+IN_ORDER = ("range(first, last + 1)", "range(first, last + 1)")
+BACKWARDS = (
+    "for other in range(first, last + 1):",
+    "for back in range(last - first + 1):\n        other = last - back",
+)
+
+
+@pytest.mark.parametrize("order", [IN_ORDER, BACKWARDS], ids=["in order", "backwards"])
+def test_shares_are_added_in_the_order_of_k(order: tuple[str, str], tmp_path: Any) -> None:
+    """2**24 + 1 - 2**24 is 0 in float32 from left to right, and 1 from right to left."""
+    from tilus.ops import quantized_wgmma_parts
+
+    k, n = 768, 128
+    weight = from_codes(np.full((k, n), 4, np.uint8), dtypes.int4, torch.ones(1, n).half(), None, -1)
+    a = torch.zeros(20, k).half()
+    a[:, :256], a[:, 300], a[:, 512:] = 2.0**14, 0.25, -(2.0**14)
+    schedule = WgmmaSchedule(block_m=32, block_n=128, stages=2, stream=True)
+    assert schedule.division(20, n, k, 3).clusters == 3
+    parts = loaded(quantized_wgmma_parts, *order, tmp_path)
+    kernel = changed("stages: constexpr = 3", "stages: constexpr = 4", tmp_path, parts)
+    found, report = multiply(a, weight, schedule, kernel, processors=3)
+    report.raise_if_hazards()
+    assert (found == (0 if order == IN_ORDER else 1)).all()
 
 
 def test_a_gated_pair_is_multiplied_at_the_end() -> None:
@@ -280,14 +349,22 @@ MISTAKES = {
         "tilus.wait(empty, 1 - phase if stage == 0 else phase, index=before)", "pass",
     ),
     "fewer bytes are announced than come": ("size = block_m * UNIT_K", "size = block_m * UNIT_K // 2"),
-    "the bulk store may miss what threads stored": ('tilus.fence("async")', "pass"),
-    "the tile before may still be on its way out": ("tilus.bulk_wait(0)\n", "pass\n"),
 }  # fmt: skip
+
+
+MISTAKES_OF_PARTS = {
+    "what a share left may not be there when it is read": ('order="acq_rel"', 'order="relaxed"'),
+    "the last one reads what nobody has left": ("== last - first\n    if done", ">= 0\n    if done"),
+    "two clusters leave their sums in one place": (
+        "return 2 * team + (0 if begins == number else 1)",
+        "return team",
+    ),
+}
 
 
 MISTAKES_OF_CLUSTERS = {
     "a stage is filled while the other block still reads it": ("arrivals=cluster * warps", "arrivals=warps"),
-    "the other block never hears that a stage is free": ("rank=other", "rank=rank"),
+    "the other block never hears that a stage is free": ("release(empty, before, cluster)", "release(empty, before, 1)"),
     "the other block's half never comes": ("multicast=(1 << cluster) - 1", "multicast=1 << rank"),
 }
 
@@ -297,6 +374,18 @@ def test_a_planted_mistake_is_reported(mistake: str, tmp_path: Any) -> None:
     kernel = changed(*MISTAKES[mistake], tmp_path)
     weight = random_weight("uint4", 640, 128)
     _, report = multiply(torch.randn(60, 640).half(), weight, SMALL, kernel, processors=1)
+    assert report.hazards
+
+
+@pytest.mark.parametrize("mistake", list(MISTAKES_OF_PARTS))
+def test_a_planted_mistake_in_the_parts_is_reported(mistake: str, tmp_path: Any) -> None:
+    from tilus.ops import quantized_wgmma_parts
+
+    parts = loaded(quantized_wgmma_parts, *MISTAKES_OF_PARTS[mistake], tmp_path)
+    kernel = changed("stages: constexpr = 3", "stages: constexpr = 4", tmp_path, parts)
+    weight, a = random_weight("uint4", 1024, 256), torch.randn(20, 1024).half()
+    schedule = WgmmaSchedule(block_m=32, block_n=128, stages=2, stream=True)
+    _, report = multiply(a, weight, schedule, kernel, processors=5)
     assert report.hazards
 
 
@@ -316,21 +405,31 @@ def test_the_copy_for_planted_mistakes_is_right_without_one(tmp_path: Any) -> No
     report.raise_if_hazards()
 
 
-def changed(old: str, new: str, folder: Any) -> Kernel:
+def changed(old: str, new: str, folder: Any, parts: Any = None) -> Kernel:
     """Return the kernel made of its module's source with one place changed."""
     from tilus.ops import quantized_wgmma_kernel as module
 
+    made = loaded(module, old, new, folder)
+    if parts is not None:
+        for name in ("arrive_last", "in_order", "release", "sent"):
+            setattr(made, name, getattr(parts, name))
+    kernel: Kernel = made.quantized_wgmma_kernel
+    return kernel
+
+
+def loaded(module: Any, old: str, new: str, folder: Any) -> Any:
+    """Return a copy of a module with one place changed."""
     source = inspect.getsource(module)
-    assert old in source, f"{old!r} is not in the kernel any more"
-    path = folder / "changed_kernel.py"
+    assert old in source, f"{old!r} is not in {module.__name__} any more"
+    name = f"changed_{module.__name__.rpartition('.')[2]}"
+    path = folder / f"{name}.py"
     path.write_text(source.replace(old, new))
-    spec = importlib.util.spec_from_file_location("changed_kernel", path)
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    kernel: Kernel = loaded.quantized_wgmma_kernel
-    return kernel
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    return made
 
 
 FORMS = [
@@ -363,9 +462,12 @@ def test_all_candidates_fit(form: WeightForm) -> None:
             assert schedule.resident * (taken + 1024) <= 233_472
             assert schedule.stages >= 2
             assert schedule.block_m % schedule.pieces == 0
-            steps = -(-k // 128)
-            length = -(-steps // schedule.splits)
-            assert (schedule.splits - 1) * length < steps
+            division = schedule.division(m, n, k, 132)
+            assert division.clusters * schedule.cluster <= 132 * schedule.resident
+            assert (division.shared_tiles > 0) == schedule.stream
+            if schedule.stream:
+                assert division.shared_tiles * -(-k // 128) >= division.clusters
+                assert schedule.block_m // schedule.pieces <= 32
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda f: f.dtype.name)
@@ -375,9 +477,10 @@ def test_the_tiles_suit_the_shape(form: WeightForm) -> None:
     assert few is not None
     assert many is not None
     assert few.block_m == 32
-    tiles = 4096 // few.block_n * few.splits
-    assert tiles >= 64, "about half of the multiprocessors, or more, have work"
-    assert (many.block_m, many.block_n, many.splits) == (128, 256, 1)
+    assert few.division(17, 4096, 4096, 132).clusters >= 64, (
+        "about half of the multiprocessors, or more, have work"
+    )
+    assert (many.block_m, many.block_n, many.stream) == (128, 256, False)
 
 
 def test_tiles_of_other_heights_are_for_what_they_fit() -> None:
@@ -427,10 +530,11 @@ def test_activations_that_bulk_copies_cannot_read(a: torch.Tensor, monkeypatch: 
     check_product(quantized_matmul(a, weight), a.double() @ weight.dequantize(), by_torch(a, weight))
 
 
-@pytest.mark.parametrize("splits", [1, 3])
-def test_the_op_runs_the_kernel(splits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_op_runs_the_kernel(stream: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     module = importlib.import_module("tilus.ops.quantized_matmul")
-    chosen = WgmmaSchedule(block_m=32, block_n=128, stages=2, splits=splits)
+    chosen = WgmmaSchedule(block_m=16, block_n=128, stages=2, stream=stream)
+    monkeypatch.setattr(module, "processors", lambda x: 3)
     asked = []
 
     def choose(m: int, n: int, k: int, *rest: object) -> WgmmaSchedule:

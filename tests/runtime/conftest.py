@@ -31,7 +31,17 @@ def fake_driver(c_compiler: str, tmp_path_factory: pytest.TempPathFactory) -> Pa
     if not sys.platform.startswith("linux"):
         pytest.skip("the fake CUDA driver is a libcuda.so.1, which only Linux loads")
     folder = tmp_path_factory.mktemp("fake-cuda")
-    command = [c_compiler, "-std=gnu99", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-pthread", f"-I{FAKE}"]
+    command = [
+        c_compiler,
+        "-std=gnu99",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-shared",
+        "-fPIC",
+        "-pthread",
+        f"-I{FAKE}",
+    ]
     command += [*map(str, sorted(FAKE.glob("*.c"))), "-o", str(folder / "libcuda.so.1"), "-ldl"]
     subprocess.run(command, check=True)
     return folder

@@ -166,7 +166,7 @@ def test_failures_of_the_driver_are_errors_in_its_words(with_fake_driver: Run) -
             try:
                 kernels.copy_rows(torch.zeros(4, 32), torch.zeros(4, 32))
             except LaunchError as error:
-                print(error)
+                print(error.message)
     """
     resources = "too many resources, says the fake (CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES)"
     assert with_fake_driver(program(code))[0].splitlines() == [

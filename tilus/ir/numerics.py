@@ -237,7 +237,8 @@ def compare(kind: str, a: Array, b: Array, dtype: DType) -> Array:
 
 _REDUCE: dict[str, Any] = {
     "sum": np.sum, "prod": np.prod, "max": np.max, "min": np.min, "any": np.any, "all": np.all,
-    "xor": np.bitwise_xor.reduce, "argmax": np.argmax, "argmin": np.argmin,
+    "and": np.bitwise_and.reduce, "or": np.bitwise_or.reduce, "xor": np.bitwise_xor.reduce, "argmax": np.argmax,
+    "argmin": np.argmin,
 }  # fmt: skip
 
 

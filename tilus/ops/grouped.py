@@ -22,7 +22,7 @@ from tilus.ops.quantized_matmul import EPILOGUES
 from tilus.ops.quantized_schedule import Schedule, WeightForm, fitting
 from tilus.ops.routing import Routing
 from tilus.ops.scales import kernel_scale, scale_exponent
-from tilus.ops.schedules import fits_bulk_copies
+from tilus.ops.schedules import fits_bulk_copies, grouped_blocks
 from tilus.ops.schedules import grouped_schedule as hopper_grouped_schedule
 from tilus.ops.weights import QuantizedWeight, interleave
 
@@ -380,14 +380,13 @@ def _run(
         "block": block or block_m,
     }
     if target.has("wgmma") and a.shape[-1] and fits_bulk_copies(rows) and fits_bulk_copies(matrices):
-        total = rows.shape[0] * rows.shape[1]
-        count = processors(a)
+        (groups, height), n, count = rows.shape[:2], b.shape[2], processors(a)
         chosen = hopper_grouped_schedule(
-            block_m, total, b.shape[2], dtype.bits, OUTPUTS[out.dtype].bits, target, count
+            block_m, groups * height, n, dtype.bits, OUTPUTS[out.dtype].bits, target, count
         )
-        tiles = rows.shape[0] * -(-rows.shape[1] // block_m) * -(-b.shape[2] // chosen.block_n)
+        blocks = grouped_blocks(chosen, groups, height, n, count)
         grouped_hopper_kernel(
-            *arguments, min(tiles, count), **options, **vars(chosen), bulk_store=fits_bulk_copies(result)
+            *arguments, blocks, **options, **vars(chosen), bulk_store=fits_bulk_copies(result)
         )
         return out
     grouped_matmul_kernel(

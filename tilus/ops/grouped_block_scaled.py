@@ -24,6 +24,7 @@ from tilus.ops.schedules import (
     block_scaled_candidates,
     estimated_cycles,
     fits_bulk_copies,
+    grouped_blocks,
     most_promoted,
     suits,
 )
@@ -119,7 +120,8 @@ def grouped_block_scaled_schedule(
 ) -> HopperSchedule:
     """Return the tile with the least estimated time if all rows are used, as high as a block or an expert's capacity.
 
-    A block of rows has one expert, so that the tiles are those of a product with as many rows as all groups have.
+    A block of rows has one expert, so that the tiles are those of a product with as many rows as all groups have. Those
+    below one another may have different experts, so that clusters lie along the columns.
     """
     height = max(WARPGROUP_ROWS, tile_rows(block, rows, BLOCK))
     return min(
@@ -127,7 +129,7 @@ def grouped_block_scaled_schedule(
             chosen
             for chosen in block_scaled_candidates(out_bits, target, most)
             if chosen.block_m == height
-            and chosen.cluster == 1
+            and chosen.cluster_m == 1
             and not chosen.stream
             and suits(chosen, height, n)
         ),
@@ -164,11 +166,10 @@ def _run(
     bulk = target.has("wgmma") and fits_bulk_copies(rows) and fits_bulk_copies(matrices)
     # A tile has one expert: smaller blocks would leave a warpgroup's rows to several of them.
     if bulk and (block == 0 or block >= WARPGROUP_ROWS):
-        groups, count = rows.shape[0], processors(a)
+        (groups, height), count = rows.shape[:2], processors(a)
         chosen = grouped_block_scaled_schedule(
-            block, groups, rows.shape[1], n, k, OUTPUTS[out_dtype].bits, target, count, most_promoted()
+            block, groups, height, n, k, OUTPUTS[out_dtype].bits, target, count, most_promoted()
         )
-        tiles = groups * -(-rows.shape[1] // chosen.block_m) * -(-n // chosen.block_n)
         hopper_grouped_block_scaled_kernel(
             rows,
             matrices,
@@ -176,13 +177,14 @@ def _run(
             scales,
             b_scale,
             owners,
-            min(tiles, count),
+            grouped_blocks(chosen, groups, height, n, count),
             **types,
             block=block or chosen.block_m,
             block_m=chosen.block_m,
             block_n=chosen.block_n,
             stages=chosen.stages,
             consumers=chosen.consumers,
+            cluster_n=chosen.cluster_n,
             bulk_store=fits_bulk_copies(result),
         )
         return out

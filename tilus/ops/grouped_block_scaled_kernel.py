@@ -13,7 +13,7 @@ from tilus import Tensor, constexpr, float16, float32, int32
 from tilus.ops.block_scaled_kernel import BLOCK, scaled_product
 from tilus.ops.grouped_hopper_kernel import located
 from tilus.ops.grouped_kernel import ORDER, owner
-from tilus.ops.hopper_matmul_kernel import following, place, send
+from tilus.ops.hopper_matmul_kernel import fetch, following, place, send
 
 
 @tilus.kernel
@@ -35,42 +35,47 @@ def hopper_grouped_block_scaled_kernel(
     block_n: constexpr = 128,
     stages: constexpr = 5,
     consumers: constexpr = 2,
+    cluster_n: constexpr = 1,
     bulk_store: constexpr = True,
 ):
     """c[g, r] = (a[g, r] * its scales) @ (b[expert of row r of group g] * its scales).T, in persistent blocks.
 
-    They find their tiles as those of `grouped_hopper_kernel` do.
+    They find their tiles, and share a's in clusters, as those of `grouped_hopper_kernel` do.
     """
     groups, rows, k = a.shape
     n = c.shape[2]
     warps = 4 * consumers
-    tilus.grid(blocks, warps=warps + 4)
-    down, across = tilus.cdiv(rows, block_m), tilus.cdiv(n, block_n)
+    tilus.grid(blocks, warps=warps + 4, cluster=cluster_n)
+    team, teams = tilus.block_id(0) // cluster_n, tilus.max(tilus.grid_dim(0) // cluster_n, 1)
+    rank = tilus.cluster_rank() if cluster_n > 1 else 0
+    down, across = tilus.cdiv(rows, block_m), tilus.cdiv(n, block_n * cluster_n)
     steps = tilus.cdiv(k, BLOCK)
 
     sa = tilus.shared(dtype, (stages, block_m, BLOCK))
     sb = tilus.shared(b_dtype, (stages, block_n, BLOCK))
     ss = tilus.shared(float32, (stages, block_m))
     full = tilus.barrier(stages)
-    empty = tilus.barrier(stages, arrivals=warps)
+    empty = tilus.barrier(stages, arrivals=cluster_n * warps)
     budget = consumers > 1
 
     with tilus.warps(warps, 4, registers=40 if budget else 0):
         with tilus.warps(warps, 1):
             stage, phase, group, before = 0, 1, 0, 0
-            for tile in range(tilus.block_id(0), groups * down * across, tilus.grid_dim(0)):
+            for tile in range(team, groups * down * across, teams):
                 group, before, batch, bi, bj, expert, last = located(
                     owners, tile, group, before, groups, down, across, block, block_m, masked
                 )
                 if last:
                     break
-                row, column = bi * block_m, bj * block_n
+                row, column = bi * block_m, (bj * cluster_n + rank) * block_n
                 for step in range(steps if expert >= 0 else 0):
                     tilus.wait(empty, phase, index=stage)
                     tilus.arrive(full, index=stage, bytes=(block_m + block_n) * BLOCK + 4 * block_m)
                     at = step * BLOCK
-                    tilus.copy_bulk(sa[stage], a, (batch, row, at), full, index=stage)
-                    tilus.copy_bulk(sb[stage], b, (expert, column, at), full, index=stage)
+                    fetch(sb[stage], b, expert, column, at, True, full, stage, 0, 1, 0)
+                    fetch(
+                        sa[stage], a, batch, row, at, True, full, stage, rank, cluster_n, (1 << cluster_n) - 1
+                    )
                     tilus.copy_bulk(ss[stage], a_scale, (batch, step, row), full, index=stage)
                     stage, phase = following(stage, phase, stages)
 
@@ -78,16 +83,16 @@ def hopper_grouped_block_scaled_kernel(
         width = gcd(block_n, 1024 // out_dtype.bits)
         sc = tilus.shared(out_dtype, (2, block_m, width))
         stage, phase, group, before = 0, 0, 0, 0
-        for tile in range(tilus.block_id(0), groups * down * across, tilus.grid_dim(0)):
+        for tile in range(team, groups * down * across, teams):
             group, before, batch, bi, bj, expert, last = located(
                 owners, tile, group, before, groups, down, across, block, block_m, masked
             )
             if last:
                 break
             if expert >= 0:
-                row, column = bi * block_m, bj * block_n
+                row, column = bi * block_m, (bj * cluster_n + rank) * block_n
                 acc, stage, phase = scaled_product(
-                    sa, sb, ss, b_scale, full, empty, stage, phase, expert, column, 0, steps, 1
+                    sa, sb, ss, b_scale, full, empty, stage, phase, expert, column, 0, steps, cluster_n
                 )
                 parts = block_n // width
                 for part in tilus.static_range(parts):

@@ -12,7 +12,7 @@ from math import gcd
 import tilus
 from tilus import Tensor, constexpr, float32, int32
 from tilus.ops.grouped_kernel import ORDER, rescaled
-from tilus.ops.hopper_matmul_kernel import following, operand, place, release, send
+from tilus.ops.hopper_matmul_kernel import fetch, following, operand, place, release, send
 from tilus.ops.matmul_kernel import activate
 
 
@@ -44,9 +44,13 @@ def grouped_hopper_kernel(
     block_k: constexpr = 64,
     stages: constexpr = 4,
     consumers: constexpr = 2,
+    cluster_n: constexpr = 1,
     bulk_store: constexpr = True,
 ):
     """c[g, r] = activation(a[g, r] @ b[expert of row r of group g] + bias of that expert), as `grouped_matmul_kernel`.
+
+    The blocks of a cluster work on tiles beside one another, whose rows and expert are the same: each copies a part of
+    a's tile to all of them.
 
     With `swap` the transpose of a tile is multiplied: the tensor core's first operand has at least 64 rows, and these
     are columns of the result then, so that blocks of few rows waste nothing.
@@ -54,20 +58,22 @@ def grouped_hopper_kernel(
     groups, rows, k = a.shape
     n = c.shape[2]
     warps = 4 * consumers
-    tilus.grid(blocks, warps=warps + 4)
-    down, across = tilus.cdiv(rows, block_m), tilus.cdiv(n, block_n)
+    tilus.grid(blocks, warps=warps + 4, cluster=cluster_n)
+    team, teams = tilus.block_id(0) // cluster_n, tilus.max(tilus.grid_dim(0) // cluster_n, 1)
+    rank = tilus.cluster_rank() if cluster_n > 1 else 0
+    down, across = tilus.cdiv(rows, block_m), tilus.cdiv(n, block_n * cluster_n)
     steps = tilus.cdiv(k, block_k)
 
     sa = tilus.shared(dtype, (stages, block_m, block_k))
     sb = tilus.shared(b_dtype, (stages, block_n, block_k) if b_turned else (stages, block_k, block_n))
     full = tilus.barrier(stages)
-    empty = tilus.barrier(stages, arrivals=warps)
+    empty = tilus.barrier(stages, arrivals=cluster_n * warps)
     budget = consumers > 1
 
     with tilus.warps(warps, 4, registers=40 if budget else 0):
         with tilus.warps(warps, 1):
             stage, phase, group, before = 0, 1, 0, 0
-            for tile in range(tilus.block_id(0), groups * down * across, tilus.grid_dim(0)):
+            for tile in range(team, groups * down * across, teams):
                 group, before, batch, bi, bj, expert, last = located(
                     owners, tile, group, before, groups, down, across, block, block_m, masked
                 )
@@ -76,29 +82,25 @@ def grouped_hopper_kernel(
                 for step in range(steps if expert >= 0 else 0):
                     tilus.wait(empty, phase, index=stage)
                     tilus.arrive(full, index=stage, bytes=(block_m + block_n) * block_k * dtype.bits // 8)
-                    at, column = step * block_k, bj * block_n
-                    tilus.copy_bulk(sa[stage], a, (batch, bi * block_m, at), full, index=stage)
-                    tilus.copy_bulk(
-                        sb[stage],
-                        b,
-                        (expert, column, at) if b_turned else (expert, at, column),
-                        full,
-                        index=stage,
-                    )
+                    at, column = step * block_k, (bj * cluster_n + rank) * block_n
+                    fetch(
+                        sa[stage], a, batch, bi * block_m, at, True, full, stage, rank, cluster_n, (1 << cluster_n) - 1
+                    )  # fmt: skip
+                    fetch(sb[stage], b, expert, column, at, b_turned, full, stage, 0, 1, 0)
                     stage, phase = following(stage, phase, stages)
 
     with tilus.warps(0, warps, registers=232 if budget else 0):
         width = gcd(block_n, 1024 // out_dtype.bits)
         sc = tilus.shared(out_dtype, (1, block_m, block_n) if swap else (2, block_m, width))
         stage, phase, group, before = 0, 0, 0, 0
-        for tile in range(tilus.block_id(0), groups * down * across, tilus.grid_dim(0)):
+        for tile in range(team, groups * down * across, teams):
             group, before, batch, bi, bj, expert, last = located(
                 owners, tile, group, before, groups, down, across, block, block_m, masked
             )
             if last:
                 break
             if expert >= 0:
-                row, column = bi * block_m, bj * block_n
+                row, column = bi * block_m, (bj * cluster_n + rank) * block_n
                 tilus.wait(full, phase, index=stage)
                 acc = product(sa[stage], operand(sb[stage], b_turned), swap, acc_dtype)
                 read = stage
@@ -108,11 +110,11 @@ def grouped_hopper_kernel(
                     tilus.wait(full, phase, index=stage)
                     acc = product(sa[stage], operand(sb[stage], b_turned), swap, acc_dtype, acc)
                     tilus.dot_wait(pending=1)
-                    release(empty, read, 1)
+                    release(empty, read, cluster_n)
                     read = stage
                     stage, phase = following(stage, phase, stages)
                 acc = tilus.dot_wait(acc)
-                release(empty, read, 1)
+                release(empty, read, cluster_n)
                 parts = 1 if swap else block_n // width
                 for part in tilus.static_range(parts):
                     here = acc.transpose() if swap else acc[:, part * width : (part + 1) * width]

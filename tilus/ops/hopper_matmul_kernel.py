@@ -49,6 +49,7 @@ def hopper_matmul_kernel(
     pingpong: constexpr = False,
     stream: constexpr = False,
     bulk_store: constexpr = True,
+    bulk_residual: constexpr = False,
     cluster_m: constexpr = 1,
     cluster_n: constexpr = 1,
     group: constexpr = 8,
@@ -57,7 +58,8 @@ def hopper_matmul_kernel(
 
     A cluster has cluster_m x cluster_n tiles at a time. With `stream`, the last `shared_tiles` of these groups of
     tiles are cut along k into one piece for each cluster. Sums of a part of k go to `partial`, and `stream_k_kernel`
-    adds them up.
+    adds them up. With `bulk_residual`, more warps copy the residual's tile to where the result's will be stored from,
+    while its products are summed.
     """
     m, n = c.shape[1], c.shape[2]
     k = a.shape[1] if a_turned else a.shape[2]
@@ -80,6 +82,13 @@ def hopper_matmul_kernel(
     empty = tilus.barrier(stages, arrivals=size * (4 if pingpong else warps))
     # Each of two ping-pong consumers lets the other one multiply.
     turn = tilus.barrier(2, arrivals=4)
+    # The tensor memory accelerator writes rows of 128 bytes of the output.
+    width = gcd(block_n, 1024 // out_dtype.bits)
+    lanes, parts = 2 if pingpong else 1, block_n // width
+    buffers = parts if bulk_residual else 2
+    sc = tilus.shared(out_dtype, (lanes, buffers, block_m, width))
+    given = tilus.barrier(lanes * buffers)
+    taken = tilus.barrier(lanes * buffers, arrivals=4 if pingpong else warps)
     budget = consumers > 1
     if stream:
         # The kernel that adds up the parts is launched while this one runs.
@@ -116,30 +125,51 @@ def hopper_matmul_kernel(
                     )
                     stage, phase = following(stage, phase, stages)
 
-    for consumer in tilus.static_range(2 if pingpong else 1):
+        for lane in tilus.static_range(lanes if bulk_residual else 0):
+            with tilus.warps(warps + 1 + lane, 1):
+                done = 0
+                for unit in range(lane, own + pieces, lanes):
+                    tile, first, length = work_of(unit, own, whole, team, teams, shared_tiles, steps, stream)
+                    batch, i, j = place(tile, rows, columns, group)
+                    row = (i * cluster_m + rank_m) * block_m
+                    column = (j * cluster_n + rank_n) * block_n
+                    if length == steps:
+                        for part in tilus.static_range(parts):
+                            at = lane * buffers + part
+                            tilus.wait(taken, done + 1, index=at)
+                            tilus.arrive(given, index=at, bytes=block_m * width * out_dtype.bits // 8)
+                            offsets = (batch, row, column + part * width)
+                            tilus.copy_bulk(sc[lane][part], residual, offsets, given, index=at)
+                        done += 1
+
+    for consumer in tilus.static_range(lanes):
         with tilus.warps(4 * consumer, 4 if pingpong else warps, registers=232 if budget else 0):
-            # The tensor memory accelerator writes rows of 128 bytes of the output.
-            width = gcd(block_n, 1024 // out_dtype.bits)
-            sc = tilus.shared(out_dtype, (2, block_m, width))
             # Read from memory, alpha keeps the arithmetic of a part behind the barriers of the part before: else the
             # assembler computes all parts at once, and has no registers for that.
             factor = tilus.shared(float32, 1)
             tilus.store(factor, tilus.full(1, alpha))
             tilus.sync()
-            stage, phase = 0, 0
-            for unit in range(consumer, own + pieces, 2 if pingpong else 1):
+            stage, phase, done, owed = 0, 0, 0, 0
+            for unit in range(consumer, own + pieces, lanes):
                 tile, first, length = work_of(unit, own, whole, team, teams, shared_tiles, steps, stream)
                 batch, i, j = place(tile, rows, columns, group)
                 row = (i * cluster_m + rank_m) * block_m
                 column = (j * cluster_n + rank_n) * block_n
                 if pingpong:
-                    done = steps_before(unit, own, team, teams, shared_tiles, steps, stream)
-                    stage, phase = done % stages, done // stages
+                    past = steps_before(unit, own, team, teams, shared_tiles, steps, stream)
+                    stage, phase = past % stages, past // stages
                     tilus.wait(turn, unit // 2 + 1 - consumer, index=consumer)
                 tilus.wait(full, phase, index=stage)
                 acc = tilus.dot_async(
                     operand(sa[stage], a_turned), operand(sb[stage], b_turned), out_dtype=acc_dtype
                 )
+                if bulk_residual:
+                    if owed > 0:
+                        # The result before this one has left shared memory.
+                        tilus.bulk_wait(0)
+                        for part in tilus.static_range(parts):
+                            tilus.arrive(taken, index=consumer * buffers + part)
+                    owed = 0
                 read = stage
                 stage, phase = following(stage, phase, stages)
                 # One product stays in flight while the next one is started.
@@ -158,15 +188,23 @@ def hopper_matmul_kernel(
                     slot = 2 * team + (0 if unit == own else 1)
                     tilus.store(partial, acc, (slot * size + rank, 0, 0))
                 else:
-                    parts = block_n // width
+                    layout = sums_layout(block_m, width, 4 if pingpong else warps)
                     for part in tilus.static_range(parts):
                         at = column + part * width
+                        more = None
+                        if bulk_residual:
+                            tilus.wait(given, done, index=consumer * buffers + part)
+                            more = tilus.load(sc[consumer][part], layout=layout)
                         out = finish(
                             acc[:, part * width : (part + 1) * width], bias, residual, a_scale, b_scale,
                             tilus.load(factor, indices=0), beta, batch, row, at, out_dtype, has_bias, has_residual,
-                            scales, activation, sums_layout(block_m, width, 4 if pingpong else warps),
+                            scales, activation, layout, more,
                         )  # fmt: skip
-                        send(c, sc, out, batch, row, at, part, parts, bulk_store)
+                        if bulk_residual:
+                            put_back(c, sc[consumer][part], out, batch, row, at)
+                        else:
+                            send(c, sc[consumer], out, batch, row, at, part, parts, bulk_store)
+                    done, owed = done + 1, 1
             if bulk_store:
                 tilus.bulk_wait(0, read=False)
 
@@ -222,6 +260,17 @@ def send(c, sc, out, batch, row, column, part, parts, bulk_store):
         tilus.bulk_commit()
     else:
         tilus.store(c, out, (batch, row, column))
+
+
+@tilus.inline
+def put_back(c, sc, out, batch, row, column):
+    """Store a part of a tile from where its residual was."""
+    tilus.sync()
+    tilus.store(sc, out)
+    tilus.fence("async")
+    tilus.sync()
+    tilus.store_bulk(c, sc, (batch, row, column))
+    tilus.bulk_commit()
 
 
 @tilus.inline

@@ -30,6 +30,7 @@ from tilus.ops.schedules import (
     hopper_schedule,
     shared_bytes,
     suits,
+    with_residual,
     work_of,
 )
 from tilus.ops.stream_k_kernel import stream_k_kernel
@@ -251,7 +252,7 @@ def _run(
         many = residual is not None or (a_scale is not None and bias is not None)
         chosen = chosen_schedule(
             a, result.shape[1], n, k, result.shape[0], OUTPUTS[out].bits, target,
-            FEWER_ACCUMULATORS if many else MOST_ACCUMULATORS, ROW_SPAN if b_turned else WIDE_SPAN,
+            FEWER_ACCUMULATORS if many else MOST_ACCUMULATORS, ROW_SPAN if b_turned and not a_turned else WIDE_SPAN,
         )  # fmt: skip
         run_hopper(left, right, result, epilogue, (alpha, beta), chosen, types, finishing)
     else:
@@ -263,8 +264,9 @@ def _run(
     return c
 
 
-SLOWER = 1.25
-"""What is known of a class of sizes is not used for a problem of which the estimate is so much longer."""
+SLOWER = 1.1
+"""What is known of a class of sizes is not used for a problem of which the estimate is so much longer: waves of tiles
+that fill up at one size do not at another one of its class."""
 
 
 def chosen_schedule(
@@ -312,6 +314,11 @@ def run_hopper(
     """Multiply with `hopper_matmul_kernel`, and add up what it leaves in parts."""
     batches, m, n = result.shape
     k = left.shape[1] if types["a_turned"] else left.shape[2]
+    bulk_store = fits_bulk_copies(result)
+    early = None
+    if finishing["has_residual"] and bulk_store and fits_bulk_copies(epilogue[1]):
+        early = with_residual(chosen, finishing["out_dtype"].bits, target_of(left))
+    chosen = early or chosen
     work = work_of(chosen, m, n, k, batches, processors(left))
     cut = work.shared_tiles > 0
     sums = torch.int32 if finishing["acc_dtype"] is dtypes.int32 else torch.float32
@@ -329,7 +336,8 @@ def run_hopper(
         **types,
         **finishing,
         **{**vars(chosen), "stream": cut},
-        bulk_store=fits_bulk_copies(result),
+        bulk_store=bulk_store,
+        bulk_residual=early is not None,
     )
     if cut:
         stream_k_kernel(

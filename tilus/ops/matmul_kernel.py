@@ -85,9 +85,12 @@ def matmul_kernel(
 @tilus.inline
 def finish(
     acc, bias, residual, a_scale, b_scale, alpha, beta, batch, row, column,
-    out_dtype, has_bias, has_residual, scales, activation, layout=None,
+    out_dtype, has_bias, has_residual, scales, activation, layout=None, more=None,
 ):  # fmt: skip
-    """Return the results for a tile of sums of products, in a layout, that lies at a row and a column."""
+    """Return the results for a tile of sums of products, in a layout, that lies at a row and a column.
+
+    `more` is the residual's tile where it has been loaded.
+    """
     if out_dtype == int32:
         return acc
     height, width = acc.shape
@@ -100,7 +103,8 @@ def finish(
         out = out + tilus.cast(tilus.load(bias, column, width), float32)[None, :]
     out = activate(out, activation)
     if has_residual:
-        more = tilus.load(residual, (batch, row, column), (height, width), layout=layout)
+        if more is None:
+            more = tilus.load(residual, (batch, row, column), (height, width), layout=layout)
         out = out + tilus.cast(more, float32) * beta
     return tilus.cast(out, out_dtype)
 

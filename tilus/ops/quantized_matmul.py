@@ -11,13 +11,14 @@ from tilus import dtypes
 from tilus.codegen import Target
 from tilus.codegen.casts import stored_exponent
 from tilus.errors import ShapeMismatch, TypeMismatch
+from tilus.ops.arrivals import arrivals
 from tilus.ops.call import Call
 from tilus.ops.checks import checked
 from tilus.ops.device import device_name, processors, target_of
 from tilus.ops.gradients import operator
 from tilus.ops.library import LIBRARY
 from tilus.ops.prepack import ROW, UNIT_K
-from tilus.ops.quantized_kernel import quantized_matmul_kernel, quantized_sums_kernel, sum_parts_kernel
+from tilus.ops.quantized_kernel import quantized_matmul_kernel, sum_parts_kernel
 from tilus.ops.quantized_schedule import Schedule, WeightForm, choose, fits_deep, scales_late, stage_bytes
 from tilus.ops.quantized_wgmma import WgmmaSchedule, wgmma_schedule
 from tilus.ops.quantized_wgmma_call import bulk_readable, wgmma_call
@@ -156,8 +157,9 @@ def call_of(
     weight : QuantizedWeight
     schedule : Schedule or WgmmaSchedule
     target : Target
-    out : Tensor, shape (splits, m, n), optional
-        Of float32 with several parts of k, else of the dtype of the weight's scales; a new one unless given.
+    out : Tensor, shape (1, m, columns), optional
+        Of the type of results; a new one unless given. A `WgmmaSchedule` with splits has them as the first dimension,
+        and leaves sums of float32 there.
     row_scale : Tensor of float32, optional
         As in `QuantizedTokens`.
     bias : Tensor, shape (n,), optional
@@ -169,11 +171,11 @@ def call_of(
     own, made = OPERANDS[rows.dtype], OPERANDS[weight.result]
     operand = operand_type(weight.dtype, rows.dtype)
     form = form_of(weight, rows)
-    whole = schedule.splits == 1
+    whole = schedule.splits == 1 or isinstance(schedule, Schedule)
     if out is None:
         columns = n // 2 if weight.gated and whole else n
         dtype = weight.result if whole else torch.float32
-        out = torch.empty((schedule.splits, rows.shape[0], columns), dtype=dtype, device=rows.device)
+        out = torch.empty((1 if whole else schedule.splits, rows.shape[0], columns), dtype=dtype, device=rows.device)
     if isinstance(schedule, WgmmaSchedule):
         return wgmma_call(
             rows, weight, schedule, target, processors(rows), out=out, row_scale=row_scale, bias=bias,
@@ -181,33 +183,34 @@ def call_of(
         )  # fmt: skip
     # A kernel does not read these.
     unread = weight.scale.view(weight.result)
-    operands = (weight.kernel_scale, unread if weight.zero is None else weight.zero)
-    given = unread[0] if bias is None else bias
-    options: dict[str, Any] = {
-        "a_dtype": own, "b_dtype": weight.dtype, "s_dtype": weight.scale_type or made,
-        "c_dtype": made if whole else dtypes.float32, "group": form.rows_of_scale(k), "has_zero": form.has_zero,
-        "exponent": stored_exponent(weight.dtype, operand, target), "block_m": schedule.block_m,
-        "block_n": schedule.block_n, "stages": schedule.stages, "warps": schedule.warps, "deep": schedule.deep,
-        "swap": schedule.swap,
-    }  # fmt: skip
-    if whole:
-        options |= {"has_bias": bias is not None, "activation": activation, "gated": weight.gated}
-    units = weight.packed.view(weight.packed.shape[0], -1, ROW)
-    options["bulk"] = target.has("tma") and bulk_readable(rows)
-    if not schedule.late:
-        options["s_exponent"] = scale_exponent(weight.scale_type, weight.dtype, rows.dtype)
-        arguments = (rows, units, *operands, given, out, weight.alpha, n)
-        return Call(quantized_matmul_kernel, arguments, options)
+    floats, counters = weight.scale.view(torch.float32), weight.scale.view(torch.int32)[0]
+    parts, blocks, share = floats.unsqueeze(0), 1, ""
+    if schedule.blocks or schedule.splits > 1:
+        tiles = -(-rows.shape[0] // schedule.block_m) * -(-n // schedule.block_n)
+        share, blocks = ("stream", schedule.blocks) if schedule.blocks else ("split", schedule.splits)
+        slots = 2 * blocks if schedule.blocks else tiles * blocks
+        parts = torch.empty((slots, schedule.block_m, schedule.block_n), device=rows.device)
+        counters = arrivals(rows.device, tiles)
     by_block = row_scale is not None and row_scale.shape[0] > 1
-    span = 0 if form.group >= k and not by_block else min(form.group, UNIT_K)
-    options |= {
-        "w_dtype": operand, "out_dtype": made, "span": span, "has_row_scale": row_scale is not None,
-        "by_block": by_block, "halves": own == dtypes.float8_e4m3 and not target.has("mma_fp8"),
+    whole_span = schedule.late and form.group >= k and not by_block
+    arguments = (
+        rows, weight.packed.view(weight.packed.shape[0], -1, ROW), weight.kernel_scale,
+        unread if weight.zero is None else weight.zero, floats if row_scale is None else row_scale,
+        unread[0] if bias is None else bias, out, parts, counters, weight.alpha, n, blocks,
+    )  # fmt: skip
+    options: dict[str, Any] = {
+        "a_dtype": own, "b_dtype": weight.dtype, "w_dtype": operand, "s_dtype": weight.scale_type or made,
+        "out_dtype": made, "group": form.rows_of_scale(k), "has_zero": form.has_zero, "late": schedule.late,
+        "span": 0 if whole_span else min(form.group, UNIT_K) if schedule.late else UNIT_K,
+        "has_row_scale": row_scale is not None, "by_block": by_block,
+        "halves": own == dtypes.float8_e4m3 and not target.has("mma_fp8"),
+        "exponent": stored_exponent(weight.dtype, operand, target),
+        "s_exponent": 0 if schedule.late else scale_exponent(weight.scale_type, weight.dtype, rows.dtype),
+        "has_bias": bias is not None, "activation": activation, "gated": weight.gated, "swap": schedule.swap,
+        "deep": schedule.deep, "block_m": schedule.block_m, "block_n": schedule.block_n, "stages": schedule.stages,
+        "warps": schedule.warps, "bulk": target.has("tma") and bulk_readable(rows), "share": share,
     }  # fmt: skip
-    factors = row_scale if row_scale is not None else weight.scale.view(torch.float32)
-    return Call(
-        quantized_sums_kernel, (rows, units, *operands, factors, given, out, weight.alpha, n), options
-    )
+    return Call(quantized_matmul_kernel, arguments, options)
 
 
 def form_of(weight: QuantizedWeight, rows: torch.Tensor) -> WeightForm:
@@ -271,15 +274,14 @@ def _multiply(
     form = form_of(weight, rows)
     schedule: Schedule | WgmmaSchedule | None = None
     bulk = bulk_readable(rows)
+    by_block = row_scale is not None and row_scale.shape[0] > 1
     # What is known is known of whole devices; the simulator counts as one multiprocessor.
-    if rows.device.type == "cuda" and not weight.gated:
+    if rows.device.type == "cuda" and not (weight.gated or by_block):
         schedule = known_schedule(m, n, k, form, target, device_name(rows), bulk)
     if schedule is None and bulk:
-        by_block = row_scale is not None and row_scale.shape[0] > 1
         schedule = wgmma_schedule(m, n, k, form, target, processors(rows), weight.gated, by_block)
     schedule = schedule or choose(m, n, k, form, target, processors(rows)).schedule
-    whole = schedule.splits == 1
-    # With one part the kernel writes the result; else parts are summed in float32, in a fixed order.
+    whole = schedule.splits == 1 or isinstance(schedule, Schedule)
     call = call_of(
         rows, weight, schedule, target, out=out.unsqueeze(0) if whole else None, row_scale=row_scale, bias=bias,
         activation=activation,

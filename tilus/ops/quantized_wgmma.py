@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from math import ceil
 
 from tilus.codegen import Target
 from tilus.codegen.casts import cast_cost, stored_arrangement, stored_exponent
@@ -15,7 +16,10 @@ from tilus.ops.quantized_schedule import PERIOD, WeightForm
 from tilus.ops.quantized_wgmma_sums_kernel import FEWEST_FACTORS
 
 FEWEST_STAGES, ENOUGH_STAGES, MOST_STAGES = 2, 3, 8
-MOST_SPLITS = 8
+# Rows of tiles that are shared: registers are left for adding up; and rows of these that are added up at once.
+MOST_STREAMED, MOST_SUMMED = 64, 32
+# Shares of a tile, and units of k of a share.
+MOST_SHARES, FEWEST_UNITS = 8, 2
 # Of a stage's two barriers.
 BARRIER_BYTES = 16
 # What the runtime keeps of each resident block's shared memory (CUDA programming guide, compute capability 9.0).
@@ -25,6 +29,8 @@ RESERVED_BYTES = 1024
 CARD = figures("H200")
 # An instruction of few columns takes as long as one of this many.
 FEWEST_COLUMNS = 32
+# Instructions for a weight by zero points of long groups, which go with the cast.
+LONG_ZERO = 0.15
 # Instructions for a weight without a packed cast.
 GENERAL_CAST = 16.0
 # Instructions of a warp in a step of k besides the decoding: barriers, descriptors, loads and copies.
@@ -55,8 +61,8 @@ class WgmmaSchedule:
         Units of k that are under way at once.
     pieces : int
         Parts in which a tile goes out through shared memory.
-    splits : int
-        Parts of k that are tiles of their own.
+    stream : bool
+        Whether the last tiles are cut along k into a share for each cluster.
     resident : int
         Blocks of a multiprocessor.
     cluster : int
@@ -67,9 +73,14 @@ class WgmmaSchedule:
     block_n: int = 256
     stages: int = 3
     pieces: int = 1
-    splits: int = 1
+    stream: bool = False
     resident: int = 1
     cluster: int = 1
+
+    @property
+    def splits(self) -> int:
+        """Parts of k whose sums the kernel leaves: none, it adds them up."""
+        return 1
 
     @property
     def warps(self) -> int:
@@ -83,6 +94,25 @@ class WgmmaSchedule:
     def workers(self, processors: int) -> int:
         """Return how many clusters run at once."""
         return max(1, processors * self.resident // self.cluster)
+
+    def division(self, m: int, n: int, k: int, processors: int) -> Division:
+        """Return how a product's tiles are divided among clusters."""
+        tiles, workers = self.tiles(m, n), self.workers(processors)
+        if not self.stream or tiles % workers == 0:
+            return Division(0, min(tiles, workers))
+        if tiles > workers:
+            # Each share has a whole tile's work, or more: few clusters then share one tile.
+            return Division(workers + tiles % workers, workers)
+        shares = max(tiles * -(-k // UNIT_K) // FEWEST_UNITS, tiles)
+        return Division(tiles, min(workers, MOST_SHARES * tiles, shares))
+
+
+@dataclass(frozen=True)
+class Division:
+    """How many of the last tiles are cut along k into a share for each cluster, and how many clusters there are."""
+
+    shared_tiles: int
+    clusters: int
 
 
 @lru_cache(maxsize=4096)
@@ -118,23 +148,19 @@ def candidates(
     by_block: bool = False,
 ) -> Iterator[WgmmaSchedule]:
     """Return the schedules to choose from."""
-    units = -(-k // UNIT_K)
     for block_m in heights(m, most_rows(form, k, target, by_block)):
         for block_n, resident, cluster in ARRANGEMENTS:
             if cluster > 1 and (n <= block_n or block_m < FEWEST_ROWS_TO_SHARE):
                 continue
-            tile = WgmmaSchedule(block_m, block_n, resident=resident, cluster=cluster)
-            tiles, workers = tile.tiles(m, n), tile.workers(processors)
-            splits = 1
-            while splits == 1 or (
-                splits <= MOST_SPLITS and tiles * splits <= workers and units >= 2 * splits
-            ):
-                # Parts of equal length leave none empty.
-                parts = -(-units // -(-units // splits))
-                made = fitting(replace(tile, splits=parts), form, target, gated)
+            for stream in (False, True):
+                tile = WgmmaSchedule(block_m, block_n, resident=resident, cluster=cluster, stream=stream)
+                if stream and (
+                    block_m > MOST_STREAMED or not tile.division(m, n, k, processors).shared_tiles
+                ):
+                    continue
+                made = fitting(tile, form, target, gated)
                 if made is not None:
                     yield made
-                splits *= 2
 
 
 def heights(m: int, most: int = HEIGHTS[-1]) -> list[int]:
@@ -176,6 +202,8 @@ def fitting(
     have = (target.shared_bytes + RESERVED_BYTES) // schedule.resident - RESERVED_BYTES
     best: WgmmaSchedule | None = None
     for pieces in (p for p in (1, 2, 4, 8) if schedule.block_m // p >= HEIGHTS[0]):
+        if schedule.stream and schedule.block_m // pieces > MOST_SUMMED:
+            continue
         left = have - out_bytes(replace(schedule, pieces=pieces), gated)
         stages = min(MOST_STAGES, left // (stage_bytes(schedule, form) + BARRIER_BYTES))
         if stages >= FEWEST_STAGES and (best is None or stages > best.stages):
@@ -199,14 +227,15 @@ def stage_bytes(schedule: WgmmaSchedule, form: WeightForm) -> int:
 
 def out_bytes(schedule: WgmmaSchedule, gated: bool) -> int:
     """Return the shared memory through which the result goes, and what is lost between buffers."""
-    itemsize = 4 if schedule.splits > 1 else 2
-    columns = schedule.block_n // 2 if gated and schedule.splits == 1 else schedule.block_n
-    return schedule.block_m // schedule.pieces * columns * itemsize + PERIOD
+    columns = schedule.block_n // 2 if gated else schedule.block_n
+    return schedule.block_m // schedule.pieces * columns * 2 + PERIOD
 
 
 def packed_cost(form: WeightForm, target: Target) -> float | None:
     """Return the instructions of the cast of one weight; None where each element takes the general way."""
     source, dest = form.dtype, operand_of(form)
+    if source == dest:
+        return 0.0
     order = stored_arrangement(source, dest)
     return cast_cost(target, source, dest, order, scaled=stored_exponent(source, dest, target) != 0)
 
@@ -217,7 +246,8 @@ def decode_instructions(form: WeightForm, target: Target) -> float:
     cast = GENERAL_CAST if found is None else found
     if form.activations.bits == 8:
         return cast
-    return cast + 0.5 + (0.5 if form.has_zero else 0.0)
+    zero = 0.0 if not form.has_zero else LONG_ZERO if form.group >= UNIT_K else 0.5
+    return cast + 0.5 + zero
 
 
 def operand_of(form: WeightForm) -> DType:
@@ -249,27 +279,27 @@ def estimate(
     """Return the cycles that a product takes by the limits of tensor cores, issue, memory and cache."""
     block_m, columns = schedule.block_m, schedule.cluster * schedule.block_n
     tiles_m, tiles_n = -(-m // block_m), -(-n // columns)
-    tiles = tiles_m * tiles_n * schedule.splits
-    units = -(-k // UNIT_K)
-    steps = -(-units // schedule.splits)
-    workers = schedule.workers(processors)
-    busy = min(tiles, workers)
+    tiles, steps = tiles_m * tiles_n, -(-k // UNIT_K)
+    division = schedule.division(m, n, k, processors)
+    busy = division.clusters
     here = -(-busy * schedule.cluster // processors)
     products = 2 * UNIT_K * schedule.block_n * max(FEWEST_COLUMNS, block_m)
     tensor = here * products / CARD.tensor_ops(form.activations.name, asynchronous=True)
     decoding = UNIT_K * decode_instructions(form, target) + STEP_INSTRUCTIONS
     decoding += block_m * sum_instructions(form, k, by_block)
     issue = here * schedule.warps / CARD.issue_per_clock * decoding
-    weights, rows = (
-        schedule.warps * unit_bytes(form.dtype.bits),
-        block_m * UNIT_K * form.activations.bits // 8,
-    )
+    weights, rows = schedule.warps * unit_bytes(form.dtype.bits), block_m * UNIT_K * form.activations.bits // 8
     # Blocks that run at once read each unit of the weight, and each row, from memory once.
     bandwidth = CARD.clock_bytes * processors / CARD.processors
     memory = busy * (schedule.cluster * weights / min(tiles_m, busy) + rows / min(tiles_n, busy)) / bandwidth
     cached = CACHE_SHARE * CARD.l2_bytes_per_clock / CARD.processors
     cache = here * (weights + rows / schedule.cluster) / cached
     step = max(tensor, issue, memory, cache)
-    waves = -(-tiles // workers)
-    out = 2 * schedule.splits * m * n * 4 / bandwidth if schedule.splits > 1 else 0.0
-    return waves * (steps * step + TILE_CYCLES + here * block_m * schedule.block_n / OUT_PER_CYCLE) + out
+    whole = tiles - division.shared_tiles
+    share = division.shared_tiles * steps / busy
+    ends = -(-whole // busy) + (2 if share else 0)
+    out = here * block_m * schedule.block_n
+    # A share's sums are written once, and read once by the block that ends their tile.
+    moved = min(2.0, busy / max(division.shared_tiles, 1)) * 4 * out / cached if share else 0.0
+    units = -(-whole // busy) * steps + ceil(share)
+    return units * step + ends * (TILE_CYCLES + out / OUT_PER_CYCLE) + moved

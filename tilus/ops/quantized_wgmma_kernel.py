@@ -9,14 +9,24 @@ product with the part before is under way.
 from __future__ import annotations
 
 import tilus
-from tilus import Tensor, constexpr, float8_e8m0, float16, float32, int32, uint8
+from tilus import Tensor, constexpr, float16, float32, int32, uint8
 from tilus.codegen.casts import biased_cast
-from tilus.layout import Digit, RegisterLayout, local, spatial
+from tilus.layout import Digit, RegisterLayout, local
+from tilus.ops.hopper_matmul_kernel import pieces_of, work_of
 from tilus.ops.prepack import ATOM, UNIT_K, UNIT_N, unit_bytes
-from tilus.ops.quantized_parts import finished, power_of_two
-
-# A unit's bytes as rows of a tensor map's longest box, so that one box brings a tile's units along n.
-ROW = 256
+from tilus.ops.quantized_parts import finished
+from tilus.ops.quantized_wgmma_parts import (
+    ROW,
+    arrive_last,
+    held_layout,
+    in_order,
+    place,
+    release,
+    row_layout,
+    sent,
+    share_of,
+    values_of,
+)
 
 
 @tilus.kernel
@@ -26,9 +36,13 @@ def quantized_wgmma_kernel(
     scale: Tensor["s_dtype", "groups n_padded"],
     zero: Tensor["a_dtype", "zero_groups zero_n"],
     bias: Tensor["a_dtype", "bias_n"],
-    c: Tensor["c_dtype", "splits m n_out"],
+    c: Tensor["c_dtype", "one m n_out"],
+    partial: Tensor[float32, "slots slot_n slot_m"],
+    arrived: Tensor[int32, "shared"],
     alpha: float32,
     n: int32,
+    shared_tiles: int32,
+    clusters: int32,
     *,
     a_dtype: constexpr,
     b_dtype: constexpr,
@@ -48,28 +62,33 @@ def quantized_wgmma_kernel(
     pieces: constexpr = 1,
     group_m: constexpr = 16,
     cluster: constexpr = 1,
-    clusters: constexpr = 132,
+    stream: constexpr = False,
     bulk_store: constexpr = True,
 ):
     """c = activation(alpha * a @ ((b - zero) * scale) + bias) as `quantized_matmul_kernel` has it.
 
-    Scales of 8 bits are read over 2**s_exponent, which multiplies sums instead (`tilus.ops.scales`). Each index of c's
-    first dimension is the sum over a part of k of its own. As many as `clusters` clusters take one tile after another:
-    `cluster` blocks, 1 or 2, with columns side by side, each of which reads a part of the rows of a for both.
+    Scales of 8 bits are read over 2**s_exponent, which multiplies sums instead (`tilus.ops.scales`). As many as
+    `clusters` clusters take one tile after another: `cluster` blocks, 1 or 2, with columns side by side, each of which
+    reads a part of the rows of a for both. With `stream` the last `shared_tiles` are cut along k into a share for each
+    cluster; `partial` and `arrived`, which is zeros before and after, are for the sums that they share.
     """
     m, k = a.shape
-    splits = c.shape[0]
     bits = b_dtype.bits
     warps = block_n // UNIT_N
     columns = cluster * block_n
     tiles_m, tiles_n = tilus.cdiv(m, block_m), tilus.cdiv(n, columns)
-    tiles = tiles_m * tiles_n * splits
-    tilus.grid(tilus.min(tiles, clusters) * cluster, warps=warps, cluster=cluster)
-    # Parts are whole units of k; what the last one lacks is read as zeros.
-    steps = tilus.cdiv(tilus.cdiv(k, UNIT_K), splits)
-    first, count = tilus.cluster_id(0), tilus.max(tilus.grid_dim(0) // cluster, 1)
+    tiles = tiles_m * tiles_n
+    tilus.grid(clusters * cluster, warps=warps, cluster=cluster)
+    # What the last unit of k lacks is read as zeros.
+    steps = tilus.cdiv(k, UNIT_K)
+    team, teams = tilus.cluster_id(0), tilus.max(tilus.grid_dim(0) // cluster, 1)
     rank = tilus.cluster_rank()
-    turns = tilus.cdiv(tiles - first, count) * steps
+    whole_tiles = tiles - shared_tiles if stream else tiles
+    own = tilus.cdiv(tilus.max(whole_tiles - team, 0), teams)
+    works, turns = own, own * steps
+    if stream:
+        works += pieces_of(team, teams, shared_tiles, steps)
+        turns += share_of(team, teams, shared_tiles, steps)
     groups = tilus.max(UNIT_K // group, 1)
     parts = UNIT_K // part_k
     # With one row of zero points for many weights it pays to prepare them.
@@ -86,28 +105,30 @@ def quantized_wgmma_kernel(
     size += groups * block_n * (s_dtype.nbytes + (a_dtype.nbytes if has_zero else 0))
     with tilus.warps(0, warps):
         # What is fetched next: the copies run ahead, into the next tile too.
-        next_tile, next_step = first, 0
-        next_row, next_column, next_part = place(first, tiles_m, tiles_n, block_m, columns, group_m)
+        next_work = 0
+        ahead, next_step, left = work_of(0, own, whole_tiles, team, teams, shared_tiles, steps, stream)
+        next_row, next_column = place(ahead, tiles_m, tiles_n, block_m, columns, group_m)
         for turn in range(tilus.min(stages, turns)):
-            unit = next_part * steps + next_step
             with tilus.warps(0, 1):
                 fetch(
                     a, b, scale, zero, sa[turn], sb[turn], ss[turn], sz[turn], full, turn, next_row,
-                    next_column + rank * block_n, unit, rank, cluster=cluster, bits=bits, group=group,
+                    next_column + rank * block_n, next_step, rank, cluster=cluster, bits=bits, group=group,
                     has_zero=has_zero, size=size,
                 )  # fmt: skip
-            next_step += 1
-            if next_step == steps:
-                next_step, next_tile = 0, next_tile + count
-                next_row, next_column, next_part = place(
-                    next_tile, tiles_m, tiles_n, block_m, columns, group_m
+            next_step, left = next_step + 1, left - 1
+            if left == 0:
+                next_work += 1
+                ahead, next_step, left = work_of(
+                    next_work, own, whole_tiles, team, teams, shared_tiles, steps, stream
                 )
+                next_row, next_column = place(ahead, tiles_m, tiles_n, block_m, columns, group_m)
         turn, stage, phase = 0, 0, 0
-        for tile in range(first, tiles, count):
-            row, column, part = place(tile, tiles_m, tiles_n, block_m, columns, group_m)
+        for work in range(works):
+            tile, _, length = work_of(work, own, whole_tiles, team, teams, shared_tiles, steps, stream)
+            row, column = place(tile, tiles_m, tiles_n, block_m, columns, group_m)
             column += rank * block_n
             acc = tilus.zeros((block_n, block_m), float32)
-            for _ in range(steps):
+            for _ in range(length):
                 tilus.wait(full, phase, index=stage)
                 codes = tilus.load(sb[stage], layout=row_layout(bits, warps))
                 before = stages - 1 if stage == 0 else stage - 1
@@ -129,45 +150,45 @@ def quantized_wgmma_kernel(
                     # The product before this one is done: the registers of its weights are free.
                     tilus.dot_wait(pending=1)
                     if number == 0 and turn > 0:
-                        for other in tilus.static_range(cluster):
-                            tilus.arrive(empty, index=before, rank=other)
+                        release(empty, before, cluster)
                 # By now the other warps, too, are done with the stage before.
                 if turn > 0 and turn + stages - 1 < turns:
-                    unit = next_part * steps + next_step
                     with tilus.warps(0, 1):
                         # That stage's last phase is the one of this stage, or the one before it.
                         tilus.wait(empty, 1 - phase if stage == 0 else phase, index=before)
                         fetch(
                             a, b, scale, zero, sa[before], sb[before], ss[before], sz[before], full, before, next_row,
-                            next_column + rank * block_n, unit, rank, cluster=cluster, bits=bits, group=group,
+                            next_column + rank * block_n, next_step, rank, cluster=cluster, bits=bits, group=group,
                             has_zero=has_zero, size=size,
                         )  # fmt: skip
-                    next_step += 1
-                    if next_step == steps:
-                        next_step, next_tile = 0, next_tile + count
-                        next_row, next_column, next_part = place(
-                            next_tile, tiles_m, tiles_n, block_m, columns, group_m
+                    next_step, left = next_step + 1, left - 1
+                    if left == 0:
+                        next_work += 1
+                        ahead, next_step, left = work_of(
+                            next_work, own, whole_tiles, team, teams, shared_tiles, steps, stream
                         )
+                        next_row, next_column = place(ahead, tiles_m, tiles_n, block_m, columns, group_m)
                 turn += 1
                 phase = 1 - phase if stage == stages - 1 else phase
                 stage = 0 if stage == stages - 1 else stage + 1
-            total = tilus.transpose(tilus.dot_wait(acc) * (alpha * 2.0**s_exponent))
-            out = tilus.cast(finished(total, bias, column, has_bias, activation, gated), c_dtype)
-            at = column // 2 if gated else column
-            for piece in tilus.static_range(pieces):
-                # What was stored before must have left shared memory.
-                if bulk_store:
-                    tilus.bulk_wait(0)
-                tilus.sync()
-                tilus.store(sc, out[piece * height : (piece + 1) * height, :])
-                if bulk_store:
-                    tilus.fence("async")
-                tilus.sync()
-                if bulk_store:
-                    tilus.store_bulk(c, sc, (part, row + piece * height, at))
-                    tilus.bulk_commit()
-                else:
-                    tilus.store(c, tilus.load(sc), (part, row + piece * height, at))
+            acc = tilus.dot_wait(acc)
+            last = True
+            if stream and length < steps:
+                last = arrive_last(
+                    partial, arrived, acc, team, teams, tile - whole_tiles, shared_tiles, steps, rank, cluster=cluster
+                )
+            if last:
+                for piece in tilus.static_range(pieces):
+                    start = piece * height
+                    sums = acc[:, start : start + height]
+                    if stream and length < steps:
+                        sums = in_order(
+                            partial, sums, start, team, teams, tile - whole_tiles, shared_tiles, steps, rank,
+                            cluster=cluster,
+                        )  # fmt: skip
+                    total = tilus.transpose(sums * (alpha * 2.0**s_exponent))
+                    out = tilus.cast(finished(total, bias, column, has_bias, activation, gated), c_dtype)
+                    sent(c, sc, out, row + start, column // 2 if gated else column, bulk_store)
         if bulk_store:
             tilus.bulk_wait(0, read=False)
 
@@ -191,20 +212,6 @@ def fetch(
     tilus.copy_bulk(ss, scale, at, full, index=stage)
     if has_zero:
         tilus.copy_bulk(sz, zero, at, full, index=stage)
-
-
-@tilus.inline
-def place(tile, tiles_m, tiles_n, block_m: constexpr, block_n: constexpr, group_m: constexpr):
-    """Return a tile's first row and column and its part of k.
-
-    Blocks that run together take tiles of `group_m` tile rows, so that what they read stays in the L2 cache.
-    """
-    part = tile // (tiles_m * tiles_n)
-    number = tile % (tiles_m * tiles_n)
-    above = number // (group_m * tiles_n) * group_m
-    inside = number % (group_m * tiles_n)
-    height = tilus.min(tiles_m - above, group_m)
-    return (above + inside % height) * block_m, inside // height * block_n, part
 
 
 @tilus.inline
@@ -251,26 +258,6 @@ def spread(rows, dtype: constexpr, k0: constexpr, part_k: constexpr, exponent: c
         return own
     wide = tilus.broadcast_to(own[:, None, :], (part_k // group, group, block_n))
     return tilus.reshape(wide, (part_k, block_n))
-
-
-@tilus.inline
-def values_of(rows, dtype: constexpr, exponent: constexpr):
-    """Return scales or zero points from shared memory times 2**exponent in a type."""
-    codes = tilus.load(rows)
-    if rows.dtype == float8_e8m0:
-        return power_of_two(codes, dtype, exponent)
-    return tilus.cast(codes, dtype) * 2.0**exponent
-
-
-def row_layout(bits: int, warps: int) -> RegisterLayout:
-    """Return the layout of a tile's units as rows of bytes: warp by warp, and in a unit 16 bytes for each thread."""
-    outer = RegisterLayout((1, warps, 1), (Digit(warps, 1, 1),), ())
-    return outer * local(1, bits, 1) * spatial(1, 2, 16) * local(1, 1, 16)
-
-
-def held_layout(bits: int, parts: int, warps: int) -> RegisterLayout:
-    """Return the layout of the same bytes by the thread that holds them and the part along k that they belong to."""
-    return spatial(32 * warps, 1, 1) * local(1, parts, 16 * bits // parts)
 
 
 def part_layout(part_k: int, warps: int) -> RegisterLayout:

@@ -10,9 +10,21 @@ from __future__ import annotations
 import tilus
 from tilus import Tensor, constexpr, float32, int32, uint8
 from tilus.layout import Digit, RegisterLayout, local
+from tilus.ops.hopper_matmul_kernel import pieces_of, work_of
 from tilus.ops.prepack import ATOMS, UNIT_K, UNIT_N, unit_bytes
 from tilus.ops.quantized_parts import finished
-from tilus.ops.quantized_wgmma_kernel import ROW, held_layout, place, row_layout, values_of
+from tilus.ops.quantized_wgmma_parts import (
+    ROW,
+    arrive_last,
+    held_layout,
+    in_order,
+    place,
+    release,
+    row_layout,
+    sent,
+    share_of,
+    values_of,
+)
 
 # Columns of a warp whose sums are scaled at once: those that it has in one instruction.
 HALF = 16
@@ -29,15 +41,20 @@ def quantized_wgmma_sums_kernel(
     row_scale: Tensor[float32, "scale_rows scale_m"],
     row_sum: Tensor[float32, "sum_rows sum_m"],
     bias: Tensor["out_dtype", "bias_n"],
-    c: Tensor["c_dtype", "splits m n_out"],
+    c: Tensor["c_dtype", "one m n_out"],
+    partial: Tensor["p_dtype", "slots slot_n slot_m"],
+    arrived: Tensor[int32, "shared"],
     alpha: float32,
     n: int32,
+    shared_tiles: int32,
+    clusters: int32,
     *,
     a_dtype: constexpr,
     b_dtype: constexpr,
     w_dtype: constexpr,
     s_dtype: constexpr,
     out_dtype: constexpr,
+    p_dtype: constexpr,
     c_dtype: constexpr,
     group: constexpr,
     span: constexpr,
@@ -55,7 +72,7 @@ def quantized_wgmma_sums_kernel(
     pieces: constexpr = 1,
     group_m: constexpr = 16,
     cluster: constexpr = 1,
-    clusters: constexpr = 132,
+    stream: constexpr = False,
     bulk_store: constexpr = True,
 ):
     """c = activation(alpha * (a * row_scale) @ ((b - zero) * scale) + bias) with tiles as `quantized_wgmma_kernel` has.
@@ -66,17 +83,22 @@ def quantized_wgmma_sums_kernel(
     each span with `by_group`, else one.
     """
     m, k = a.shape
-    splits = c.shape[0]
     bits = b_dtype.bits
     warps = block_n // UNIT_N
     columns = cluster * block_n
     tiles_m, tiles_n = tilus.cdiv(m, block_m), tilus.cdiv(n, columns)
-    tiles = tiles_m * tiles_n * splits
-    tilus.grid(tilus.min(tiles, clusters) * cluster, warps=warps, cluster=cluster)
-    steps = tilus.cdiv(tilus.cdiv(k, UNIT_K), splits)
-    first, count = tilus.cluster_id(0), tilus.max(tilus.grid_dim(0) // cluster, 1)
+    tiles = tiles_m * tiles_n
+    tilus.grid(clusters * cluster, warps=warps, cluster=cluster)
+    # What the last unit of k lacks is read as zeros.
+    steps = tilus.cdiv(k, UNIT_K)
+    team, teams = tilus.cluster_id(0), tilus.max(tilus.grid_dim(0) // cluster, 1)
     rank = tilus.cluster_rank()
-    turns = tilus.cdiv(tiles - first, count) * steps
+    whole_tiles = tiles - shared_tiles if stream else tiles
+    own = tilus.cdiv(tilus.max(whole_tiles - team, 0), teams)
+    works, turns = own, own * steps
+    if stream:
+        works += pieces_of(team, teams, shared_tiles, steps)
+        turns += share_of(team, teams, shared_tiles, steps)
     groups = tilus.max(UNIT_K // group, 1) if by_group else 1
     part_k = span if span else 64
     parts = UNIT_K // part_k
@@ -105,30 +127,32 @@ def quantized_wgmma_sums_kernel(
         tilus.wait_for_previous()
     with tilus.warps(0, warps):
         # What is fetched next: the copies run ahead, into the next tile too.
-        next_tile, next_step = first, 0
-        next_row, next_column, next_part = place(first, tiles_m, tiles_n, block_m, columns, group_m)
+        next_work = 0
+        ahead, next_step, left = work_of(0, own, whole_tiles, team, teams, shared_tiles, steps, stream)
+        next_row, next_column = place(ahead, tiles_m, tiles_n, block_m, columns, group_m)
         for turn in range(tilus.min(stages, turns)):
-            unit = next_part * steps + next_step
             with tilus.warps(0, 1):
                 fetch(
                     a, b, scale, zero, row_scale, row_sum, sa[turn], sb[turn], ss[turn], sz[turn], sr[turn], su[turn],
-                    full, turn, next_row, next_column + rank * block_n, unit, rank, cluster=cluster, bits=bits,
+                    full, turn, next_row, next_column + rank * block_n, next_step, rank, cluster=cluster, bits=bits,
                     group=group, by_group=by_group, sums=sums, by_block=by_block, size=size,
                 )  # fmt: skip
-            next_step += 1
-            if next_step == steps:
-                next_step, next_tile = 0, next_tile + count
-                next_row, next_column, next_part = place(
-                    next_tile, tiles_m, tiles_n, block_m, columns, group_m
+            next_step, left = next_step + 1, left - 1
+            if left == 0:
+                next_work += 1
+                ahead, next_step, left = work_of(
+                    next_work, own, whole_tiles, team, teams, shared_tiles, steps, stream
                 )
+                next_row, next_column = place(ahead, tiles_m, tiles_n, block_m, columns, group_m)
         turn, stage, phase = 0, 0, 0
-        for tile in range(first, tiles, count):
-            row, column, part = place(tile, tiles_m, tiles_n, block_m, columns, group_m)
+        for work in range(works):
+            tile, _, length = work_of(work, own, whole_tiles, team, teams, shared_tiles, steps, stream)
+            row, column = place(tile, tiles_m, tiles_n, block_m, columns, group_m)
             column += rank * block_n
             # Sums of all of k, or of the first and the second half of each warp's columns.
             acc = tilus.zeros((HALF * warps if span else block_n, block_m), float32 if span else sum_dtype)
             other = tilus.zeros((HALF * warps if span else HALF, block_m), float32)
-            for _ in range(steps):
+            for _ in range(length):
                 tilus.wait(full, phase, index=stage)
                 if not span and bits == 8:
                     # The codes themselves are operands: a product that is under way reads these registers.
@@ -169,51 +193,52 @@ def quantized_wgmma_sums_kernel(
                             release(empty, before, cluster)
                 # By now the other warps, too, are done with the stage before.
                 if turn > 0 and turn + stages - 1 < turns:
-                    unit = next_part * steps + next_step
                     with tilus.warps(0, 1):
                         # That stage's last phase is the one of this stage, or the one before it.
                         tilus.wait(empty, 1 - phase if stage == 0 else phase, index=before)
                         fetch(
                             a, b, scale, zero, row_scale, row_sum, sa[before], sb[before], ss[before], sz[before],
-                            sr[before], su[before], full, before, next_row, next_column + rank * block_n, unit, rank,
-                            cluster=cluster, bits=bits, group=group, by_group=by_group, sums=sums, by_block=by_block,
+                            sr[before], su[before], full, before, next_row, next_column + rank * block_n, next_step,
+                            rank, cluster=cluster, bits=bits, group=group, by_group=by_group, sums=sums, by_block=by_block,
                             size=size,
                         )  # fmt: skip
-                    next_step += 1
-                    if next_step == steps:
-                        next_step, next_tile = 0, next_tile + count
-                        next_row, next_column, next_part = place(
-                            next_tile, tiles_m, tiles_n, block_m, columns, group_m
+                    next_step, left = next_step + 1, left - 1
+                    if left == 0:
+                        next_work += 1
+                        ahead, next_step, left = work_of(
+                            next_work, own, whole_tiles, team, teams, shared_tiles, steps, stream
                         )
+                        next_row, next_column = place(ahead, tiles_m, tiles_n, block_m, columns, group_m)
                 turn += 1
                 phase = 1 - phase if stage == stages - 1 else phase
                 stage = 0 if stage == stages - 1 else stage + 1
-            total = joined(acc, other) if span else tilus.cast(tilus.dot_wait(acc), float32)
-            total = tilus.transpose(total)
-            if has_zero and not by_group:
-                points = tilus.cast(tilus.load(zero, (0, column), (1, block_n)), float32) * 2.0**-exponent
-                total = total - points * tilus.transpose(tilus.load(row_sum, (0, row), (1, block_m)))
-            total = total * (alpha * 2.0**exponent)
-            if not by_group:
-                total = total * tilus.cast(tilus.load(scale, (0, column), (1, block_n)), float32)
-            if has_row_scale and not by_block:
-                total = total * tilus.transpose(tilus.load(row_scale, (0, row), (1, block_m)))
-            out = tilus.cast(finished(total, bias, column, has_bias, activation, gated), c_dtype)
-            at = column // 2 if gated else column
-            for piece in tilus.static_range(pieces):
-                # What was stored before must have left shared memory.
-                if bulk_store:
-                    tilus.bulk_wait(0)
-                tilus.sync()
-                tilus.store(sc, out[piece * height : (piece + 1) * height, :])
-                if bulk_store:
-                    tilus.fence("async")
-                tilus.sync()
-                if bulk_store:
-                    tilus.store_bulk(c, sc, (part, row + piece * height, at))
-                    tilus.bulk_commit()
-                else:
-                    tilus.store(c, tilus.load(sc), (part, row + piece * height, at))
+            acc = joined(acc, other) if span else tilus.dot_wait(acc)
+            last = True
+            if stream and length < steps:
+                last = arrive_last(
+                    partial, arrived, acc, team, teams, tile - whole_tiles, shared_tiles, steps, rank, cluster=cluster
+                )
+            if last:
+                for piece in tilus.static_range(pieces):
+                    start = piece * height
+                    held = acc[:, start : start + height]
+                    if stream and length < steps:
+                        held = in_order(
+                            partial, held, start, team, teams, tile - whole_tiles, shared_tiles, steps, rank,
+                            cluster=cluster,
+                        )  # fmt: skip
+                    total = tilus.transpose(tilus.cast(held, float32))
+                    if has_zero and not by_group:
+                        points = tilus.cast(tilus.load(zero, (0, column), (1, block_n)), float32) * 2.0**-exponent
+                        of_sums = tilus.load(row_sum, (0, row + start), (1, height))
+                        total = total - points * tilus.transpose(of_sums)
+                    total = total * (alpha * 2.0**exponent)
+                    if not by_group:
+                        total = total * tilus.cast(tilus.load(scale, (0, column), (1, block_n)), float32)
+                    if has_row_scale and not by_block:
+                        total = total * tilus.transpose(tilus.load(row_scale, (0, row + start), (1, height)))
+                    out = tilus.cast(finished(total, bias, column, has_bias, activation, gated), c_dtype)
+                    sent(c, sc, out, row + start, column // 2 if gated else column, bulk_store)
         if bulk_store:
             tilus.bulk_wait(0, read=False)
 
@@ -250,13 +275,6 @@ def fetch(
         tilus.copy_bulk(su, row_sum, (unit * parts, row), full, index=stage)
     if by_block:
         tilus.copy_bulk(sr, row_scale, (unit, row), full, index=stage)
-
-
-@tilus.inline
-def release(empty, stage, cluster):
-    """Tell all blocks that copy into a stage that it has been read."""
-    for other in tilus.static_range(cluster):
-        tilus.arrive(empty, index=stage, rank=other)
 
 
 @tilus.inline

@@ -36,6 +36,8 @@ FILL_CYCLES = 1500
 LATENCY_CYCLES = 1200
 """From asking for a stage of operands to having it, when all multiprocessors read: what has to be under way meanwhile
 is the stages' number (H200 under load, about 600 ns)."""
+TURN_CYCLES = 100
+"""The least that a step takes: a wait, the start of a product, and the way to the next one."""
 LAUNCH_CYCLES = 4000
 """A second kernel after the first: its launch and its own way to memory and back."""
 STORED_PER_CYCLE = 24
@@ -46,7 +48,7 @@ RESERVED_BYTES = 1024
 """Shared memory for barriers, each array at a multiple of 128 bytes."""
 LARGEST_NUMBER = (1 << 31) - 1
 """The kernels count steps in 32 bits."""
-MOST_STAGES = 16
+MOST_STAGES = 24
 MOST_ACCUMULATORS = 128
 """32-bit sums of a thread: with more, the 168 registers that each of 384 threads has do not hold the rest."""
 FEWER_ACCUMULATORS = 96
@@ -135,9 +137,22 @@ def deepest(chosen: HopperSchedule, out_bits: int, target: Target, scale_bytes: 
 
 
 WIDE_SPAN = 64
-"""Columns of a tile of 16-bit elements whose rows lie along n: a swizzle's 128 bytes."""
+"""Elements of 16 bits in a swizzle's 128 bytes: what an operand that is not contiguous along k is made of."""
 ROW_SPAN = 8
-"""Columns of a tile that is contiguous along k: each is a row of 128 bytes, and the swizzle repeats every 8."""
+"""What one is made of that is: each row or column is 128 bytes of a tile, and the swizzle repeats every 8."""
+
+
+def with_residual(chosen: HopperSchedule, out_bits: int, target: Target) -> HopperSchedule | None:
+    """Return a schedule with as many stages as leave room for all of a residual's tile, None if not two do.
+
+    A tile of 16-bit numbers as wide as two parts takes no more than the buffers that there are anyway.
+    """
+    tiles = (2 if chosen.pingpong else 1) * chosen.block_m * chosen.block_n * out_bits // 8
+    stage = (chosen.block_m + chosen.block_n) * STEP_BYTES
+    stages = min(chosen.stages, (target.shared_bytes - RESERVED_BYTES - tiles) // stage)
+    return replace(chosen, stages=stages) if stages > 1 else None
+
+
 CLUSTERS = ((1, 1), (2, 1), (1, 2))
 """Blocks of a cluster below and beside one another."""
 TILES = (
@@ -153,6 +168,8 @@ TILES = (
     (64, 128, 1, False),
     (64, 64, 1, False),
 )
+NARROW = (16, 32, 48)
+"""Columns of tiles of 64 rows where a result has so few that wider ones leave multiprocessors without work."""
 WIDTHS = (80, 96, 112, 144, 160, 176, 208, 224, 240)
 """Columns of more tiles, of 64 rows and one consumer or of 128 and two: with few rows, that of which whole waves cover
 the result. The instruction takes multiples of 8, the bulk store rows of 32 bytes."""
@@ -165,7 +182,7 @@ def hopper_candidates(
     """Return every schedule that a target has room for, with as many stages as fit.
 
     A thread of two consumers has `most` sums. The parts of a tile that a cluster's blocks copy for one another are made
-    of `span` columns.
+    of `span` of its rows or columns.
     """
     depth = 8 * STEP_BYTES // bits
     plain = [
@@ -175,6 +192,10 @@ def hopper_candidates(
         )
     ]
     plain += [HopperSchedule(64, width, depth, 2, 1) for width in WIDTHS]
+    plain += [
+        HopperSchedule(64, width, depth, 2, 1, False, False, 1, beside)
+        for width, beside in product(NARROW, (1, 2))
+    ]
     plain += [
         HopperSchedule(128, width, depth, 2, 2, False, False, *cluster)
         for width, cluster in product(WIDTHS, CLUSTERS)
@@ -191,7 +212,7 @@ def hopper_candidates(
 
 def shares_whole_spans(chosen: HopperSchedule, span: int) -> bool:
     """Tell whether the part of a shared tile that each block of a cluster copies is made of whole swizzle spans."""
-    return chosen.block_m // chosen.cluster_n % WIDE_SPAN == chosen.block_n // chosen.cluster_m % span == 0
+    return chosen.block_m // chosen.cluster_n % span == chosen.block_n // chosen.cluster_m % span == 0
 
 
 def tile_count(chosen: HopperSchedule, m: int, n: int, batches: int) -> int:
@@ -238,7 +259,7 @@ def estimated_cycles(
     # What the blocks of a cluster share is read once for all of them.
     lines = min(chosen.block_m, m) / chosen.cluster_n + min(chosen.block_n, n) / chosen.cluster_m
     fetched = lines * STEP_BYTES / L2_BYTES_PER_CYCLE
-    main = steps * max(tensor, fetched, LATENCY_CYCLES / chosen.stages)
+    main = steps * max(tensor, fetched, LATENCY_CYCLES / chosen.stages, TURN_CYCLES)
     moved = (batches * (m * k + n * k) * bits / 8 + batches * m * n * 2) / tiles
     brought = moved / (DEVICE_BYTES_PER_CYCLE * processors)
     main = max(main, moved / (DEVICE_BYTES_ALONE * chosen.cluster))
@@ -285,6 +306,9 @@ BLOCK_SCALED_TILES = (
     (64, 96, 1),
     (64, 80, 1),
     (64, 64, 1),
+    (64, 48, 1),
+    (64, 32, 1),
+    (64, 16, 1),
 )
 
 
@@ -337,6 +361,7 @@ class GroupedSchedule:
     stages: int
     consumers: int
     swap: bool = False
+    cluster_n: int = 1
 
 
 MOST_SWAPPED = 64
@@ -354,22 +379,39 @@ def grouped_schedule(
     widths = [128, 64] if swap else [256, 128, 64]
     if swap and block_m == MOST_SWAPPED:
         widths.insert(0, 256)
-    many = [w for w in widths if n > w // 2 and -(-rows // block_m) * -(-n // w) >= 2 * processors]
+    down = -(-rows // block_m)
+    many = [w for w in widths if n > w // 2 and down * -(-n // w) >= 2 * processors]
     width = many[0] if many else 128 if n > 64 else 64
     consumers = 2 if width >= 128 or not swap else 1
+    # Of small tiles of rows there is little to share.
+    pairs = not swap and n > width and down * -(-n // width) >= 2 * processors
     for stages in range(MOST_STAGES, 1, -1):
         operands = stages * (block_m + width) * STEP_BYTES
         stored = block_m * width if swap else 2 * block_m * gcd(width, 8 * STEP_BYTES // out_bits)
         if operands + stored * out_bits // 8 + RESERVED_BYTES <= target.shared_bytes:
-            return GroupedSchedule(block_m, width, depth, stages, consumers, swap)
+            return GroupedSchedule(block_m, width, depth, stages, consumers, swap, 2 if pairs else 1)
     raise AssertionError("two stages of any such tile fit into the shared memory of a target with wgmma")
 
 
+def grouped_blocks(
+    chosen: GroupedSchedule | HopperSchedule, groups: int, rows: int, n: int, processors: int
+) -> int:
+    """Return the blocks of a launch for groups of so many rows each: no more than may find a tile."""
+    size = chosen.cluster_n
+    tiles = groups * -(-rows // chosen.block_m) * -(-n // (chosen.block_n * size))
+    return min(tiles, max(1, processors // size)) * size
+
+
 def suits(chosen: HopperSchedule, m: int, n: int) -> bool:
-    """Tell whether tiles lie in the result by more than half; others only read more for each of their products."""
-    return (chosen.block_m <= 64 or chosen.block_m < 2 * m) and (
+    """Tell whether tiles lie in the result by more than half, and of a cluster's tiles at least a part.
+
+    Others only read more for each of their products, or do nothing.
+    """
+    inside = chosen.block_m * (chosen.cluster_m - 1) < m and chosen.block_n * (chosen.cluster_n - 1) < n
+    whole = (chosen.block_m <= 64 or chosen.block_m < 2 * m) and (
         chosen.block_n <= 64 or chosen.block_n < 2 * n
     )
+    return inside and whole
 
 
 def fits_bulk_copies(x: torch.Tensor) -> bool:

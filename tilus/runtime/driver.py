@@ -21,6 +21,20 @@ PORTABLE_CLUSTER = 8
 """Blocks of a cluster that every device with clusters takes."""
 INVALID_CONTEXT = 201
 
+_LOST = (
+    "the same calls with CPU tensors, for which the simulator names the access that failed; the kernel may be one that "
+    "was launched before, and this process can use the GPU no more"
+)
+_HINTS = {
+    2: "torch.cuda.empty_cache(), which gives back what torch keeps and does not use",
+    200: "rm -r of the folder that `tilus doctor` names as the cache, if a file in it is damaged",
+    209: "a target of this GPU's compute capability when compiling ahead of time",
+    222: "pip install nvidia-nvjitlink cuda-bindings, which make machine code here, or update the driver",
+    701: "fewer warps or smaller tiles, so that a multiprocessor has the registers for a block",
+    912: "a smaller cluster=",
+} | dict.fromkeys((700, 710, 714, 715, 716, 717, 718, 719), _LOST)
+"""What to do about a status, by number."""
+
 
 @lru_cache(maxsize=1)
 def bindings() -> Any:
@@ -50,7 +64,7 @@ def _message(driver: Any, status: Any) -> str:
 
 def error_of(status: Any, what: str) -> LaunchError:
     """Return the error for a status that is not success."""
-    return LaunchError(f"{what} failed: {_message(bindings(), status)}")
+    return LaunchError(f"{what} failed: {_message(bindings(), status)}", hint=_HINTS.get(int(status)))
 
 
 def check(result: tuple[Any, ...], what: str) -> Any:

@@ -65,6 +65,11 @@ def _moving(function: Any, targets: list[Any], sources: list[Any], moved: int) -
     return operation
 
 
+def _known(moved: int, places: list[Any]) -> int:
+    """Return how many sources have their bits moved: none where the places are not known before the launch."""
+    return moved if all(isinstance(place, Constant) for place in places) else 0
+
+
 def _decode_not(d: Decoder) -> Operation:
     type = d.type(*_BITS)
     d.count(2)
@@ -224,7 +229,7 @@ def _reverse(a: Any) -> Any:
 def _decode_brev(d: Decoder) -> Operation:
     type = d.type("b32", "b64")
     d.count(2)
-    return Map(_reverse, [d.target(d.operands[0], type)], [d.source(d.operands[1], type)])
+    return _moving(_reverse, [d.target(d.operands[0], type)], [d.source(d.operands[1], type)], 1)
 
 
 def _decode_bfe(d: Decoder) -> Operation:
@@ -259,7 +264,7 @@ def _decode_bfe(d: Decoder) -> Operation:
         return field.astype(type.dtype)
 
     sources = [d.source(d.operands[1], type), d.source(d.operands[2], U32), d.source(d.operands[3], U32)]
-    return Map(apply, [d.target(d.operands[0], type)], sources)
+    return _moving(apply, [d.target(d.operands[0], type)], sources, _known(1, sources[1:]))
 
 
 def _decode_bfi(d: Decoder) -> Operation:
@@ -282,7 +287,7 @@ def _decode_bfi(d: Decoder) -> Operation:
         return ((np.asarray(b).astype(np.uint64) & ~placed) | field).astype(type.dtype)
 
     sources = [d.source(o, type) for o in d.operands[1:3]] + [d.source(o, U32) for o in d.operands[3:5]]
-    return Map(apply, [d.target(d.operands[0], type)], sources)
+    return _moving(apply, [d.target(d.operands[0], type)], sources, _known(2, sources[2:]))
 
 
 def _decode_bmsk(d: Decoder) -> Operation:

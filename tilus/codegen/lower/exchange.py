@@ -169,8 +169,9 @@ def lower_reduce(ctx: Context, op: ops.Reduce) -> None:
     layout = ctx.layout(op.result)
     dtype = tile.dtype
     indexed = op.kind in ("argmax", "argmin")
-    # 16-bit floats are summed in float32.
-    wide = dtypes.float32 if op.kind == "sum" and dtype in (dtypes.float16, dtypes.bfloat16) else dtype
+    # 16-bit floats are summed and multiplied in float32.
+    narrow = op.kind in ("sum", "prod") and dtype in (dtypes.float16, dtypes.bfloat16)
+    wide = dtypes.float32 if narrow else dtype
     elements = elements_of(w, tile)
     if wide is not dtype:
         elements = [w.convert("fpext", e, "float") for e in elements]
@@ -225,8 +226,8 @@ def _combiner(ctx: Context, kind: str, dtype: DType) -> Callable[[State, State],
             return [w.select(take, b[0], a[0]), w.select(take, b[1], a[1])]
         if kind in ("max", "min") and dtype.is_float:
             return [float_extreme(ctx, kind, a[0], b[0])]
-        names = {"sum": "add", "max": "max", "min": "min", "xor": "xor"}
-        return [binary(ctx, names[kind], dtype, a[0], b[0])]
+        names = {"sum": "add", "prod": "mul"}
+        return [binary(ctx, names.get(kind, kind), dtype, a[0], b[0])]
 
     return combine
 

@@ -80,7 +80,8 @@ __all__ = [
     "Exchange", "ExpandDims", "Extract", "Fence", "For",
     "Gather", "GlobalView", "GridDim", "If", "InlinePtx", "Iota", "LaunchNext", "LoadGlobal", "LoadShared", "Loop",
     "PointerAdd", "PointerCast", "PointerOf", "Print", "Random", "Reduce", "Remote", "Reshape", "Return", "Scan",
-    "Scatter", "Select", "SharedIndex", "SharedPermute", "SharedReshape", "SharedSlice", "SliceTile", "Splat", "Squeeze",
+    "Scatter", "Select", "SharedIndex", "SharedPermute", "SharedReshape", "SharedSlice", "SliceTile", "Splat",
+    "Squeeze",
     "StoreBulk", "StoreGlobal", "StoreShared", "Stride", "Sync", "Table", "Transpose", "Unary", "View",
     "WaitForPrevious", "WarpGroup", "Yield",
 ]  # fmt: skip

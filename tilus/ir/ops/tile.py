@@ -10,7 +10,7 @@ from tilus.ir.core import Operation, Value, attribute, op, operand, operands
 from tilus.ir.types import RegisterType, ScalarType, Type
 from tilus.layout import RegisterLayout
 
-REDUCTIONS = ("sum", "max", "min", "any", "all", "argmax", "argmin", "xor")
+REDUCTIONS = ("sum", "prod", "max", "min", "any", "all", "argmax", "argmin", "and", "or", "xor")
 SCANS = ("sum", "prod", "max", "min", "and", "or", "xor")
 
 
@@ -247,6 +247,8 @@ class Reduce(Operation):
             raise TypeMismatch(f"no reduction named {self.kind}; there are {', '.join(REDUCTIONS)}")
         if self.kind in ("any", "all") and type.dtype.kind != "bool":
             raise TypeMismatch(f"{self.kind} takes a boolean tile, not {type.dtype}")
+        if self.kind in ("and", "or", "xor") and not type.dtype.is_integer:
+            raise TypeMismatch(f"a reduction by {self.kind} takes an integer tile, not {type.dtype}")
         shape = tuple(1 if i == self.axis else n for i, n in enumerate(type.shape))
         layout = type.layout.reduce(self.axis, keepdim=True) if type.layout is not None else None
         dtype = int32 if self.kind in ("argmax", "argmin") else type.dtype

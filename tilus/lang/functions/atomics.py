@@ -8,6 +8,26 @@ from tilus.lang.stub import only_in_kernel
 from tilus.lang.types import Tile
 
 
+def histogram(x: Tile, bins: int, mask: Tile | None = None) -> Tile:
+    """Count how often each number from 0 to `bins` - 1 stands in a tile, by atomic updates of shared memory.
+
+    Parameters
+    ----------
+    x : Tile
+        Integers; others than those are not counted.
+    bins : int
+        Known at compile time.
+    mask : Tile, optional
+        A boolean tile: elements where it is false are not counted.
+
+    Returns
+    -------
+    Tile
+        int32, of shape [bins].
+    """
+    raise only_in_kernel("tilus.histogram")
+
+
 def atomic_add(
     target: Any,
     value: Any,

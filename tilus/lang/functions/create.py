@@ -55,6 +55,20 @@ def zeros(
     raise only_in_kernel("tilus.zeros")
 
 
+def zeros_like(x: Any) -> Tile:
+    """Make a tile of zeros of another one's shape and dtype.
+
+    Parameters
+    ----------
+    x : Tile
+
+    Returns
+    -------
+    Tile
+    """
+    raise only_in_kernel("tilus.zeros_like")
+
+
 def full(
     shape: int | Sequence[int], fill: Any, dtype: DType | None = None, *, layout: RegisterLayout | None = None
 ) -> Tile:

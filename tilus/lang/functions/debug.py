@@ -20,6 +20,16 @@ def static_assert(condition: bool, message: str = "") -> None:
     assert condition, message
 
 
+def static_print(*values: Any) -> None:
+    """Print values when the kernel is compiled: numbers as they are, and of tiles their dtype and shape.
+
+    Parameters
+    ----------
+    *values : anything
+    """
+    raise only_in_kernel("tilus.static_print")
+
+
 def assume(condition: Any, divisor: int | None = None) -> Any:
     """Promise that an integer is a multiple of another.
 

@@ -47,7 +47,13 @@ def next_power_of_2(n: int) -> int:
 
 
 def cast(
-    x: Any, dtype: DType, *, arranged: bool = False, exponent: int = 0, biased: bool = False, random: Any = None
+    x: Any,
+    dtype: DType,
+    *,
+    arranged: bool = False,
+    exponent: int = 0,
+    biased: bool = False,
+    random: Any = None,
 ) -> Any:
     """Convert by value: to the nearest, ties to even; float to integer rounds towards zero.
 
@@ -99,7 +105,7 @@ def where(condition: Any, a: Any, b: Any) -> Any:
 
 
 def maximum(a: Any, b: Any) -> Any:
-    """Return the larger of two values, element by element; NaN loses against a number.
+    """Return the larger of two values, element by element; with NaN it is NaN.
 
     Parameters
     ----------
@@ -116,7 +122,7 @@ def maximum(a: Any, b: Any) -> Any:
 
 
 def minimum(a: Any, b: Any) -> Any:
-    """Return the smaller of two values, element by element; NaN loses against a number.
+    """Return the smaller of two values, element by element; with NaN it is NaN.
 
     Parameters
     ----------
@@ -130,6 +136,37 @@ def minimum(a: Any, b: Any) -> Any:
     if isinstance(a, _NUMBERS) and isinstance(b, _NUMBERS):
         return builtins.min(a, b)
     raise only_in_kernel("tilus.minimum of run-time values")
+
+
+def clamp(x: Any, low: Any, high: Any) -> Any:
+    """Return the nearest value from `low` to `high`; NaN stays NaN.
+
+    Parameters
+    ----------
+    x : number, Scalar or Tile
+    low, high : number, Scalar or Tile
+        Converted to a common dtype as for `+`.
+
+    Returns
+    -------
+    number, Scalar or Tile
+    """
+    return minimum(maximum(x, low), high)
+
+
+def sigmoid(x: Any) -> Any:
+    """Return ``1 / (1 + exp(-x))`` of each element.
+
+    Parameters
+    ----------
+    x : number, Scalar or Tile
+        A float.
+
+    Returns
+    -------
+    number, Scalar or Tile
+    """
+    return 1.0 / (1.0 + math.exp(-_number("sigmoid", x)))
 
 
 def abs(x: Any) -> Any:

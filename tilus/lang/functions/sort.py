@@ -17,7 +17,7 @@ def sort(x: Tile, axis: int = -1, *, descending: bool = False) -> Tile:
     Parameters
     ----------
     x : Tile
-        Of numbers.
+        Of numbers or booleans.
     axis : int
         Which dimension; its extent is a power of two.
     descending : bool
@@ -36,7 +36,7 @@ def argsort(x: Tile, axis: int = -1, *, descending: bool = False) -> Tile:
     Parameters
     ----------
     x : Tile
-        Of numbers of 32 bits at most.
+        Of numbers or booleans of 32 bits at most.
     axis : int
         Which dimension; its extent is a power of two, up to 65536.
     descending : bool
@@ -56,7 +56,7 @@ def topk(x: Tile, k: int, axis: int = -1, *, largest: bool = True) -> tuple[Any,
     Parameters
     ----------
     x : Tile
-        Of numbers of 32 bits at most.
+        Of numbers or booleans of 32 bits at most.
     k : int
         Known at compile time.
     axis : int

@@ -324,22 +324,101 @@ def argmin(x: Tile, axis: int | None = None, keepdims: bool = False) -> Any:
     raise only_in_kernel("tilus.argmin")
 
 
-def scan(x: Tile, axis: int, kind: str, *, exclusive: bool = False) -> Tile:
-    """Combine each element with all before it along an axis.
+def reduce(x: Any, axis: int, kind: Any, keepdims: bool = False) -> Any:
+    """Combine all elements along an axis.
+
+    Parameters
+    ----------
+    x : Tile, or tuple of Tile
+        Several tiles of one shape only with a function.
+    axis : int
+        Which dimension; with a function its extent is a power of two.
+    kind : str or inline function
+        "sum", "prod", "max", "min", "and", "or", "xor", "any", "all", "argmax" or "argmin"; or an associative function
+        of two tiles, of which the first comes before the second, or of two tuples of tiles.
+    keepdims : bool
+        Whether the dimension stays, with size 1.
+
+    Returns
+    -------
+    Tile or Scalar, or tuple of these
+    """
+    raise only_in_kernel("tilus.reduce")
+
+
+def prod(x: Tile, axis: int | None = None, keepdims: bool = False) -> Any:
+    """Multiply the elements of a tile along an axis, or all of them.
 
     Parameters
     ----------
     x : Tile
+        Of 16 bits or more; its dtype is that of the product.
+    axis : int, optional
+        Which dimension; all unless given.
+    keepdims : bool
+        Whether the dimension stays, with size 1.
+
+    Returns
+    -------
+    Tile or Scalar
+    """
+    raise only_in_kernel("tilus.prod")
+
+
+def softmax(x: Tile, axis: int = -1) -> Tile:
+    """Return ``exp(x) / sum(exp(x))`` along an axis, without overflow.
+
+    Parameters
+    ----------
+    x : Tile
+        A float.
     axis : int
         Which dimension.
-    kind : str
-        "sum", "prod", "max", "min", "and", "or" or "xor".
-    exclusive : bool
-        Whether the element itself is left out.
 
     Returns
     -------
     Tile
+    """
+    raise only_in_kernel("tilus.softmax")
+
+
+def gather(x: Tile, indices: Tile, axis: int = -1) -> Tile:
+    """Take elements of a tile by their index along an axis, through shared memory.
+
+    Parameters
+    ----------
+    x : Tile
+    indices : Tile
+        Integers; of x's shape but for the axis. An index that is not in the tile gives 0.
+    axis : int
+        Which dimension.
+
+    Returns
+    -------
+    Tile
+        Of the shape of `indices`.
+    """
+    raise only_in_kernel("tilus.gather")
+
+
+def scan(x: Any, axis: int, kind: Any, *, exclusive: bool = False) -> Any:
+    """Combine each element with all before it along an axis.
+
+    Parameters
+    ----------
+    x : Tile, or tuple of Tile
+        Several tiles of one shape only with a function.
+    axis : int
+        Which dimension; with a function its extent is a power of two.
+    kind : str or inline function
+        "sum", "prod", "max", "min", "and", "or" or "xor"; or an associative function of two tiles, of which the first
+        comes before the second, or of two tuples of tiles.
+    exclusive : bool
+        Whether the element itself is left out; not with a function.
+
+    Returns
+    -------
+    Tile, or tuple of Tile
     """
     raise only_in_kernel("tilus.scan")
 
@@ -378,5 +457,6 @@ def cumprod(x: Tile, axis: int) -> Tile:
 
 __all__ = [
     "all", "annotate_layout", "any", "argmax", "argmin", "broadcast_to", "concat", "cumprod", "cumsum", "dot",
-    "expand_dims", "item", "max", "min", "reshape", "scan", "squeeze", "sum", "transpose",
+    "expand_dims", "gather", "item", "max", "min", "prod", "reduce", "reshape", "scan", "softmax", "squeeze", "sum",
+    "transpose",
 ]  # fmt: skip

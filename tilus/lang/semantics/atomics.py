@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from tilus.dtypes import DType
+from tilus.dtypes import DType, int32
 from tilus.errors import ShapeMismatch, TypeMismatch
 from tilus.ir import GlobalType, SharedType, Value, ops
 from tilus.lang import functions
-from tilus.lang.promotion import is_number
-from tilus.lang.semantics.arithmetic import binary
+from tilus.lang.promotion import is_number, require_integer
+from tilus.lang.semantics.arithmetic import binary, compare, convert
 from tilus.lang.semantics.memory import index_tiles, integers, mask_for, memory_type
 from tilus.lang.semantics.registry import implements
-from tilus.lang.semantics.shapes import Shape, as_tile, broadcast, operand_shape, static_choice
+from tilus.lang.semantics.shapes import (
+    Shape,
+    as_tile,
+    broadcast,
+    operand_shape,
+    static_choice,
+    static_int,
+    tile_type,
+)
 
 if TYPE_CHECKING:
     from tilus.lang.frontend.tracer import Tracer
@@ -79,6 +87,22 @@ def atomic(
         scope=scope,
     )
     return t.value(ops.Extract, old) if scalar else old
+
+
+@implements(functions.histogram)
+def histogram(t: Tracer, x: Any, bins: Any, mask: Any) -> Value:
+    type = tile_type("histogram", x)
+    require_integer("histogram", type.dtype)
+    count = static_int("bins of histogram", bins, 1)
+    places = convert(t, x, int32) if type.dtype.bits < 32 else x
+    inside = t.value(ops.Binary, "and", compare(t, ">=", places, 0), compare(t, "<", places, count))
+    wanted = mask_for(t, "histogram", mask, type.shape)
+    if wanted is not None:
+        inside = t.value(ops.Binary, "and", inside, wanted)
+    counts = t.value(ops.AllocShared, int32, (count,))
+    t.emit(ops.StoreShared, counts, t.value(ops.Splat, t.constant(0, int32), (count,)))
+    atomic(t, "add", counts, 1, None, None, convert(t, places, int32), inside, "relaxed", "block")
+    return t.value(ops.LoadShared, counts)
 
 
 def number_or_tile(t: Tracer, what: str, value: object, shape: Shape, dtype: DType) -> Value:

@@ -51,6 +51,11 @@ def static_assert(t: Tracer, condition: Any, message: Any) -> None:
         raise StaticAssertionFailed(f"static_assert failed: {message}" if message else "static_assert failed")
 
 
+@implements(functions.static_print)
+def static_print(t: Tracer, values: Any) -> None:
+    print(*(describe(value) if isinstance(value, Value) else value for value in values))
+
+
 @implements(functions.assume)
 def assume(t: Tracer, condition: Any, divisor: Any) -> Any:
     if divisor is None:

@@ -93,6 +93,20 @@ def minimum(t: Tracer, a: Any, b: Any) -> Any:
     return extreme(t, "min", a, b)
 
 
+@implements(functions.clamp)
+def clamp(t: Tracer, x: Any, low: Any, high: Any) -> Any:
+    return extreme(t, "min", extreme(t, "max", x, low), high)
+
+
+@implements(functions.sigmoid)
+def sigmoid(t: Tracer, x: Any) -> Any:
+    if is_number(x):
+        return functions.sigmoid(x)
+    require_float("sigmoid", operand_dtype("sigmoid", x))
+    decay = t.value(ops.Unary, "exp", t.value(ops.Unary, "neg", x))
+    return t.value(ops.Unary, "rcp", binary(t, "+", decay, 1.0))
+
+
 @implements(functions.abs)
 def absolute(t: Tracer, x: Any) -> Any:
     if is_number(x):

@@ -84,8 +84,6 @@ def ordered(t: Tracer, what: str, x: Value, descending: bool, alike: bool = Fals
 
 def ordered_floats(t: Tracer, x: Value, alike: bool) -> Value:
     """Return the bits of floats, the negative ones with all but the sign inverted, and the largest number for NaN."""
-    if tile_type("sort", x).dtype.bits < 16:
-        x = convert(t, x, dtypes.float16)
     type = tile_type("sort", x)
     integer, last = signed(type.dtype), (1 << (type.dtype.bits - 1)) - 1
     bits = t.value(ops.View, x, integer, type.shape)
@@ -109,8 +107,7 @@ def restored(t: Tracer, keys: Value, dtype: DType, descending: bool) -> Value:
     type = tile_type("sort", keys)
     last = (1 << (type.dtype.bits - 1)) - 1
     bits = binary(t, "^", keys, binary(t, "&", binary(t, ">>", keys, type.dtype.bits - 1), last))
-    wide = dtype if dtype.bits >= 16 else dtypes.float16
-    return convert(t, t.value(ops.View, bits, wide, type.shape), dtype)
+    return t.value(ops.View, bits, dtype, type.shape)
 
 
 def sorted_with_indices(t: Tracer, what: str, x: Value, axis: int, descending: bool) -> tuple[Value, Value]:
@@ -118,10 +115,13 @@ def sorted_with_indices(t: Tracer, what: str, x: Value, axis: int, descending: b
     type = tile_type(what, x)
     if type.dtype.bits > 32:
         raise TypeMismatch(
-            f"{what} takes elements of 32 bits at most, not {type.dtype}", hint="x.to(tilus.float32), or tilus.sort"
+            f"{what} takes elements of 32 bits at most, not {type.dtype}",
+            hint="x.to(tilus.float32), or tilus.sort",
         )
     if type.shape[axis] > MOST_INDEXED:
-        raise ShapeMismatch(f"{what} along an axis of {type.shape[axis]} elements, of which it takes {MOST_INDEXED}")
+        raise ShapeMismatch(
+            f"{what} along an axis of {type.shape[axis]} elements, of which it takes {MOST_INDEXED}"
+        )
     keys = ordered(t, what, x, descending, alike=True)
     own = tile_type(what, keys).dtype
     half, wide = (16, int32) if own.bits == 16 else (32, dtypes.int64)

@@ -11,8 +11,10 @@ from tilus.errors import LayoutConflict, ShapeMismatch, TypeMismatch
 from tilus.ir import RegisterType, ScalarType, SharedType, Value, ops
 from tilus.lang import functions
 from tilus.lang.diagnostics import describe, shape_text
-from tilus.lang.promotion import is_number, number_dtype, require_arithmetic
+from tilus.lang.inline import InlineFunction
+from tilus.lang.promotion import is_number, number_dtype, require_arithmetic, require_float, require_integer
 from tilus.lang.semantics.arithmetic import binary
+from tilus.lang.semantics.combining import combined
 from tilus.lang.semantics.registry import implements
 from tilus.lang.semantics.shapes import (
     Shape,
@@ -22,6 +24,7 @@ from tilus.lang.semantics.shapes import (
     operand_dtype,
     operand_shape,
     static_axis,
+    static_choice,
     static_dtype,
     static_int,
     static_shape,
@@ -64,6 +67,12 @@ def registers(t: Tracer, dtype: Any, shape: Any, fill: Any, layout: Any) -> Valu
     return filled(
         t, "registers", static_dtype("registers", dtype), static_shape("registers", shape), fill, layout
     )
+
+
+@implements(functions.zeros_like)
+def zeros_like(t: Tracer, x: Any) -> Value:
+    type = tile_type("zeros_like", x)
+    return filled(t, "zeros_like", type.dtype, type.shape, 0, None)
 
 
 @implements(functions.zeros)
@@ -319,6 +328,8 @@ def reduce(t: Tracer, kind: str, x: Any, axis: Any, keepdims: Any) -> Any:
             raise TypeMismatch(
                 f"{kind} takes a boolean tile, not {describe(x)}", hint="a comparison, such as x > 0"
             )
+    elif kind in ("and", "or", "xor"):
+        require_integer(f"a reduction by {kind}", type.dtype)
     else:
         require_arithmetic(kind, type.dtype)
     rank = len(type.shape)
@@ -409,8 +420,61 @@ def min_(t: Tracer, x: Any, others: Any, axis: Any, keepdims: Any) -> Any:
     return extremum(t, "min", x, others, axis, keepdims)
 
 
+@implements(functions.reduce)
+def reduce_by(t: Tracer, x: Any, axis: Any, kind: Any, keepdims: Any) -> Any:
+    if isinstance(kind, InlineFunction):
+        made = combined(t, "reduce", x, axis, kind, False)
+        if keepdims:
+            return made
+        if isinstance(made, tuple):
+            return tuple(
+                without_axis(t, part, static_axis("reduce", axis, len(part.type.shape))) for part in made
+            )
+        return without_axis(t, made, static_axis("reduce", axis, len(made.type.shape)))
+    static_choice("the kind of reduce", kind, ops.tile.REDUCTIONS)
+    return reduce(t, kind, x, axis, keepdims)
+
+
+@implements(functions.prod)
+def product(t: Tracer, x: Any, axis: Any, keepdims: Any) -> Any:
+    return reduce(t, "prod", x, axis, keepdims)
+
+
+@implements(functions.softmax)
+def softmax(t: Tracer, x: Any, axis: Any) -> Value:
+    type = tile_type("softmax", x)
+    require_float("softmax", type.dtype)
+    along = static_axis("softmax", axis, len(type.shape))
+    largest = t.value(ops.Reduce, x, along, "max")
+    powers = t.value(ops.Unary, "exp", binary(t, "-", x, largest))
+    return binary(t, "/", powers, t.value(ops.Reduce, powers, along, "sum"))
+
+
+@implements(functions.gather)
+def gather(t: Tracer, x: Any, indices: Any, axis: Any) -> Value:
+    own, wanted = tile_type("gather", x), tile_type("the indices of gather", indices)
+    along = static_axis("gather", axis, len(own.shape))
+    require_integer("the indices of gather", wanted.dtype)
+    expected = tuple(w if dim == along else n for dim, (n, w) in enumerate(zip(own.shape, wanted.shape)))
+    if len(wanted.shape) != len(own.shape) or wanted.shape != expected:
+        raise ShapeMismatch(
+            f"gather from {shape_text(own.shape)} along axis {along} by indices of shape {shape_text(wanted.shape)}",
+            hint="indices of the tile's shape but for the axis",
+        )
+    kept = t.value(ops.AllocShared, own.dtype, own.shape)
+    t.emit(ops.StoreShared, kept, x)
+    places = [
+        indices if dim == along else t.value(ops.Iota, wanted.shape, dim) for dim in range(len(wanted.shape))
+    ]
+    return t.value(ops.Gather, kept, tuple(places))
+
+
 @implements(functions.scan)
-def scan(t: Tracer, x: Any, axis: Any, kind: Any, exclusive: Any) -> Value:
+def scan(t: Tracer, x: Any, axis: Any, kind: Any, exclusive: Any) -> Any:
+    if isinstance(kind, InlineFunction):
+        if exclusive:
+            raise TypeMismatch("a scan by a function leaves no element out", hint="exclusive=False")
+        return combined(t, "scan", x, axis, kind, True)
     type = tile_type("scan", x)
     if kind not in ops.tile.SCANS:
         raise TypeMismatch(

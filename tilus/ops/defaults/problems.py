@@ -36,6 +36,7 @@ Launch = tuple[Kernel, tuple[Any, ...], dict[str, Any]]
 # A problem's sizes may be twice or half of these, see `tilus.ops.tuned`.
 ROWS = (16, 32, 64, 128, 256, 1024, 4096)
 SIDES = (1024, 4096, 16384, 65536)
+FEW = 8
 LARGEST = 1 << 28
 """Elements of the largest weight."""
 
@@ -68,6 +69,10 @@ class Problem:
     def candidates(self, key: Key, machine: Target, card: Figures) -> list[Schedule]:
         """Return schedules as plain data; the heuristic's own is the first."""
         raise TilusError(f"{self.name} does not say this of itself")
+
+    def few(self, key: Key, machine: Target, card: Figures) -> list[Schedule]:
+        """Return the candidates that are worth an estimate from the kernel's own code; the heuristic's is the first."""
+        return self.candidates(key, machine, card)
 
     def heuristic(self, key: Key, machine: Target, card: Figures) -> Schedule:
         """Return the schedule that the op would choose itself."""
@@ -202,6 +207,19 @@ class Matmul(Problem):
                     found.append(asdict(PlainSchedule(block_m, block_n, block_k, stages, warps)))
         return unique(found)
 
+    def few(self, key: Key, machine: Target, card: Figures) -> list[Schedule]:
+        found = self.candidates(key, machine, card)
+        if not machine.has("wgmma"):
+            return found
+
+        def cycles(chosen: Schedule) -> float:
+            made = schedules.HopperSchedule(**chosen)
+            return schedules.estimated_cycles(
+                made, key["m"], key["n"], key["k"], 1, key["bits"], card.processors
+            )
+
+        return [found[0], *sorted(found[1:], key=cycles)[:FEW]]
+
     def arguments(self, key: Key, device: str) -> tuple[Any, ...]:
         m, n, k = key["m"], key["n"], key["k"]
         dtype = key.get("dtype") or {16: torch.float16, 32: torch.float32, 8: torch.int8}[key["bits"]]
@@ -252,6 +270,19 @@ FORMS = (
 )  # fmt: skip
 
 
+STORED = {16: dtypes.float8_e4m3, 32: dtypes.float8_e8m0}
+STORED_BY = ("float4_e2m1", "float6_e3m2", "float6_e2m3")
+"""Scales of 8 bits of the formats that have them, by the group: NVFP4, and MXFP4 and MXFP6."""
+
+
+def fits(
+    tile: quantized_schedule.Schedule, form: quantized_schedule.WeightForm, k: int, machine: Target
+) -> bool:
+    """Tell whether a schedule of mma.sync fits a weight's groups and a target's shared memory."""
+    whole = tile.deep == 1 or quantized_schedule.fits_deep(form.group, k, tile.deep)
+    return whole and quantized_schedule.stage_bytes(tile, form) * tile.stages <= machine.shared_bytes
+
+
 class QuantizedMatmul(Problem):
     """`quantized_matmul` by the form of the weight; integers of a width count as one, with a sign or without.
 
@@ -280,37 +311,78 @@ class QuantizedMatmul(Problem):
         """Return what matters of a weight."""
         own = key["activations"] if key["activations"] != HALF else key.get("half", "float16")
         group = key["k"] if key["group"] == -1 else key["group"]
-        return quantized_schedule.WeightForm(self.dtype(key), dtypes.dtype(own), group, key["zero"])
+        stored = self.stored(key)
+        return quantized_schedule.WeightForm(self.dtype(key), dtypes.dtype(own), group, key["zero"], stored)
+
+    def stored(self, key: Key) -> dtypes.DType | None:
+        """Return the type of scales of 8 bits, which small floats in groups of 16 and 32 have."""
+        if "scales" in key:
+            return dtypes.dtype(key["scales"]) if key["scales"] else None
+        return STORED.get(key["group"]) if key["code"] in STORED_BY else None
 
     def heuristic(self, key: Key, machine: Target, card: Figures) -> Schedule:
         problem = key["m"], key["n"], key["k"], self.form(key), machine, card.processors
-        own = quantized_wgmma.wgmma_schedule(*problem)
+        own = quantized_wgmma.wgmma_schedule(*problem, by_block=bool(key.get("by_block")))
         return asdict(quantized_schedule.choose(*problem).schedule if own is None else own)
+
+    def on_warpgroups(self, key: Key, machine: Target, card: Figures) -> list[Schedule]:
+        """Return the schedules for wgmma, those of fewer estimated cycles first."""
+        if not machine.has("wgmma"):
+            return []
+        problem = key["m"], key["n"], key["k"], self.form(key), machine, card.processors
+        found = list(quantized_wgmma.candidates(*problem, by_block=bool(key.get("by_block"))))
+        found.sort(key=lambda s: quantized_wgmma.estimate(s, *problem, bool(key.get("by_block"))))
+        return [asdict(schedule) for schedule in found]
 
     def candidates(self, key: Key, machine: Target, card: Figures) -> list[Schedule]:
         m, n, k, form = key["m"], key["n"], key["k"], self.form(key)
-        first = quantized_schedule.choose(m, n, k, form, machine, card.processors)
-        own = quantized_wgmma.wgmma_schedule(m, n, k, form, machine, card.processors)
-        found: list[Schedule] = [self.heuristic(key, machine, card), asdict(first.schedule)]
-        if own is not None or (machine.has("wgmma") and form.activations.bits == 16):
-            every = list(quantized_wgmma.candidates(m, n, k, form, machine, card.processors))
-            every.sort(key=lambda s: quantized_wgmma.estimate(s, m, n, k, form, machine, card.processors))
-            found += [asdict(schedule) for schedule in every]
+        first = quantized_schedule.choose(m, n, k, form, machine, card.processors).schedule
+        found = [self.heuristic(key, machine, card), asdict(first), *self.on_warpgroups(key, machine, card)]
         steps = -(-k // prepack.UNIT_K)
         for block_m, deep, stages, splits in product((8, 16, 32, 64), (1, 2, 4), (2, 3, 4), (1, 2, 4, 8)):
             tiles = -(-m // block_m) * -(-n // (128 // deep))
             if (
                 (block_m > 16 and (block_m >= 2 * m or deep > 1))
-                or (deep > 1 and not quantized_schedule.fits_deep(form.group, k, deep))
                 or steps < deep * splits * stages
                 or (splits > 1 and tiles * splits > 2 * card.processors)
             ):
                 continue
             tile = replace(
-                first.schedule, block_m=block_m, block_n=128 // deep, deep=deep, stages=stages, splits=splits,
+                first, block_m=block_m, block_n=128 // deep, deep=deep, stages=stages, splits=splits,
                 swap=block_m == 8,
             )  # fmt: skip
-            if quantized_schedule.stage_bytes(tile, form) * stages <= machine.shared_bytes:
+            if fits(tile, form, k, machine):
+                found.append(asdict(replace(tile, late=quantized_schedule.scales_late(tile, k, form))))
+        return unique(found)
+
+    def few(self, key: Key, machine: Target, card: Figures) -> list[Schedule]:
+        m, n, k, form = key["m"], key["n"], key["k"], self.form(key)
+        first = quantized_schedule.choose(m, n, k, form, machine, card.processors).schedule
+        found = [
+            self.heuristic(key, machine, card),
+            *self.on_warpgroups(key, machine, card)[:FEW],
+            asdict(first),
+        ]
+        steps = -(-k // prepack.UNIT_K)
+        wide, deep = first.block_n, first.deep
+        changes: list[Schedule] = [
+            {"stages": first.stages - 1}, {"stages": first.stages + 1}, {"splits": 2 * first.splits},
+            {"splits": first.splits // 2}, {"block_n": wide // 2, "deep": 2 * deep},
+            {"block_n": 2 * wide, "deep": deep // 2}, {"block_n": 2 * wide}, {"block_n": wide // 2},
+            {"block_m": 2 * first.block_m, "swap": False}, {"block_m": first.block_m // 2, "swap": first.block_m == 16},
+        ]  # fmt: skip
+        for change in changes:
+            tile = replace(first, **change)
+            sensible = min(tile.stages, tile.deep, tile.splits) > 0 and 32 <= tile.block_n * tile.deep <= 256
+            if (
+                sensible
+                and 8 <= tile.block_m < 2 * max(m, 8)
+                and tile.block_n >= prepack.UNIT_N
+                and tile.stages > 1
+                and (tile.deep == 1 or tile.block_m <= 16)
+                and steps >= tile.deep * tile.splits * tile.stages
+                and fits(tile, form, k, machine)
+            ):
                 found.append(asdict(replace(tile, late=quantized_schedule.scales_late(tile, k, form))))
         return unique(found)
 
@@ -319,13 +391,17 @@ class QuantizedMatmul(Problem):
         units = -(-k // prepack.UNIT_K), -(-n // prepack.UNIT_N)
         packed = filled(device, *units, prepack.unit_bytes(form.dtype.bits), dtype=torch.uint8)
         half = HALVES[key.get("half", "float16")]
-        scale = filled(device, -(-k // form.group), units[1] * prepack.UNIT_N, dtype=half)
-        weight = packed, scale, scale if key["zero"] else None, form.dtype.name, k, n, form.group
+        groups = -(-k // form.group), units[1] * prepack.UNIT_N
+        scale = filled(device, *groups, dtype=half if form.scale is None else torch.uint8)
+        zero = filled(device, *groups, dtype=half) if key["zero"] else None
+        weight = packed, scale, zero, form.dtype.name, k, n, form.group
+        stored = "" if form.scale is None else form.scale.name
         if key["activations"] == HALF:
-            return filled(device, m, k, dtype=half), *weight
+            return filled(device, m, k, dtype=half), *weight, 1.0, None, None, "", False, stored
         blocks = -(-k // BLOCK) if key.get("by_block") else 1
         row_scale = filled(device, blocks, -(-m // ALIGN) * ALIGN, dtype=torch.float32)
-        return filled(device, m, k, dtype=BYTES[key["activations"]]), row_scale, *weight
+        rows = filled(device, m, k, dtype=BYTES[key["activations"]])
+        return rows, row_scale, *weight, 1.0, None, "", False, stored, half if stored else None
 
     def run(self, arguments: tuple[Any, ...]) -> torch.Tensor:
         ops = sys.modules[self.module]

@@ -127,7 +127,7 @@ def best_of(
     tried : int
         Schedules that are compiled, the best by the model.
     """
-    candidates = problem.candidates(key, target(workshop.card.target), workshop.card)
+    candidates = problem.few(key, target(workshop.card.target), workshop.card)
     ranked = workshop.rank(problem, key, candidates)
     own = next(r for r in ranked if r.schedule == candidates[0])
     compiled: list[Ranked] = []
