@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export NO_MKDOCS_2_WARNING := 1
 
 .NOTPARALLEL:
-.PHONY: help demo test lint lint-style lint-format lint-types lint-imports lint-docs format gpu bench docs goldens clean distclean
+.PHONY: help demo test lint lint-style lint-format lint-types lint-imports lint-docs format gpu bench sweep docs goldens clean distclean
 
 help:
 	@echo 'make demo      quantise a real sentence-embedding model to several types and compare'
@@ -28,6 +28,7 @@ help:
 	@echo 'make format    let ruff put the code in order'
 	@echo 'make gpu       GPU tests and benchmarks with PYTHON=python3 and the packages it has'
 	@echo 'make bench     benchmarks that need no GPU'
+	@echo 'make sweep     all schedules and the accuracy of all types: hours (SWEEP="--every 40" ACCURACY=--quick for a part)'
 	@echo 'make docs      build the documentation into site/'
 	@echo 'make goldens   write golden files anew; read the diff'
 	@echo 'make clean     remove caches and build products (distclean: .venv too)'
@@ -80,10 +81,15 @@ gpu:
 	if [ -f benchmarks/run_gpu.py ]; then $(PYTHON) benchmarks/run_gpu.py || status=$$?; fi; \
 	exit $$status
 
-# Files with a leading underscore are parts of others.
+# Files with a leading underscore are parts of others; sweeps take hours.
+SWEEPS := benchmarks/shipped_schedules.py benchmarks/accuracy_sweep.py
 bench: $(VENV)/.ready-bench
-	@status=0; for file in $(filter-out benchmarks/run_gpu.py,$(wildcard benchmarks/[a-z]*.py)); do \
+	@status=0; for file in $(filter-out benchmarks/run_gpu.py $(SWEEPS),$(wildcard benchmarks/[a-z]*.py)); do \
 		echo "== $$file"; $(PY) $$file || status=$$?; done; exit $$status
+
+sweep: $(VENV)/.ready-bench
+	@status=0; $(PY) benchmarks/shipped_schedules.py $(SWEEP) || status=$$?; \
+	$(PY) benchmarks/accuracy_sweep.py $(ACCURACY) || status=$$?; exit $$status
 
 docs: $(VENV)/.ready-dev
 	$(PY) -m mkdocs build --strict

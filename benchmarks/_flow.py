@@ -85,13 +85,16 @@ def dominators(flow: Flow) -> dict[int, set[int]]:
 
 
 def main_loop(flow: Flow) -> tuple[set[int], set[int]]:
-    """Return the blocks of the longest loop with tensor-core instructions, and those that each turn goes through."""
+    """Return the blocks of the main loop, and those that each turn goes through.
+
+    Of loops with tensor-core instructions it is the longest one that has no other such loop inside.
+    """
     above = dominators(flow)
     before: dict[int, list[int]] = {}
     for number, after in enumerate(flow.following):
         for other in after:
             before.setdefault(other, []).append(number)
-    best: tuple[int, set[int], set[int]] = (0, set(), set())
+    loops: list[tuple[set[int], set[int]]] = []
     for end in above:
         for head in flow.following[end]:
             if head not in above[end]:
@@ -102,10 +105,10 @@ def main_loop(flow: Flow) -> tuple[set[int], set[int]]:
                 if number in above and number not in body:
                     body.add(number)
                     waiting += before.get(number, [])
-            held = [x for number in body for x in flow.blocks[number]]
-            if any("MMA" in x.base for x in held) and len(held) > best[0]:
-                best = len(held), body, body & above[end]
-    return best[1], best[2]
+            if any("MMA" in x.base for number in body for x in flow.blocks[number]):
+                loops.append((body, body & above[end]))
+    inner = [loop for loop in loops if not any(other[0] < loop[0] for other in loops)]
+    return max(inner, key=lambda loop: sum(len(flow.blocks[n]) for n in loop[0]), default=(set(), set()))
 
 
 def issued(listing: str, warps: int) -> Counter[str]:

@@ -18,7 +18,6 @@ import json
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from tilus import dtypes
 from tilus.dtypes import DType, decode
 from tilus.errors import TilusError, TypeMismatch
 from tilus.ops import QuantizedWeight, from_codes, quantized_matmul
+from tilus.ops.scales import scale_exponent
 from tilus.ops.tokens import QuantizedTokens
 from tilus.ops.weights import operand_type
 from tilus.runtime.simulate import TARGET_VARIABLE
@@ -218,7 +218,11 @@ def allowed(case: Case, weight: QuantizedWeight, a: torch.Tensor, exact: torch.T
     if case.activations in ("float16", "bfloat16"):
         unit = half.eps / 2
         apart = torch.from_numpy((2 * np.abs(values - zero) + np.abs(zero)) * scale)
-        rounded = unit * (1 + unit) * apart + half.tiny * half.eps / 2 * abs(weight.alpha)
+        # Kernels divide scales of float8_e4m3 by a power of two as they read them, see `scale_exponent`.
+        step = (
+            half.tiny * half.eps / 2 * 2.0 ** scale_exponent(weight.scale_type, weight.dtype, result_of(case))
+        )
+        rounded = unit * (1 + unit) * apart + step * abs(weight.alpha)
     size = a.abs()
     sums = (case.k + 16) * 2.0**-23 * (size @ sizes)
     before = size @ rounded + sums
@@ -286,12 +290,17 @@ def integers(case: Case, weight: QuantizedWeight) -> str:
 
 
 def summary(rows: list[Row]) -> dict[str, Any]:
-    """Return totals, by activations, by target and by group."""
+    """Return totals, by activations, target, group and rows."""
     parts: dict[str, Any] = {}
     for name in ("activations", "target", "group", "m"):
-        counted = Counter(str(getattr(row.case, name)) for row in rows)
-        worst = {key: max(r.share for r in rows if str(getattr(r.case, name)) == key) for key in counted}
-        parts[name] = {key: {"cases": counted[key], "largest_share": worst[key]} for key in sorted(counted)}
+        of = {row.case.form: str(getattr(row.case, name)) for row in rows}
+        parts[name] = {}
+        for value in sorted(set(of.values())):
+            mine = [row for row in rows if of[row.case.form] == value]
+            right = [row.share for row in mine if not row.failure]
+            parts[name][value] = {
+                "cases": len(mine), "failed": len(mine) - len(right), "largest_share": max(right, default=None),
+            }  # fmt: skip
     bad = [row for row in rows if row.failure]
     types = len({row.case.dtype for row in rows})
     return {"cases": len(rows), "types": types, "failed": len(bad), "by": parts}

@@ -124,7 +124,8 @@ def instructions_per_element(
     With an exponent of the cast of stored codes, which are finite, whose result is the value over 2**exponent.
     """
     group = arrangement.words if arrangement is not None else source.bits // math.gcd(source.bits, 32)
-    words = 8 * group
+    # As much as a step of a kernel casts: with more, constants make way for other registers and are loaded again.
+    words = group * max(1, 8 // group)
     counts = []
     for times in (1, 2):
         loads = words * times

@@ -95,9 +95,11 @@ class Row:
 
 CASES = (
     *(Case(name, "float16", m, 128, name.startswith("uint")) for name in
-      ("uint8", "uint7", "uint6", "uint5", "uint4", "uint3", "uint2", "int4", "int2", "float8_e4m3", "float6_e3m2",
-       "float4_e2m1", "nf4", "ternary") for m in (8, 16)),
-    *(Case(name, "bfloat16", 8, 128, name.startswith("uint")) for name in ("uint8", "uint4", "float4_e2m1")),
+      ("uint8", "uint7", "uint6", "uint5", "uint4", "uint3", "uint2", "uint1", "int4", "int3", "int2", "float8_e4m3",
+       "float6_e3m2", "float4_e2m1", "nf4", "ternary") for m in (8, 16)),
+    *(Case(name, "float16", 16, group, True) for name in ("uint4", "uint3") for group in (32, -1)),
+    *(Case(name, "bfloat16", 16, 128, name.startswith("uint")) for name in
+      ("uint8", "uint4", "uint3", "uint2", "float4_e2m1")),
     *(Case(name, "int8", m, group, name.startswith("uint")) for name in ("uint1", "uint2", "uint4", "int8")
       for group in (-1, 128) for m in (8, 16)),
 )  # fmt: skip

@@ -39,12 +39,21 @@ LAYERS = {
 }
 COLUMNS = 64
 GROUP = 128
-ALL_TYPES = tuple(t.name for t in dtypes.NAMED if t.bits <= 8 and t.kind in ("int", "uint", "float", "table"))
+ALL_TYPES = (
+    *(t.name for t in dtypes.NAMED if t.bits <= 8 and t.kind in ("int", "uint", "float", "table")),
+    "mxfp4", "nvfp4", "mxfp6",
+)  # fmt: skip
 # One of each way to decode, at most widths.
 SOME_TYPES = (
-    "uint4", "uint8", "uint2", "uint1", "uint3", "int4", "float6_e3m2", "float4_e2m1", "float8_e4m3", "nf4", "ternary",
+    "uint4", "uint8", "uint2", "uint1", "uint3", "int4", "float6_e3m2", "float4_e2m1", "float8_e4m3", "nf4", "ternary", "mxfp4",
+    "nvfp4",
 )  # fmt: skip
-DRY_TYPES = ("uint4", "uint3", "int8", "uint1", "float6_e3m2", "nf4")
+DRY_TYPES = ("uint4", "uint3", "int8", "uint1", "float6_e3m2", "nf4", "mxfp4", "nvfp4")
+# Formats with scales of 8 bits: the codes, the group, and the scales.
+FORMATS = {
+    "mxfp4": ("float4_e2m1", 32, "float8_e8m0"), "nvfp4": ("float4_e2m1", 16, "float8_e4m3"),
+    "mxfp6": ("float6_e3m2", 32, "float8_e8m0"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -111,7 +120,11 @@ def narrow_weight(
     """Return a quantised weight of a few columns, and its values."""
     generator = torch.Generator().manual_seed(k)
     values = torch.randn(k, COLUMNS, generator=generator) / k**0.5
-    weight = ops.quantize(values, dtype, GROUP, activations=activations)
+    code, group, scales = FORMATS.get(dtype, (dtype, GROUP, torch.float16))
+    out_dtype = torch.float16 if dtype in FORMATS else None
+    weight = ops.quantize(
+        values, code, group, scale_dtype=scales, activations=activations, out_dtype=out_dtype
+    )
     return weight, weight.dequantize()
 
 
@@ -176,7 +189,8 @@ def tinygemm(bench: Bench, m: int, n: int, k: int) -> OwnReference:
 
 def run_case(bench: Bench, case: Case, bandwidth: float) -> None:
     """Compare on one case."""
-    named = {"layer": case.layer, "type": case.dtype, "m": case.m, "n": case.n, "k": case.k, "group": GROUP}
+    named = {"layer": case.layer, "type": case.dtype, "m": case.m, "n": case.n, "k": case.k}
+    named["group"] = FORMATS[case.dtype][1] if case.dtype in FORMATS else GROUP
     if bench.done(named):
         return
     times = case.n // COLUMNS
@@ -184,7 +198,7 @@ def run_case(bench: Bench, case: Case, bandwidth: float) -> None:
     weight = widen(narrow, times).to(bench.device)
     a = torch.randn(case.m, case.k, device=bench.device).half()
     reference = a.double() @ values.to(bench.device)
-    side = weight.scale.numel() * 2 + (0 if weight.zero is None else weight.zero.numel() * 2)
+    side = sum(x.numel() * x.element_size() for x in (weight.scale, weight.zero) if x is not None)
     activations = 2 * (a.numel() + case.m * case.n)
     size = weight.packed.numel() + side + activations
     flops = 2 * case.m * case.n * case.k
@@ -201,7 +215,7 @@ def run_case(bench: Bench, case: Case, bandwidth: float) -> None:
         Contender("triton int4", lambda: triton_int4(bench, a, narrow, times, chosen), bound=0.01),
         Contender("torch int4", lambda: tinygemm(bench, case.m, case.n, case.k), bound=0.02),
     ]
-    integer = dtypes.dtype(case.dtype).is_integer
+    integer = case.dtype not in FORMATS and dtypes.dtype(case.dtype).is_integer
     by_bytes = [Contender("tilus int8", lambda: with_int8(bench, a, case), bound=0.01)]
     rows = bench.compare(
         named,

@@ -119,6 +119,7 @@ def test_compile_writes_files_that_load(run, program: str, tmp_path: Path) -> No
             ["compile", "no_such_module::scale", "--target", "sm_80"],
             "there is no file and no module no_such_module",
         ),
+        (["inspect", "{}:scale"], "has one colon, expected"),
         (["inspect", "{}::scale", "--stage", "asm"], "there is no stage 'asm'; stages are ir, llvm, ptx"),
         (["layout", "spatial(8, 4)", "--bits", "0"], "--bits 0: expected a positive integer"),
     ],

@@ -61,6 +61,9 @@ def reads_too_early(a: Tensor[float16, "m k"], c: Tensor[float32, "m n"]):
 
 
 @needs_assembler
+@pytest.mark.skipif(
+    assembler.nvjitlink_version().startswith("13.0"), reason="nvJitLink 13.0 waits without a word"
+)
 def test_products_that_the_assembler_waits_for_are_a_warning():
     (warning,) = reads_too_early.compile(target=TARGET).resources.warnings
     assert "wgmma.wait_group is injected" in warning
@@ -168,6 +171,26 @@ def test_only_kernels_that_set_registers_go_to_ptxas(monkeypatch, tmp_path):
     specialised = VERSIONS["4 specialised"][0].compile(target=TARGET)
     assert specialised.cubin == b"cubin"
     assert asked == ["ptxas of a package"]
+
+
+def test_ptxas_is_the_one_that_is_named_then_a_packages_then_the_paths(monkeypatch, tmp_path):
+    program = "ptxas.exe" if os.name == "nt" else "ptxas"
+    places = [
+        tmp_path / name
+        for name in ("named", "packages/nvidia/cu13/bin", "packages/triton/backends/nvidia/bin", "path")
+    ]
+    for place in places:
+        place.mkdir(parents=True)
+        (place / program).touch(mode=0o755)
+    monkeypatch.setattr(assembler.sys, "path", [str(tmp_path / "packages")])
+    monkeypatch.setenv("PATH", str(places[-1]))
+    monkeypatch.setenv("TILUS_PTXAS", str(places[0] / program))
+    find = assembler.ptxas_path.__wrapped__
+    for place in places:
+        assert find() == str(place / program)
+        (place / program).unlink()
+        monkeypatch.delenv("TILUS_PTXAS", raising=False)
+    assert find() is None
 
 
 @needs_assembler

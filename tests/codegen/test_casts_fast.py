@@ -180,7 +180,9 @@ def test_the_counted_costs_of_stored_codes_meet_their_targets(target: str) -> No
 
 def test_values_that_are_integers_times_a_power_of_two() -> None:
     """Their int8 is off by that power; no other type has one."""
-    found = {t.name: stored_exponent(t, dtypes.int8, find_target("sm_80")) for t in SOURCES if t.kind == "float"}
+    found = {
+        t.name: stored_exponent(t, dtypes.int8, find_target("sm_80")) for t in SOURCES if t.kind == "float"
+    }
     assert {name: e for name, e in found.items() if e} == {
         "float8_e1m6": -5, "float7_e1m5": -4, "float7_e2m4": -4, "float6_e1m4": -3, "float6_e2m3": -3,
         "float5_e1m3": -2, "float5_e2m2": -2, "float4_e1m2": -1, "float4_e2m1": -1, "float4_e3m0": -2,

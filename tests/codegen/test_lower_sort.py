@@ -105,7 +105,17 @@ def test_every_dtype(dtype):
 
 @pytest.mark.parametrize(
     ("shape", "axis", "warps"),
-    [((1, 1), 1, 1), ((1, 256), 1, 4), ((2, 128), 1, 8), ((64, 3), 0, 1), ((5, 16), 1, 3), ((4, 8), 0, 2)],
+    [
+        ((1, 1), 1, 1),
+        ((1, 256), 1, 4),
+        ((2, 128), 1, 8),
+        ((64, 3), 0, 1),
+        ((5, 16), 1, 3),
+        ((4, 8), 0, 2),
+        ((2, 100), 1, 4),
+        ((7, 3), 0, 1),
+        ((3, 5), 1, 2),
+    ],
     ids=str,
 )
 def test_every_shape(shape, axis, warps):
@@ -113,22 +123,26 @@ def test_every_shape(shape, axis, warps):
 
 
 @st.composite
-def problems(draw):
+def problems(draw, axes):
     shape = tuple(draw(st.sampled_from(e)) for e in draw(st.permutations([(1, 2, 3, 5, 8), (2, 4, 8, 32)])))
-    axis = draw(st.sampled_from([i for i, n in enumerate(shape) if not n & (n - 1)]))
+    axis = draw(st.sampled_from(axes(shape)))
     warps = draw(st.sampled_from((1, 2, 3, 4)))
     return shape, axis, warps, draw(layouts(shape, 32 * warps)), draw(st.integers(0, 1000))
 
 
 @settings(SLOW, max_examples=12)
-@given(problems())
+@given(problems(lambda shape: [0, 1]))
 def test_any_layout(problem):
     shape, axis, warps, layout, seed = problem
     check_sorting(d.random(float16, *shape, seed=seed), float16, axis, warps, layout)
 
 
 @SLOW
-@given(problems(), st.integers(0, 63), st.sampled_from((int8, float16, float32, int64, dtypes.boolean)))
+@given(
+    problems(lambda shape: [i for i, n in enumerate(shape) if not n & (n - 1)]),
+    st.integers(0, 63),
+    st.sampled_from((int8, float16, float32, int64, dtypes.boolean)),
+)
 def test_exchange_in_any_layout(problem, mask, dtype):
     shape, axis, warps, layout, seed = problem
     mask %= shape[axis]
@@ -174,9 +188,9 @@ def largest(
     tilus.store(turned, tilus.flip(x), (0, 0))
 
 
-@pytest.mark.parametrize("k", [1, 3, 8, 64])
-def test_the_largest_and_the_opposite_order(k):
-    a = d.random(float32, 3, 64)
+@pytest.mark.parametrize(("k", "n"), [(1, 64), (3, 64), (64, 64), (8, 50), (50, 50)])
+def test_the_largest_and_the_opposite_order(k, n):
+    a = d.random(float32, 3, n)
     a[1] = np.round(a[1])
     made = d.run(
         largest, a, np.zeros((3, k), np.float32), np.zeros((3, k), np.int32), np.zeros((3, k), np.float32),
@@ -207,8 +221,6 @@ def refused(x: Tensor["dtype", "n"], *, dtype: constexpr, n: constexpr, what: co
 @pytest.mark.parametrize(
     ("what", "dtype", "n", "error", "text"),
     [
-        (tilus.sort, float32, 24, ShapeMismatch, "a tile of 32 elements, loaded with other="),
-        (tilus.flip, float32, 3, ShapeMismatch, "flip takes an axis whose extent is a power of two, not 3 elements"),
         (tilus.argsort, float64, 32, TypeMismatch, "argsort takes elements of 32 bits at most, not float64"),
         (too_many, float32, 64, ShapeMismatch, "topk of 65 elements along an axis of 64"),
         (tilus.sort, float8_e4m3, 64, TypeMismatch, "sort does not take float8_e4m3, which is for storage"),

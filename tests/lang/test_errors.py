@@ -14,7 +14,7 @@ from tests.lang.support import anonymous, trace
 from tilus.errors import TilusError
 
 HEADER = """\
-import math
+import math, numpy as np
 import tilus.lang as tilus
 from tilus.lang import Pointer, Tensor, constexpr, float16, float32, int8, int32, int64, uint4, uint8, uint32
 """
@@ -34,6 +34,13 @@ def kernel(
 # Statements of a kernel, each of which must be refused.
 BODIES = {
     # Python that a kernel may not use.
+    "endless_while": "n = 0\nwhile True:\n    n = n + 1",
+    "endless_while_around_a_loop": "while True:\n    for j in range(i):\n        break",
+    "numpy_array": "y = tile + np.zeros(3)",
+    "short_name": "y = tile + d",
+    "function_as_method": "y = tile.softmax()",
+    "name_of_another_language": "y = tilus.program_id(0)",
+    "cast_by_another_name": "y = tile.cast_to(float32)",
     "try": "try:\n    pass\nexcept ValueError:\n    pass",
     "raise": "raise ValueError('no')",
     "assert": "assert i > 0",

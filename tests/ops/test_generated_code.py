@@ -153,7 +153,7 @@ def test_weights_are_read_once_and_by_their_own_width() -> None:
     for dtype in ("uint2", "uint4", "uint8"):
         call = quantized_call("sm_80", dtype, 16, n=128)
         report = simulate(call.kernel, list(call.arguments), call.options, "sm_80")
-        read[dtype] = report.counters["global_bytes_read"]
+        read[dtype] = report.counters["global_distinct_bytes_read"]
     assert read["uint8"] - read["uint4"] == 128 * 256 * 4 // 8
     assert read["uint4"] - read["uint2"] == 128 * 256 * 2 // 8
 

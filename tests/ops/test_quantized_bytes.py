@@ -15,6 +15,7 @@ from tilus.dtypes import dtype as find
 from tilus.errors import ShapeMismatch, TypeMismatch
 from tilus.ops import QuantizedWeight, from_codes, quantize, quantize_tokens, quantized_matmul
 from tilus.ops.checkpoints import from_mxfp4
+from tilus.ops.quantized_schedule import Choice, Schedule
 from tilus.ops.tokens import QuantizedTokens
 from tilus.ops.weights import operand_type
 
@@ -166,7 +167,9 @@ def test_rows_groups_and_blocks(
     check(weight, tokens(m, k, activations, by_block=by_block), device)
 
 
-@pytest.mark.parametrize("m", [3, 12])
+@pytest.mark.parametrize(
+    ("m", "shares"), [(3, {"splits": 3}), (12, {"splits": 2}), (3, {"blocks": 3}), (12, {"blocks": 5})]
+)
 @pytest.mark.parametrize(
     ("dtype", "group", "activations", "zero_point", "by_block"),
     [
@@ -177,19 +180,16 @@ def test_rows_groups_and_blocks(
     ],
 )
 def test_warps_share_columns_and_blocks_share_k(
-    monkeypatch: pytest.MonkeyPatch, m: int, dtype: str, group: int, activations: torch.dtype, zero_point: bool,
-    by_block: bool,
+    monkeypatch: pytest.MonkeyPatch, m: int, shares: dict[str, int], dtype: str, group: int, activations: torch.dtype,
+    zero_point: bool, by_block: bool,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(MODULE, "processors", lambda x: 132)
-    chosen = []
-    original = MODULE.choose
-    monkeypatch.setattr(MODULE, "choose", lambda *args: chosen.append(original(*args)) or chosen[-1])
+    few = m <= 8
+    schedule = Schedule(8 if few else 16, 64, deep=2, stages=2, swap=few, late=True, **shares)
+    monkeypatch.setattr(MODULE, "choose", lambda *args: Choice("mma", schedule))
     check(
-        random_weight(find(dtype), 2048, 40, group, activations, zero_point),
-        tokens(m, 2048, activations, by_block=by_block),
+        random_weight(find(dtype), 1536, 72, group, activations, zero_point),
+        tokens(m, 1536, activations, by_block=by_block),
     )
-    assert chosen[0].schedule.deep > 1
-    assert chosen[0].schedule.splits > 1
 
 
 @pytest.mark.parametrize("target", TARGETS)

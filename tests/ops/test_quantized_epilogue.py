@@ -92,7 +92,7 @@ def test_parts_of_k_are_summed_before_the_epilogue(
     torch.manual_seed(0)
     bias, a = torch.randn(weight.shape[1]).half(), torch.randn(5, 2048).half()
     found = quantized_matmul(a, weight, bias, "silu")
-    assert [call.options["share"] for call in calls] == [share]
+    assert [call.options[share] for call in calls] == [True]
     exact = expected(a, weight, bias, "silu")
     # Activations of 8 bits are off by half of 1 / 127 of the largest one.
     limit = 0.03 if activations else 2.0**-8

@@ -16,13 +16,14 @@ from tilus import ops
 from tilus.codegen import target
 from tilus.dtypes import DType, decode, float4_e2m1, float8_e4m3, float8_e8m0, float16, int4
 from tilus.dtypes import dtype as find
-from tilus.errors import TilusError, TypeMismatch
+from tilus.errors import ShapeMismatch, TilusError, TypeMismatch
 from tilus.ops import QuantizedWeight, from_codes, gated_pair, quantize, quantize_tokens, quantized_matmul
 from tilus.ops.checkpoints import from_mxfp4, from_mxfp8, from_nvfp4
 from tilus.ops.quantized_matmul import call_of, form_of
 from tilus.ops.quantized_schedule import choose
 from tilus.ops.scales import scale_values
-from tilus.torch import QuantizedLinear
+from tilus.ops.weights import interleave
+from tilus.torch import QuantizedLinear, QuantizedMoE
 
 HALF, BRAIN = torch.float16, torch.bfloat16
 E8M0, E4M3 = float8_e8m0, float8_e4m3
@@ -311,7 +312,7 @@ def test_gated_pairs_with_bias(m: int, scale: DType, group: int) -> None:
 
 def test_pairs_with_factors_that_differ_are_refused() -> None:
     gate, up = (quantize(torch.randn(64, 8) * s, "float4_e2m1", 16, scale_dtype=E4M3) for s in (1.0, 1.3))
-    with pytest.raises(TypeMismatch, match="too far apart for one tensor of float8_e4m3"):
+    with pytest.raises(TypeMismatch, match="do not fit one tensor of float8_e4m3"):
         gated_pair(gate, up)
 
 
@@ -366,6 +367,26 @@ def test_layers_are_saved_and_loaded() -> None:
     assert torch.equal(pickled(made)(x), expected)
     weight = pickled(made.weight)
     assert torch.equal(weight.dequantize(), made.weight.dequantize())
+
+
+def test_a_mixture_of_experts() -> None:
+    """As NVFP4: each expert's gate and what it multiplies share a factor."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((64, 48), (64, 48), (48, 64))
+    kinds = [[torch.randn(s, generator=generator) / s[0] ** 0.5 for _ in range(3)] for s in shapes]
+    router = torch.randn(64, 3, generator=generator)
+    moe = QuantizedMoE.from_weights(router, *kinds, 1, "float4_e2m1", 16, scale_dtype=E4M3, out_dtype=HALF)
+    assert (moe.experts("gate_up").scale_type, moe.router.dtype) == (E4M3, HALF)
+    x = torch.randn(5, 64, generator=generator).half()
+    found, chosen = moe(x), (x @ moe.router).argmax(1)
+    for token, expert in enumerate(chosen.tolist()):
+        both = quantize(interleave(kinds[0][expert], kinds[1][expert]), "float4_e2m1", 16, scale_dtype=E4M3)
+        gate, up = replace(both, gated=True).dequantize().chunk(2, dim=1)
+        inner = torch.nn.functional.silu(x[token].double() @ gate) * (x[token].double() @ up)
+        exact = inner @ quantize(kinds[2][expert], "float4_e2m1", 16, scale_dtype=E4M3).dequantize()
+        assert (found[token].double() - exact).abs().max() <= 4 * torch.finfo(HALF).eps * exact.abs().max()
+    with pytest.raises(ShapeMismatch, match="a multiple of 8 columns"):
+        QuantizedMoE.from_weights(router, *[[torch.zeros(64, 12)] * 3] * 3, 1, "float4_e2m1", 16)
 
 
 def test_layers_keep_their_types_when_a_model_is_converted() -> None:

@@ -1,5 +1,6 @@
 """Wrong arguments of every public function of the library: each is refused in one sentence that says what to do."""
 
+# ruff: noqa: F401  (what is imported is used by the expressions below)
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -7,14 +8,31 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+import tilus
+from tilus import dtypes
 from tilus.errors import TilusError
 from tilus.ops import (
+    checkpoints,
+    combine,
+    from_codes,
+    gated_pair,
+    gather_rows,
+    grouped_matmul,
+    grouped_matmul_block_scaled,
+    grouped_quantized_matmul,
+    matmul,
+    matmul_block_scaled,
     quantize,
+    quantize_blocks,
+    quantize_tokens,
+    quantized_matmul,
+    route,
     sort_by_expert,
     stack_experts,
 )
-from tilus.torch import QuantizedLinear, QuantizedMoE
+from tilus.torch import QuantizedLinear, QuantizedMoE, load_quantized, quantize_linears
 
 
 def h(*shape: int) -> torch.Tensor:

@@ -297,7 +297,13 @@ def test_what_spills_does_not_ship() -> None:
 def test_a_heuristics_schedule_that_does_not_even_trace_is_replaced() -> None:
     workshop = FakeWorkshop([float("inf"), 3.0, 2.0, float("inf")])
     assert chosen(workshop) == 2
-    assert workshop.compiled == [2, 1]
+    assert workshop.compiled == [2]
+
+
+def test_what_is_estimated_to_be_no_faster_is_not_compiled() -> None:
+    workshop = FakeWorkshop([1.0, 0.99, 2.0, 3.0])
+    assert chosen(workshop) == 0
+    assert workshop.compiled == [0]
 
 
 def test_only_the_best_few_are_compiled() -> None:

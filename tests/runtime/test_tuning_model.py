@@ -143,6 +143,32 @@ def test_instructions_that_are_written_by_hand_count_for_each_element() -> None:
     assert one - plain == two - one == 4
 
 
+@tilus.kernel
+def turned(
+    x: Tensor[float32, "n"],
+    out: Tensor[float32, "n"],
+    *,
+    times: constexpr,
+    width: constexpr,
+    warps: constexpr,
+):
+    tilus.grid(1, warps=warps)
+    tile = tilus.load(x, 0, width)
+    for _ in tilus.static_range(times):
+        tile = tilus.flip(tile)
+    tilus.store(out, tile, 0)
+
+
+def test_exchanges_count_as_shuffles_or_as_trips_through_shared_memory() -> None:
+    x, out = np.ones(256, np.float32), np.zeros(256, np.float32)
+    by_shuffles = [count(turned, x, out, times=n, width=64, warps=1) for n in range(3)]
+    # Two elements of each thread.
+    assert [work.issue - by_shuffles[0].issue for work in by_shuffles] == [0, 2, 4]
+    across_warps = [count(turned, x, out, times=n, width=256, warps=4) for n in range(3)]
+    assert [work.shared_bytes_moved for work in across_warps] == [0, 2 * 1024, 4 * 1024]
+    assert [work.syncs for work in across_warps] == [0, 2, 4]
+
+
 def test_blocks_of_a_wave_share_what_they_read_in_common() -> None:
     a, b, c = halves(64 * 8, 64), halves(64, 64 * 4), np.zeros((512, 256), np.float32)
     work = count(matmul, a, b, c, processors=8)

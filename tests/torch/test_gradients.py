@@ -10,9 +10,12 @@ import pytest
 import torch
 from torch.nn import functional
 
+from tilus.dtypes import uint3
 from tilus.errors import NoGradient
 from tilus.ops import (
+    QuantizedWeight,
     combine,
+    from_codes,
     gather_rows,
     grouped_matmul,
     grouped_quantized_matmul,
@@ -195,8 +198,13 @@ REFUSED: dict[str, Callable[[], torch.Tensor]] = {
     ),
     "quantize_blocks": lambda: quantize_blocks(leaf(4, 128, dtype=torch.float32))[1],
     "quantize_tokens": lambda: quantize_tokens(leaf(4, 128, dtype=torch.float16)).scale,
-    "quantized_matmul": lambda: quantized_matmul(
-        leaf(4, 64, dtype=torch.float16), quantize(torch.randn(64, 32), "uint4", 32)
+    "quantized_matmul with an activation or a gate": lambda: quantized_matmul(
+        leaf(4, 64, dtype=torch.float16), quantize(torch.randn(64, 32), "uint4", 32), activation="relu"
+    ),
+    "quantized_matmul_bytes": lambda: quantized_matmul(
+        torch.zeros(4, 64, dtype=torch.float16),
+        quantize(torch.randn(64, 32), "int4", 32, activations=torch.int8),
+        leaf(32, dtype=torch.float16),
     ),
     "route": lambda: route(leaf(4, 8, dtype=torch.float32), 2)[0],
 }
@@ -210,20 +218,69 @@ def test_an_operator_without_gradient_says_so_in_the_backward_pass(name: str) ->
         found.float().sum().backward()
 
 
-def test_a_quantised_layer_says_so_too_and_runs_where_its_input_has_a_gradient() -> None:
-    layer = QuantizedLinear(quantize(torch.randn(64, 32), "uint4", 32))
+WEIGHTS: dict[str, Callable[[], QuantizedWeight]] = {
+    "zero points": lambda: quantize(torch.randn(128, 48), "uint4", 32, zero_point=True),
+    "one group": lambda: quantize(torch.randn(80, 17), "int5", -1, scale_dtype=torch.bfloat16),
+    "a table": lambda: quantize(torch.randn(128, 48), "nf4", 64),
+    "stored scales": lambda: quantize(
+        torch.randn(64, 48), "float4_e2m1", 16, scale_dtype="float8_e4m3", out_dtype=torch.float16
+    ),
+    "a factor and an order": lambda: from_codes(
+        torch.randint(0, 8, (64, 8)).numpy().astype("uint8"), uint3, torch.rand(2, 8).half(), None, 32, alpha=0.5,
+        order=torch.randperm(64),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_gradients_of_a_product_with_a_frozen_quantised_weight(name: str) -> None:
+    weight = WEIGHTS[name]()
+    k, n = weight.shape
+    leaves = [leaf(2, 3, k, dtype=weight.result), leaf(n, dtype=weight.result)]
+    wide = [x.detach().double().requires_grad_() for x in leaves]
+    found = quantized_matmul(leaves[0], weight, leaves[1])
+    check_gradients(found, wide[0] @ weight.dequantize() + wide[1], leaves, wide)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_adapter_beside_a_quantised_layer_is_trained(compiled: bool) -> None:
+    layer = QuantizedLinear(quantize(torch.randn(64, 32), "uint4", 32, scale_dtype=torch.bfloat16))
+    down, up = leaf(64, 4, dtype=torch.bfloat16), torch.zeros(4, 64, dtype=torch.bfloat16, requires_grad=True)
+
+    def adapted(x: torch.Tensor) -> torch.Tensor:
+        return layer(x + x @ down @ up)
+
+    call = torch.compile(adapted, backend="aot_eager", fullgraph=True) if compiled else adapted
+    x = torch.randn(5, 64).bfloat16()
+    call(x).float().square().sum().backward()
+    wide = [p.detach().double().requires_grad_() for p in (down, up)]
+    inner = x.double() + x.double() @ wide[0] @ wide[1]
+    (inner @ layer.weight.dequantize()).square().sum().backward()
+    for own, other in zip((down, up), wide):
+        assert own.grad is not None
+        assert other.grad is not None
+        assert (own.grad.double() - other.grad).abs().max() <= 16 * 2**-8 * other.grad.abs().max()
+    assert up.grad is not None
+    assert up.grad.abs().max() > 0
+
+
+def test_a_quantised_layer_of_8_bit_activations_says_that_it_has_no_gradient() -> None:
+    layer = QuantizedLinear(quantize(torch.randn(64, 32), "int4", 32, activations=torch.int8))
     x = leaf(3, 64, dtype=torch.float16)
     found = layer(x)
     assert torch.equal(found.detach(), layer(x.detach()))
-    with pytest.raises(NoGradient, match="quantized_matmul has no gradient"):
+    with pytest.raises(NoGradient, match="has no gradient"):
         found.sum().backward()
 
 
-def test_a_compiled_layer_says_so_only_in_the_backward_pass() -> None:
-    layer = QuantizedLinear(quantize(torch.randn(64, 32), "uint4", 32))
-    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+def test_a_compiled_function_says_so_only_in_the_backward_pass() -> None:
+    weight = quantize(torch.randn(64, 32), "uint4", 32)
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        return quantized_matmul(x, weight, activation="silu")
+
     x = leaf(3, 64, dtype=torch.float16)
-    found = compiled(x)
-    assert torch.equal(found.detach(), layer(x.detach()))
-    with pytest.raises(NoGradient, match="quantized_matmul has no gradient"):
+    found = torch.compile(product, backend="aot_eager", fullgraph=True)(x)
+    assert torch.equal(found.detach(), product(x.detach()))
+    with pytest.raises(NoGradient, match="quantized_matmul with an activation or a gate has no gradient"):
         found.sum().backward()

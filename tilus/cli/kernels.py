@@ -81,6 +81,9 @@ def find_kernel(name: str) -> Kernel:
 
 def load_module(place: str) -> Any:
     """Import a file or a module by name."""
+    file, colon, rest = place.rpartition(":")
+    if colon and file.endswith(".py"):
+        raise UsageError(f"{place} has one colon, expected {file}::{rest}")
     path = Path(place)
     is_file = place.endswith(".py") or path.is_file()
     if is_file and not path.is_file():

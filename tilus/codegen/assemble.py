@@ -1,13 +1,14 @@
 """PTX to cubin through nvJitLink, with the resources that the assembler reports.
 
 nvJitLink compiles as if other objects might be linked, and so ignores `setmaxnreg`: all warps keep the registers that
-they have at launch. Kernels that use it are given to the `ptxas` program instead, where a pip package brought one.
+they have at launch. Kernels that use it are given to the `ptxas` program instead, where there is one.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -82,7 +83,7 @@ def nvjitlink_version() -> str:
 
 @lru_cache(maxsize=1)
 def ptxas_path() -> str | None:
-    """Return the ptxas program that TILUS_PTXAS names, or that of a pip package (nvidia-cuda-nvcc, or Triton)."""
+    """Return the ptxas that TILUS_PTXAS names, a pip package's (nvidia-cuda-nvcc, or Triton), or the one on PATH."""
     named = os.environ.get("TILUS_PTXAS")
     if named:
         return named if Path(named).is_file() else None
@@ -92,7 +93,7 @@ def ptxas_path() -> str | None:
             for path in sorted(folder.glob(pattern)):
                 if path.is_file():
                     return str(path)
-    return None
+    return shutil.which(program)
 
 
 def assemblers() -> str:

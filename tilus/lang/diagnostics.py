@@ -70,7 +70,9 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     for candidate in names:
         if candidate.lower() == name.lower():
             return candidate
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    # One or two letters are near to anything.
+    cutoff = 0.6 if len(name) > 2 else 1.0
+    close = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
     return close[0] if close else None
 
 

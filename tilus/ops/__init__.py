@@ -15,6 +15,7 @@ from tilus.ops.grouped import QuantizedExperts, grouped_matmul, grouped_quantize
 from tilus.ops.grouped_block_scaled import grouped_matmul_block_scaled
 from tilus.ops.matmul import matmul
 from tilus.ops.matmul_gradient import define_matmul_gradient
+from tilus.ops.quantized_gradient import define_quantized_gradient
 from tilus.ops.quantized_matmul import quantized_matmul
 from tilus.ops.routing import Routing, combine, gather_rows, route, sort_by_expert
 from tilus.ops.tokens import QuantizedTokens, quantize_tokens
@@ -28,7 +29,8 @@ __all__ = [
 ]  # fmt: skip
 
 define_matmul_gradient()
+define_quantized_gradient()
 refuse_gradient(
     "combine", "gather_rows", "grouped_matmul", "grouped_matmul_block_scaled", "grouped_quantized_matmul",
-    "matmul_block_scaled", "quantize_blocks", "quantize_tokens", "quantized_matmul", "quantized_matmul_bytes", "route",
+    "matmul_block_scaled", "quantize_blocks", "quantize_tokens", "quantized_matmul_bytes", "route",
 )  # fmt: skip

@@ -106,11 +106,16 @@ def hopper_block_scaled_kernel(
 
 
 @tilus.inline
-def scaled_product(sa, sb, ss, b_scale, full, empty, stage, phase, matrix, column, first, length, size):
-    """Return the sum of scaled products over steps along k, and the stage and its phase after them."""
+def scaled_product(
+    sa, sb, ss, b_scale, full, empty, stage, phase, matrix, column, first, length, size, swap=False
+):  # fmt: skip
+    """Return the sum of scaled products over steps along k, and the stage and its phase after them.
+
+    With `swap` it is the sum's transpose, whose rows are those of b.
+    """
     stages, block_m, _ = sa.shape
     block_n = sb.shape[1]
-    acc = tilus.zeros((block_m, block_n), float32)
+    acc = tilus.zeros((block_n, block_m) if swap else (block_m, block_n), float32)
     for step in range(first, first + length):
         # On their way while the operands are: a tile may lie in two blocks of columns.
         scale = tilus.load(b_scale, (matrix, column // BLOCK, step))
@@ -118,11 +123,18 @@ def scaled_product(sa, sb, ss, b_scale, full, empty, stage, phase, matrix, colum
             scale if BLOCK % block_n == 0 else tilus.load(b_scale, (matrix, column // BLOCK + 1, step))
         )
         tilus.wait(full, phase, index=stage)
-        sums = tilus.dot_async(sa[stage], sb[stage].transpose(), out_dtype=float32)
-        factors = tilus.load(ss[stage])
+        if swap:
+            sums = tilus.dot_async(sb[stage], sa[stage].transpose(), out_dtype=float32)
+        else:
+            sums = tilus.dot_async(sa[stage], sb[stage].transpose(), out_dtype=float32)
+        factors = tilus.load(ss[stage][:block_m])
         sums = tilus.dot_wait(sums)
         release(empty, stage, size)
-        acc = promoted(acc, sums, factors, scale, next_scale, column)
+        if swap:
+            # Of all rows of b in a tile the scale is the same.
+            acc = acc + sums * (factors * scale)[None, :]
+        else:
+            acc = promoted(acc, sums, factors, scale, next_scale, column)
         stage, phase = following(stage, phase, stages)
     return acc, stage, phase
 

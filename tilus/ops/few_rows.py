@@ -56,8 +56,15 @@ JOINING = 1500
 """Cycles in which a part is written and counted, before the last block adds up what there is."""
 JOINED_PER_CYCLE = 32
 """Bytes of parts that a block reads in a cycle."""
+DISTURBANCE = 0.05
+"""The part of a step's other limits that the tightest one does not hide."""
 CACHE_SHARE = 0.7
 """The part of the cache's rate that many blocks reach."""
+
+
+@lru_cache(maxsize=16)
+def _card(name: str) -> Figures:
+    return figures(CARDS.get(name, name))
 
 
 @lru_cache(maxsize=4096)
@@ -87,7 +94,7 @@ def candidates(
             block_n = WARPS * columns // deep
             if deep > 1 and (deep > units or not fits_deep(form.group, k, deep)):
                 continue
-            if block_n > UNIT_N and block_n >= 2 * n:
+            if block_n >= 2 * max(n, UNIT_N) and (columns, deep) != (COLUMNS[0], 1):
                 continue
             tile = replace(plain, block_n=block_n, deep=deep, warps=WARPS)
             tile = replace(tile, late=scales_late(tile, k, form))
@@ -97,11 +104,12 @@ def candidates(
                 if made is None:
                     continue
                 yield made
-                for splits in range(2, min(MOST_SPLITS, steps) + 1):
-                    # Parts of equal length leave none empty.
-                    if -(-steps // -(-steps // splits)) == splits and tiles * splits <= resident * processors:
-                        yield replace(made, splits=splits)
                 blocks = resident * processors
+                most = min(MOST_SPLITS, steps // FEWEST_STAGES, blocks // tiles)
+                for wanted in dict.fromkeys((most, most // 2)):
+                    # Parts of equal length leave none empty.
+                    if wanted > 1:
+                        yield replace(made, splits=-(-steps // -(-steps // wanted)))
                 if tiles * steps >= 2 * blocks and tiles % blocks:
                     yield replace(made, blocks=blocks)
 
@@ -119,7 +127,7 @@ def estimate(
     schedule: Schedule, m: int, n: int, k: int, form: WeightForm, target: Target, processors: int
 ) -> float:
     """Return the cycles that a product takes."""
-    card = figures(CARDS.get(target.name, target.name))
+    card = _card(target.name)
     weights, rows = step_bytes(schedule, m, form)
     steps, most, resident = shares(schedule, n, k, form, target, processors)
     # What one multiprocessor gets of the memory and of the cache when all ask.
@@ -127,7 +135,8 @@ def estimate(
     under_way = resident * (schedule.stages - 1) * weights
     memory = max(memory, weights * LATENCY / under_way)
     cache = (weights + rows) / (CACHE_SHARE * card.l2_bytes_per_clock / card.processors)
-    instructions = step_instructions(schedule, form, target)
+    columns = schedule.deep * schedule.block_n // schedule.warps
+    instructions = step_instructions(schedule.block_m, columns, schedule.late, form, target)
     issue = schedule.warps * instructions / (ISSUED * card.issue_per_clock)
     alone = (instructions / ALONE + WAIT) / resident
     tensor = tensor_cycles(schedule, form, card)
@@ -136,7 +145,9 @@ def estimate(
     if parts > 1:
         joining = JOINING + parts * schedule.block_m * schedule.block_n * 4 / JOINED_PER_CYCLE
     tiles = -(-most // steps)
-    return most * max(memory, cache, issue, alone, tensor) + FILL + tiles * ENDING / resident + joining
+    limits = memory, cache, issue, alone, tensor
+    step = max(limits) + DISTURBANCE * (sum(limits) - max(limits))
+    return most * step + FILL + tiles * ENDING / resident + joining
 
 
 def step_bytes(schedule: Schedule, m: int, form: WeightForm) -> tuple[int, int]:
@@ -144,7 +155,9 @@ def step_bytes(schedule: Schedule, m: int, form: WeightForm) -> tuple[int, int]:
     depth = schedule.deep * UNIT_K
     weights = schedule.deep * schedule.block_n // UNIT_N * unit_bytes(form.dtype.bits)
     each = (1 if form.scale else 2) + (2 if form.has_zero else 0)
-    return weights + each * schedule.block_n * depth // min(form.group, 1 << 20), m * depth * form.activations.bits // 8
+    return weights + each * schedule.block_n * depth // min(
+        form.group, 1 << 20
+    ), m * depth * form.activations.bits // 8
 
 
 def shares(
@@ -172,24 +185,24 @@ def parts_of(schedule: Schedule, n: int, k: int) -> int:
     return -(-steps // share) + (1 if steps % share else 0)
 
 
-def step_instructions(schedule: Schedule, form: WeightForm, target: Target) -> float:
-    """Return the instructions of a warp in a step."""
-    columns = schedule.deep * schedule.block_n // schedule.warps
+@lru_cache(maxsize=1024)
+def step_instructions(block_m: int, columns: int, late: bool, form: WeightForm, target: Target) -> float:
+    """Return the instructions of a warp in a step for its columns."""
     weights = UNIT_K * columns / 32
     span = min(form.group, UNIT_K)
     zeros = 2 if form.has_zero else 1
     source, dest = form.dtype, operand_of(form)
-    kept = biased_cast(source, dest) if schedule.late and form.activations.bits == 16 else None
+    kept = biased_cast(source, dest) if late and form.activations.bits == 16 else None
     order = stored_arrangement(source, dest)
     found = cast_cost(target, source, dest, order, scaled=stored_exponent(source, dest, target) != 0)
     # Without a packed cast each element takes the general way.
     cast = kept.cost if kept is not None else 8.0 if found is None else found
-    if schedule.late:
+    if late:
         # A sum is multiplied and added, and each column's scale is widened.
-        scaling = UNIT_K / span * columns / 32 * (schedule.block_m + 8) * zeros
+        scaling = UNIT_K / span * columns / 32 * (block_m + 8) * zeros
     else:
         scaling = 0.5 * weights * zeros
-    products = columns * UNIT_K / 128 * (schedule.block_m / 16) * (16 / (256 // form.activations.bits))
+    products = columns * UNIT_K / 128 * (block_m / 16) * form.activations.bits / 16
     return FIXED + weights * cast + scaling + products
 
 

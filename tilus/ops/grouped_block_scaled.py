@@ -20,19 +20,21 @@ from tilus.ops.grouped_block_scaled_kernel import (
 from tilus.ops.library import LIBRARY
 from tilus.ops.routing import Routing
 from tilus.ops.schedules import (
-    HopperSchedule,
+    MOST_SWAPPED,
+    SCALE_BYTES,
+    STEP_BYTES,
+    GroupedSchedule,
     block_scaled_candidates,
     estimated_cycles,
     fits_bulk_copies,
     grouped_blocks,
+    grouped_schedule,
     most_promoted,
     suits,
 )
 
 SCALES_PER_BULK = 4
 """Float32 numbers in the 16 bytes that the tensor memory accelerator counts in."""
-WARPGROUP_ROWS = 64
-"""Rows that a warpgroup multiplies at once."""
 
 
 @checked
@@ -108,32 +110,28 @@ LIBRARY.define(
 
 @lru_cache(maxsize=4096)
 def grouped_block_scaled_schedule(
-    block: int,
-    groups: int,
-    rows: int,
-    n: int,
-    k: int,
-    out_bits: int,
-    target: Target,
-    processors: int,
-    most: int,
-) -> HopperSchedule:
-    """Return the tile with the least estimated time if all rows are used, as high as a block or an expert's capacity.
+    block_m: int, rows: int, n: int, k: int, out_bits: int, target: Target, processors: int, most: int
+) -> GroupedSchedule:
+    """Return the tile with the least estimated time for `block_m` rows at a time, if all of `rows` are used.
 
-    A block of rows has one expert, so that the tiles are those of a product with as many rows as all groups have. Those
-    below one another may have different experts, so that clusters lie along the columns.
+    A block of rows has one expert, so that the tiles are those of a plain product with as many rows. Those below one
+    another may have different experts, so that clusters lie along the columns. Few rows are swapped with columns.
     """
-    height = max(WARPGROUP_ROWS, tile_rows(block, rows, BLOCK))
-    return min(
+    if block_m <= MOST_SWAPPED:
+        return grouped_schedule(block_m, rows, n, 8, out_bits, target, processors, BLOCK, SCALE_BYTES)
+    chosen = min(
         (
             chosen
             for chosen in block_scaled_candidates(out_bits, target, most)
-            if chosen.block_m == height
+            if chosen.block_m == block_m
             and chosen.cluster_m == 1
             and not chosen.stream
-            and suits(chosen, height, n)
+            and suits(chosen, block_m, n)
         ),
-        key=lambda chosen: estimated_cycles(chosen, groups * rows, n, k, 1, 8, processors, promoted=True),
+        key=lambda chosen: estimated_cycles(chosen, rows, n, k, 1, 8, processors, promoted=True),
+    )
+    return GroupedSchedule(
+        block_m, chosen.block_n, STEP_BYTES, chosen.stages, chosen.consumers, False, chosen.cluster_n
     )
 
 
@@ -164,11 +162,11 @@ def _run(
         "masked": block == 0,
     }
     bulk = target.has("wgmma") and fits_bulk_copies(rows) and fits_bulk_copies(matrices)
-    # A tile has one expert: smaller blocks would leave a warpgroup's rows to several of them.
-    if bulk and (block == 0 or block >= WARPGROUP_ROWS):
+    if bulk:
         (groups, height), count = rows.shape[:2], processors(a)
+        block_m = tile_rows(block, height, BLOCK)
         chosen = grouped_block_scaled_schedule(
-            block, groups, height, n, k, OUTPUTS[out_dtype].bits, target, count, most_promoted()
+            block_m, groups * height, n, k, OUTPUTS[out_dtype].bits, target, count, most_promoted()
         )
         hopper_grouped_block_scaled_kernel(
             rows,
@@ -179,8 +177,9 @@ def _run(
             owners,
             grouped_blocks(chosen, groups, height, n, count),
             **types,
-            block=block or chosen.block_m,
-            block_m=chosen.block_m,
+            block=block or block_m,
+            swap=chosen.swap,
+            block_m=block_m,
             block_n=chosen.block_n,
             stages=chosen.stages,
             consumers=chosen.consumers,

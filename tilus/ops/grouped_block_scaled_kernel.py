@@ -31,6 +31,7 @@ def hopper_grouped_block_scaled_kernel(
     out_dtype: constexpr,
     masked: constexpr = False,
     block: constexpr = 128,
+    swap: constexpr = False,
     block_m: constexpr = 128,
     block_n: constexpr = 128,
     stages: constexpr = 5,
@@ -40,8 +41,10 @@ def hopper_grouped_block_scaled_kernel(
 ):
     """c[g, r] = (a[g, r] * its scales) @ (b[expert of row r of group g] * its scales).T, in persistent blocks.
 
-    They find their tiles, and share a's in clusters, as those of `grouped_hopper_kernel` do.
+    They find their tiles, share a's in clusters, and `swap` operands as those of `grouped_hopper_kernel` do.
     """
+    # Swapped, a tile has one scale of b.
+    tilus.static_assert(not swap or BLOCK % block_n == 0)
     groups, rows, k = a.shape
     n = c.shape[2]
     warps = 4 * consumers
@@ -53,7 +56,9 @@ def hopper_grouped_block_scaled_kernel(
 
     sa = tilus.shared(dtype, (stages, block_m, BLOCK))
     sb = tilus.shared(b_dtype, (stages, block_n, BLOCK))
-    ss = tilus.shared(float32, (stages, block_m))
+    # A bulk copy begins at a multiple of 128 bytes.
+    scales = max(block_m, 32)
+    ss = tilus.shared(float32, (stages, scales))
     full = tilus.barrier(stages)
     empty = tilus.barrier(stages, arrivals=cluster_n * warps)
     budget = consumers > 1
@@ -70,7 +75,7 @@ def hopper_grouped_block_scaled_kernel(
                 row, column = bi * block_m, (bj * cluster_n + rank) * block_n
                 for step in range(steps if expert >= 0 else 0):
                     tilus.wait(empty, phase, index=stage)
-                    tilus.arrive(full, index=stage, bytes=(block_m + block_n) * BLOCK + 4 * block_m)
+                    tilus.arrive(full, index=stage, bytes=(block_m + block_n) * BLOCK + 4 * scales)
                     at = step * BLOCK
                     fetch(sb[stage], b, expert, column, at, True, full, stage, 0, 1, 0)
                     fetch(
@@ -81,7 +86,7 @@ def hopper_grouped_block_scaled_kernel(
 
     with tilus.warps(0, warps, registers=232 if budget else 0):
         width = gcd(block_n, 1024 // out_dtype.bits)
-        sc = tilus.shared(out_dtype, (2, block_m, width))
+        sc = tilus.shared(out_dtype, (1, block_m, block_n) if swap else (2, block_m, width))
         stage, phase, group, before = 0, 0, 0, 0
         for tile in range(team, groups * down * across, teams):
             group, before, batch, bi, bj, expert, last = located(
@@ -92,11 +97,12 @@ def hopper_grouped_block_scaled_kernel(
             if expert >= 0:
                 row, column = bi * block_m, (bj * cluster_n + rank) * block_n
                 acc, stage, phase = scaled_product(
-                    sa, sb, ss, b_scale, full, empty, stage, phase, expert, column, 0, steps, cluster_n
-                )
-                parts = block_n // width
+                    sa, sb, ss, b_scale, full, empty, stage, phase, expert, column, 0, steps, cluster_n, swap
+                )  # fmt: skip
+                parts = 1 if swap else block_n // width
                 for part in tilus.static_range(parts):
-                    out = tilus.cast(acc[:, part * width : (part + 1) * width], out_dtype)
+                    here = acc.transpose() if swap else acc[:, part * width : (part + 1) * width]
+                    out = tilus.cast(here, out_dtype)
                     send(c, sc, out, batch, row, column + part * width, part, parts, bulk_store)
         if bulk_store:
             tilus.bulk_wait(0, read=False)

@@ -49,7 +49,8 @@ def quantized_matmul_kernel(
     stages: constexpr = 3,
     warps: constexpr = 4,
     bulk: constexpr = False,
-    share: constexpr = "",
+    split: constexpr = False,
+    stream: constexpr = False,
 ):
     """c = activation(alpha * a @ ((b - zero) * scale) + bias), the weight's codes b decoded in registers.
 
@@ -60,17 +61,17 @@ def quantized_matmul_kernel(
     one. Zero points are then taken off with ``sum(a * (b - zero)) = sum(a * b) - zero * sum(a)``.
 
     With `swap` the weights are the first operand of the tensor core, whose rows are more than the second one's columns:
-    that is for few rows of a. What blocks `share` is nothing, and each has a tile; or tiles ("split"), of each of which
-    so many `blocks` sum up a part of k; or all work ("stream"), of which so many `blocks` have an equal part each.
+    that is for few rows of a. A block has a tile; with `split` so many `blocks` sum up a part of k of each; with
+    `stream` so many `blocks` have an equal part each of the work on all tiles (`tilus.ops.shared_tiles`).
     """
     m, k = a.shape
     tiles_m = tilus.cdiv(m, block_m)
     tiles = tiles_m * tilus.cdiv(n, block_n)
-    tilus.grid(blocks if share == "stream" else tiles * blocks, warps=warps)
+    tilus.grid(blocks if stream else tiles * blocks, warps=warps)
     # A step is `deep` units of k of a tile. A block's work is consecutive steps, tile by tile.
     steps = tilus.cdiv(k, deep * UNIT_K)
     block = tilus.block_id(0)
-    if share == "stream":
+    if stream:
         begin, end = share_of(block, tiles * steps, blocks)
         tile, first = begin // steps, begin % steps
         last = tilus.min(first + end - begin, steps)
@@ -88,7 +89,7 @@ def quantized_matmul_kernel(
     sources = a, b, scale, zero, row_scale
     buffers = stage_buffers(how)
     ahead = prefetch(sources, buffers, tile, first, end - begin, steps, tiles_m, how)
-    if share == "stream":
+    if stream:
         next_step, next_row, next_column, left = ahead
         stage, phase = 0, 0
         for _ in range(pieces):
@@ -121,7 +122,7 @@ def quantized_matmul_kernel(
             sources, buffers, ahead, 0, 0, row, column, first, last, steps, tiles_m, how
         )
         total = total_of(acc, sums, scale, zero, row_scale, alpha, row, column, has_row_scale, how)
-        if share == "split":
+        if split:
             slot = tile * blocks + block // tiles
             if kept_last(total, parts, slot, arrivals, tile, blocks, deep, warps):
                 slot = tile * blocks
@@ -153,26 +154,3 @@ def write(c, total, bias, row, column, has_bias, activation, gated, how):
     """Finish a tile of sums, and store it."""
     out = finished(total, bias, column, has_bias, activation, gated)
     stored(c, out, 0, row, column // 2 if gated else column, how.warps, how.deep)
-
-
-@tilus.kernel
-def sum_parts_kernel(
-    parts: Tensor[float32, "splits m n"],
-    bias: Tensor["dtype", "bias_n"],
-    out: Tensor["dtype", "m n_out"],
-    *,
-    dtype: constexpr,
-    has_bias: constexpr = False,
-    activation: constexpr = "",
-    gated: constexpr = False,
-    block: constexpr = 512,
-):
-    """Add the parts in their order, so that the result is the same each time, and finish it."""
-    splits, m, n = parts.shape
-    tilus.grid(tilus.cdiv(n, block), m, warps=4)
-    column, row = tilus.block_id(0) * block, tilus.block_id(1)
-    total = tilus.zeros((1, block), float32)
-    for part in range(splits):
-        total = total + tilus.load(parts, (part, row, column), (1, block))
-    made = finished(total, bias, column, has_bias, activation, gated)
-    tilus.store(out, tilus.cast(made, dtype), (row, column // 2 if gated else column))

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,7 +21,7 @@ from tilus.ops.device import device_name, processors, target_of
 from tilus.ops.gradients import operator
 from tilus.ops.library import LIBRARY
 from tilus.ops.prepack import ROW, UNIT_K
-from tilus.ops.quantized_kernel import quantized_matmul_kernel, sum_parts_kernel
+from tilus.ops.quantized_kernel import quantized_matmul_kernel
 from tilus.ops.quantized_schedule import Schedule, WeightForm, choose, fits_deep, scales_late, stage_bytes
 from tilus.ops.quantized_wgmma import WgmmaSchedule, wgmma_schedule
 from tilus.ops.quantized_wgmma_call import bulk_readable, wgmma_call
@@ -158,8 +161,7 @@ def call_of(
     schedule : Schedule or WgmmaSchedule
     target : Target
     out : Tensor, shape (1, m, columns), optional
-        Of the type of results; a new one unless given. A `WgmmaSchedule` with splits has them as the first dimension,
-        and leaves sums of float32 there.
+        Of the type of results; a new one unless given.
     row_scale : Tensor of float32, optional
         As in `QuantizedTokens`.
     bias : Tensor, shape (n,), optional
@@ -168,14 +170,10 @@ def call_of(
         relu, gelu, silu or none.
     """
     k, n = weight.shape
-    own, made = OPERANDS[rows.dtype], OPERANDS[weight.result]
-    operand = operand_type(weight.dtype, rows.dtype)
     form = form_of(weight, rows)
-    whole = schedule.splits == 1 or isinstance(schedule, Schedule)
     if out is None:
-        columns = n // 2 if weight.gated and whole else n
-        dtype = weight.result if whole else torch.float32
-        out = torch.empty((1 if whole else schedule.splits, rows.shape[0], columns), dtype=dtype, device=rows.device)
+        shape = (1, rows.shape[0], n // 2 if weight.gated else n)
+        out = torch.empty(shape, dtype=weight.result, device=rows.device)
     if isinstance(schedule, WgmmaSchedule):
         return wgmma_call(
             rows, weight, schedule, target, processors(rows), out=out, row_scale=row_scale, bias=bias,
@@ -184,33 +182,51 @@ def call_of(
     # A kernel does not read these.
     unread = weight.scale.view(weight.result)
     floats, counters = weight.scale.view(torch.float32), weight.scale.view(torch.int32)[0]
-    parts, blocks, share = floats.unsqueeze(0), 1, ""
+    parts, blocks = floats.unsqueeze(0), 1
     if schedule.blocks or schedule.splits > 1:
         tiles = -(-rows.shape[0] // schedule.block_m) * -(-n // schedule.block_n)
-        share, blocks = ("stream", schedule.blocks) if schedule.blocks else ("split", schedule.splits)
+        blocks = schedule.blocks or schedule.splits
         slots = 2 * blocks if schedule.blocks else tiles * blocks
         parts = torch.empty((slots, schedule.block_m, schedule.block_n), device=rows.device)
         counters = arrivals(rows.device, tiles)
-    by_block = row_scale is not None and row_scale.shape[0] > 1
-    whole_span = schedule.late and form.group >= k and not by_block
     arguments = (
         rows, weight.packed.view(weight.packed.shape[0], -1, ROW), weight.kernel_scale,
         unread if weight.zero is None else weight.zero, floats if row_scale is None else row_scale,
         unread[0] if bias is None else bias, out, parts, counters, weight.alpha, n, blocks,
     )  # fmt: skip
-    options: dict[str, Any] = {
-        "a_dtype": own, "b_dtype": weight.dtype, "w_dtype": operand, "s_dtype": weight.scale_type or made,
-        "out_dtype": made, "group": form.rows_of_scale(k), "has_zero": form.has_zero, "late": schedule.late,
-        "span": 0 if whole_span else min(form.group, UNIT_K) if schedule.late else UNIT_K,
-        "has_row_scale": row_scale is not None, "by_block": by_block,
-        "halves": own == dtypes.float8_e4m3 and not target.has("mma_fp8"),
-        "exponent": stored_exponent(weight.dtype, operand, target),
-        "s_exponent": 0 if schedule.late else scale_exponent(weight.scale_type, weight.dtype, rows.dtype),
-        "has_bias": bias is not None, "activation": activation, "gated": weight.gated, "swap": schedule.swap,
-        "deep": schedule.deep, "block_m": schedule.block_m, "block_n": schedule.block_n, "stages": schedule.stages,
-        "warps": schedule.warps, "bulk": target.has("tma") and bulk_readable(rows), "share": share,
+    options = {
+        **_fixed_options(schedule, form, target, k, rows.dtype, weight.result),
+        "bulk": target.has("tma") and bulk_readable(rows), "has_bias": bias is not None, "activation": activation,
+        "gated": weight.gated,
     }  # fmt: skip
+    if row_scale is not None:
+        options["has_row_scale"] = True
+        if row_scale.shape[0] > 1:
+            options |= {"by_block": True, "span": min(form.group, UNIT_K)}
     return Call(quantized_matmul_kernel, arguments, options)
+
+
+@lru_cache(maxsize=4096)
+def _fixed_options(
+    schedule: Schedule, form: WeightForm, target: Target, k: int, rows: torch.dtype, result: torch.dtype
+) -> Mapping[str, Any]:
+    """Return the options that follow from a schedule and types: each call of an op asks for them."""
+    operand, made = operand_type(form.dtype, rows), OPERANDS[result]
+    span = UNIT_K
+    if schedule.late:
+        span = 0 if form.group >= k else min(form.group, UNIT_K)
+    return MappingProxyType(
+        {
+            "a_dtype": form.activations, "b_dtype": form.dtype, "w_dtype": operand, "s_dtype": form.scale or made,
+            "out_dtype": made, "group": form.rows_of_scale(k), "span": span, "has_zero": form.has_zero,
+            "late": schedule.late, "halves": rows == torch.float8_e4m3fn and not target.has("mma_fp8"),
+            "exponent": stored_exponent(form.dtype, operand, target),
+            "s_exponent": 0 if schedule.late else scale_exponent(form.scale, form.dtype, rows), "swap": schedule.swap,
+            "deep": schedule.deep, "block_m": schedule.block_m, "block_n": schedule.block_n, "stages": schedule.stages,
+            "warps": schedule.warps, "split": not schedule.blocks and schedule.splits > 1,
+            "stream": schedule.blocks > 0,
+        }
+    )  # fmt: skip
 
 
 def form_of(weight: QuantizedWeight, rows: torch.Tensor) -> WeightForm:
@@ -281,22 +297,17 @@ def _multiply(
     if schedule is None and bulk:
         schedule = wgmma_schedule(m, n, k, form, target, processors(rows), weight.gated, by_block)
     schedule = schedule or choose(m, n, k, form, target, processors(rows)).schedule
-    whole = schedule.splits == 1 or isinstance(schedule, Schedule)
     call = call_of(
-        rows, weight, schedule, target, out=out.unsqueeze(0) if whole else None, row_scale=row_scale, bias=bias,
+        rows,
+        weight,
+        schedule,
+        target,
+        out=out.unsqueeze(0),
+        row_scale=row_scale,
+        bias=bias,
         activation=activation,
-    )  # fmt: skip
+    )
     call()
-    if not whole:
-        sum_parts_kernel(
-            call.arguments[-3],
-            bias if bias is not None else out[0],
-            out,
-            dtype=OPERANDS[out.dtype],
-            has_bias=bias is not None,
-            activation=activation,
-            gated=weight.gated,
-        )
     return out
 
 

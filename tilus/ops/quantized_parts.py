@@ -8,7 +8,7 @@ copies of one tile.
 from __future__ import annotations
 
 import tilus
-from tilus import bfloat16, float8_e8m0, float16, float32, uint8, uint16, uint32
+from tilus import bfloat16, float8_e8m0, float16, float32, int8, uint8, uint16, uint32
 from tilus.ops.matmul_kernel import activate
 from tilus.ops.prepack import (
     ROW,
@@ -43,7 +43,9 @@ def decoded(sb, b_dtype, w_dtype, exponent, block_n, warps, deep, biased=False):
 def offsets_of(b_dtype, w_dtype, warps):
     """Return what the codes of a unit have in excess when their cast leaves offsets, the same in all columns."""
     layout = code_layout(UNIT_K, UNIT_N * warps, warps, operand_bits=w_dtype.bits)
-    nothing = tilus.zeros((UNIT_K, UNIT_N * warps), b_dtype, layout=layout)
+    # As weights are stored, the highest bit of an int8 is inverted: a zero has the bits of -128.
+    zero = -128 if b_dtype == int8 else 0
+    nothing = tilus.full((UNIT_K, UNIT_N * warps), zero, b_dtype, layout=layout)
     return tilus.cast(nothing, w_dtype, arranged=True, biased=True)
 
 
@@ -124,6 +126,9 @@ def power_of_two(codes, dtype, exponent):
         return tilus.view(tilus.cast((bits + exponent) << 7, uint16), bfloat16)
     # Codes from 113 - 14 on become normal numbers; a small float's exponent of 8 or 12 does for its own smallest scale.
     near = exponent if 0 < exponent < 15 else 14
+    if exponent > near:
+        # The code 0 would become 2**15, which the factor makes infinite.
+        bits = tilus.maximum(bits, 112 - near)
     made = tilus.view(tilus.cast((bits - (112 - near)) << 10, uint16), float16)
     return made if near == exponent else made * 2.0 ** (exponent - near)
 

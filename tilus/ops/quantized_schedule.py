@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from tilus.codegen import Target
 from tilus.ops.few_rows import MOST_ROWS, few_rows_schedule
-from tilus.ops.prepack import UNIT_K, UNIT_N
+from tilus.ops.prepack import UNIT_K
 from tilus.ops.quantized_tiles import (
     FEWEST_STAGES,
     MOST_SPLITS,
@@ -19,7 +19,6 @@ from tilus.ops.quantized_tiles import (
     stage_bytes,
 )
 
-MOST_DEEP = 8
 # Of equal shares: blocks of a multiprocessor, the fewest steps, the steps that adding up parts is counted as, and the
 # part of the time of whole tiles below which they are worth that.
 RESIDENT, FEWEST_SHARED, FIX_UP, WORTH_SHARING = 2, 4, 2, 0.9
@@ -47,8 +46,7 @@ def choose(m: int, n: int, k: int, form: WeightForm, target: Target, processors:
     """
     if m <= MOST_ROWS:
         return Choice("mma", few_rows_schedule(m, n, k, form, target, processors))
-    schedule = deepened(widened(by_rows(m), n, form, processors), n, k, form, processors)
-    schedule = fitting(schedule, form, target)
+    schedule = fitting(by_rows(m), form, target)
     schedule = replace(schedule, late=scales_late(schedule, k, form))
     schedule = replace(schedule, splits=split_count(m, n, k, schedule, processors))
     return Choice("mma", shared(schedule, m, n, k, processors))
@@ -56,36 +54,7 @@ def choose(m: int, n: int, k: int, form: WeightForm, target: Target, processors:
 
 def by_rows(m: int) -> Schedule:
     """Return the tiles for a number of rows."""
-    if m <= 8:
-        return Schedule(block_m=8, swap=True)
-    if m <= 16:
-        return Schedule()
-    if m <= 32:
-        return Schedule(block_m=32, stages=3)
-    return Schedule(block_m=64, stages=3)
-
-
-def widened(schedule: Schedule, n: int, form: WeightForm, processors: int) -> Schedule:
-    """Give each warp more columns where there are enough: with narrow weights a loop's own instructions count."""
-    wide = replace(schedule, block_n=2 * schedule.block_n)
-    if schedule.block_m > 16 or form.dtype.bits > 4 or -(-n // wide.block_n) < processors:
-        return schedule
-    return wide
-
-
-def deepened(schedule: Schedule, n: int, k: int, form: WeightForm, processors: int) -> Schedule:
-    """Let warps share columns where there are too few of them for all multiprocessors."""
-    if schedule.block_m > 16:
-        return schedule
-    while (
-        schedule.block_n > UNIT_N
-        and -(-n // schedule.block_n) < processors
-        and schedule.deep < MOST_DEEP
-        and k >= 2 * FEWEST_STAGES * schedule.deep * UNIT_K
-        and fits_deep(form.group, k, 2 * schedule.deep)
-    ):
-        schedule = replace(schedule, block_n=schedule.block_n // 2, deep=2 * schedule.deep)
-    return schedule
+    return Schedule(block_m=32 if m <= 32 else 64, stages=3)
 
 
 def fitting(schedule: Schedule, form: WeightForm, target: Target) -> Schedule:
@@ -93,9 +62,6 @@ def fitting(schedule: Schedule, form: WeightForm, target: Target) -> Schedule:
     stages = min(schedule.stages, target.shared_bytes // stage_bytes(schedule, form))
     if stages < FEWEST_STAGES and schedule.block_m > 16:
         return fitting(replace(schedule, block_m=schedule.block_m // 2), form, target)
-    if stages < FEWEST_STAGES and schedule.deep > 1:
-        shallower = replace(schedule, deep=schedule.deep // 2, block_n=2 * schedule.block_n)
-        return fitting(shallower, form, target)
     return replace(schedule, stages=max(stages, FEWEST_STAGES))
 
 
@@ -125,3 +91,8 @@ def split_count(m: int, n: int, k: int, schedule: Schedule, processors: int) -> 
     splits = min(wanted, most)
     # Parts of equal length leave none empty.
     return -(-steps // -(-steps // splits))
+
+
+__all__ = [
+    "PERIOD", "Choice", "Schedule", "WeightForm", "choose", "fits_deep", "fitting", "scales_late", "stage_bytes",
+]  # fmt: skip

@@ -124,7 +124,11 @@ def stage_buffers(how):
     sa = tilus.shared(how.a_dtype, (how.stages, how.block_m, how.block_k))
     sb = tilus.shared(uint8, (how.stages, how.deep, how.rows, ROW))
     ss = tilus.shared(how.s_dtype, (how.stages, how.groups, how.block_n)) if how.span else None
-    sz = tilus.shared(how.z_dtype, (how.stages, how.groups, how.block_n)) if how.span and how.has_zero else None
+    sz = (
+        tilus.shared(how.z_dtype, (how.stages, how.groups, how.block_n))
+        if how.span and how.has_zero
+        else None
+    )
     sr = tilus.shared(float32, (how.stages, how.deep, how.block_m)) if how.by_block else None
     return sa, sb, ss, sz, sr, tilus.barrier(how.stages)
 
@@ -217,8 +221,8 @@ def sums_over(sources, buffers, ahead, stage, phase, row, column, first, last, s
                 )
             left -= 1
             acc, total = add_step(
-                acc, total, sa[stage], sb[stage], ss[stage] if how.span else None, sz[stage] if sz is not None else None,
-                sr[stage] if how.by_block else None, offsets, how,
+                acc, total, sa[stage], sb[stage], None if ss is None else ss[stage], None if sz is None else sz[stage],
+                None if sr is None else sr[stage], offsets, how,
             )  # fmt: skip
             phase = 1 - phase if stage == how.stages - 1 else phase
             stage = 0 if stage == how.stages - 1 else stage + 1

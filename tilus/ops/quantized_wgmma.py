@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from math import ceil
+from math import ceil, prod
 
 from tilus.codegen import Target
 from tilus.codegen.casts import cast_cost, stored_arrangement, stored_exponent
@@ -29,12 +29,16 @@ RESERVED_BYTES = 1024
 CARD = figures("H200")
 # An instruction of few columns takes as long as one of this many.
 FEWEST_COLUMNS = 32
+# And as many columns' time passes between two.
+BETWEEN_PRODUCTS = 4
 # Instructions for a weight by zero points of long groups, which go with the cast.
 LONG_ZERO = 0.15
 # Instructions for a weight without a packed cast.
 GENERAL_CAST = 16.0
 # Instructions of a warp in a step of k besides the decoding: barriers, descriptors, loads and copies.
 STEP_INSTRUCTIONS = 120
+# Of these for each block of a cluster.
+ARRIVAL = 10
 # Part of the L2 cache's rate that is counted on.
 CACHE_SHARE = 0.7
 # Cycles until a tile's first bytes are there, and elements of the result that leave in one.
@@ -43,10 +47,15 @@ TILE_CYCLES, OUT_PER_CYCLE = 1500, 64
 
 # Up to as many rows mma.sync keeps up with memory.
 MOST_ROWS_OF_MMA = 16
-# Rows of a tile; and its columns, blocks of a multiprocessor, and blocks that share rows.
+# Rows of a tile; and its columns, blocks of a multiprocessor, and blocks that share weights, and rows.
 HEIGHTS, BETWEEN = (16, 32, 64, 128), (48, 96)
-ARRANGEMENTS = ((256, 1, 1), (128, 1, 1), (128, 2, 1), (256, 1, 2))
-FEWEST_ROWS_TO_SHARE = 64
+ARRANGEMENTS = (
+    (256, 1, 1, 1), (128, 1, 1, 1), (128, 2, 1, 1), (256, 1, 1, 2), (256, 1, 2, 1), (256, 1, 2, 2), (128, 1, 1, 2),
+    (128, 1, 1, 4), (128, 1, 2, 2), (256, 1, 4, 1),
+)  # fmt: skip
+FEWEST_ROWS_TO_SHARE = 32
+# Multiprocessors come in groups of this many or some more, of which a cluster is in one.
+TOGETHER = 16
 
 
 @dataclass(frozen=True)
@@ -65,8 +74,8 @@ class WgmmaSchedule:
         Whether the last tiles are cut along k into a share for each cluster.
     resident : int
         Blocks of a multiprocessor.
-    cluster : int
-        Blocks with columns side by side that read the rows of activations together: 1 or 2.
+    cluster_m, cluster_n : int
+        Blocks that work together: those side by side share rows of activations, those one below the other the weight.
     """
 
     block_m: int = 128
@@ -75,7 +84,8 @@ class WgmmaSchedule:
     pieces: int = 1
     stream: bool = False
     resident: int = 1
-    cluster: int = 1
+    cluster_m: int = 1
+    cluster_n: int = 1
 
     @property
     def splits(self) -> int:
@@ -87,12 +97,23 @@ class WgmmaSchedule:
         """Warps of a block."""
         return self.block_n // UNIT_N
 
+    @property
+    def cluster(self) -> int:
+        """Blocks of a cluster."""
+        return self.cluster_m * self.cluster_n
+
+    def grid(self, m: int, n: int) -> tuple[int, int]:
+        """Return how many tiles of a cluster, below and beside each other, cover a result."""
+        return -(-m // (self.cluster_m * self.block_m)), -(-n // (self.cluster_n * self.block_n))
+
     def tiles(self, m: int, n: int) -> int:
         """Return how many tiles of a cluster cover a result."""
-        return -(-m // self.block_m) * -(-n // (self.cluster * self.block_n))
+        return prod(self.grid(m, n))
 
     def workers(self, processors: int) -> int:
-        """Return how many clusters run at once."""
+        """Return how many clusters run at once: larger ones may leave some multiprocessors of each part of the chip."""
+        if self.cluster > 2 and processors > TOGETHER:
+            processors -= processors % TOGETHER
         return max(1, processors * self.resident // self.cluster)
 
     def division(self, m: int, n: int, k: int, processors: int) -> Division:
@@ -149,14 +170,22 @@ def candidates(
 ) -> Iterator[WgmmaSchedule]:
     """Return the schedules to choose from."""
     for block_m in heights(m, most_rows(form, k, target, by_block)):
-        for block_n, resident, cluster in ARRANGEMENTS:
-            if cluster > 1 and (n <= block_n or block_m < FEWEST_ROWS_TO_SHARE):
+        for block_n, resident, cluster_m, cluster_n in ARRANGEMENTS:
+            if (cluster_n > 1 and (n <= block_n * (cluster_n - 1) or block_m < FEWEST_ROWS_TO_SHARE)) or (
+                cluster_m > 1 and m <= block_m * (cluster_m - 1)
+            ):
                 continue
             for stream in (False, True):
-                tile = WgmmaSchedule(block_m, block_n, resident=resident, cluster=cluster, stream=stream)
-                if stream and (
-                    block_m > MOST_STREAMED or not tile.division(m, n, k, processors).shared_tiles
-                ):
+                tile = WgmmaSchedule(
+                    block_m,
+                    block_n,
+                    resident=resident,
+                    cluster_m=cluster_m,
+                    cluster_n=cluster_n,
+                    stream=stream,
+                )
+                many = MOST_STREAMED // 2 if by_block and form.has_zero else MOST_STREAMED
+                if stream and (block_m > many or not tile.division(m, n, k, processors).shared_tiles):
                     continue
                 made = fitting(tile, form, target, gated)
                 if made is not None:
@@ -190,9 +219,11 @@ def span_of(form: WeightForm, k: int, by_block: bool = False) -> int:
 
 def most_rows(form: WeightForm, k: int, target: Target, by_block: bool = False) -> int:
     """Return the rows of the largest tile whose sums registers hold, with what scales them and what decodes weights."""
-    if not span_of(form, k, by_block):
+    span = span_of(form, k, by_block)
+    if not span:
         return HEIGHTS[-1]
-    return 64 if form.has_zero or by_block or packed_cost(form, target) is None else 96
+    crowded = span < UNIT_K or form.has_zero or by_block or packed_cost(form, target) is None
+    return 64 if crowded else 96
 
 
 def fitting(
@@ -277,23 +308,27 @@ def estimate(
     by_block: bool = False,
 ) -> float:
     """Return the cycles that a product takes by the limits of tensor cores, issue, memory and cache."""
-    block_m, columns = schedule.block_m, schedule.cluster * schedule.block_n
-    tiles_m, tiles_n = -(-m // block_m), -(-n // columns)
-    tiles, steps = tiles_m * tiles_n, -(-k // UNIT_K)
+    block_m, steps = schedule.block_m, -(-k // UNIT_K)
+    tiles_m, tiles_n = schedule.grid(m, n)
+    tiles = tiles_m * tiles_n
     division = schedule.division(m, n, k, processors)
     busy = division.clusters
     here = -(-busy * schedule.cluster // processors)
-    products = 2 * UNIT_K * schedule.block_n * max(FEWEST_COLUMNS, block_m)
+    products = 2 * UNIT_K * schedule.block_n * (max(FEWEST_COLUMNS, block_m) + BETWEEN_PRODUCTS)
     tensor = here * products / CARD.tensor_ops(form.activations.name, asynchronous=True)
-    decoding = UNIT_K * decode_instructions(form, target) + STEP_INSTRUCTIONS
+    decoding = UNIT_K * decode_instructions(form, target) + STEP_INSTRUCTIONS + ARRIVAL * schedule.cluster
     decoding += block_m * sum_instructions(form, k, by_block)
     issue = here * schedule.warps / CARD.issue_per_clock * decoding
-    weights, rows = schedule.warps * unit_bytes(form.dtype.bits), block_m * UNIT_K * form.activations.bits // 8
+    weights, rows = (
+        schedule.warps * unit_bytes(form.dtype.bits),
+        block_m * UNIT_K * form.activations.bits // 8,
+    )
     # Blocks that run at once read each unit of the weight, and each row, from memory once.
     bandwidth = CARD.clock_bytes * processors / CARD.processors
-    memory = busy * (schedule.cluster * weights / min(tiles_m, busy) + rows / min(tiles_n, busy)) / bandwidth
+    read = schedule.cluster_n * weights / min(tiles_m, busy) + schedule.cluster_m * rows / min(tiles_n, busy)
+    memory = busy * read / bandwidth
     cached = CACHE_SHARE * CARD.l2_bytes_per_clock / CARD.processors
-    cache = here * (weights + rows / schedule.cluster) / cached
+    cache = here * (weights / schedule.cluster_m + rows / schedule.cluster_n) / cached
     step = max(tensor, issue, memory, cache)
     whole = tiles - division.shared_tiles
     share = division.shared_tiles * steps / busy

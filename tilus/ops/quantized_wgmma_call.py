@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
@@ -11,7 +12,9 @@ import torch
 
 from tilus.codegen import Target
 from tilus.codegen.casts import stored_exponent
+from tilus.dtypes import DType
 from tilus.dtypes import dtype as dtype_of
+from tilus.ops.arrivals import arrivals
 from tilus.ops.call import Call
 from tilus.ops.prepack import UNIT_K
 from tilus.ops.quantized_schedule import WeightForm
@@ -21,7 +24,6 @@ from tilus.ops.quantized_wgmma_parts import ROW
 from tilus.ops.quantized_wgmma_sums_kernel import quantized_wgmma_sums_kernel, row_sums_kernel
 from tilus.ops.scales import scale_exponent
 from tilus.ops.weights import QuantizedWeight
-from tilus.ops.workspace import counters
 
 BULK_ALIGN = 16
 
@@ -64,93 +66,102 @@ def wgmma_call(
     activation : str
         relu, gelu, silu or none.
     """
-    k, n = weight.shape
-    own, zero = dtype_of(rows.dtype), weight.zero
-    form = WeightForm(weight.dtype, own, weight.group_size, zero is not None, weight.scale_type)
+    (m, k), n, zero = rows.shape, weight.shape[1], weight.zero
+    by_block = row_scale is not None and row_scale.shape[0] > 1
+    form = _form(weight.dtype, rows.dtype, weight.group_size, zero is not None, weight.scale_type)
+    plan = _plan(schedule, form, target, m, n, k, processors, by_block, weight.result)
     # A part's rows of bytes are those of its units along n: a bulk copy takes a tile's in one box.
     units = weight.packed.view(weight.packed.shape[0], -1, ROW)
     # A kernel does not read this.
     unread = weight.scale.view(weight.result)
     operands = rows, units, weight.kernel_scale, unread if zero is None else zero
-    options: dict[str, Any] = {
-        "c_dtype": dtype_of(out.dtype), "bulk_store": out.shape[2] * out.element_size() % BULK_ALIGN == 0,
+    options = {
+        **plan.options, "bulk_store": out.shape[2] * out.element_size() % BULK_ALIGN == 0,
         "has_bias": bias is not None, "activation": activation, "gated": weight.gated,
     }  # fmt: skip
-    division = schedule.division(rows.shape[0], n, k, processors)
-    sum_dtype = torch.float32
-    if own.is_integer and not span_of(form, k, row_scale is not None and row_scale.shape[0] > 1):
-        sum_dtype = torch.int32
-    if division.shared_tiles:
-        slots = 2 * division.clusters * schedule.cluster
-        shape = slots, schedule.block_n, schedule.block_m
-        partial = torch.empty(shape, dtype=sum_dtype, device=rows.device)
-        arrived = counters(rows, division.shared_tiles * schedule.cluster)
-    else:
-        partial, arrived = _nothing(rows.device, sum_dtype)
+    partial, arrived = _nothing(rows.device, plan.sums)
+    if plan.shared_tiles:
+        slots = 2 * plan.clusters * schedule.cluster
+        partial = rows.new_empty((slots, schedule.block_n, schedule.block_m), dtype=plan.sums)
+        arrived = arrivals(rows.device, plan.shared_tiles * schedule.cluster)
     ending = (
-        unread[0] if bias is None else bias, out, partial, arrived, weight.alpha, n, division.shared_tiles,
-        division.clusters,
+        unread[0] if bias is None else bias, out, partial, arrived, weight.alpha, n, plan.shared_tiles, plan.clusters,
     )  # fmt: skip
-    options["stream"] = division.shared_tiles > 0
-    if own.bits == 16:
-        options |= _fixed_options(schedule, form, target, k)
-        options["s_dtype"] = form.scale or own
-        options["s_exponent"] = scale_exponent(form.scale, form.dtype, rows.dtype)
+    if form.activations.bits == 16:
         return Call(quantized_wgmma_kernel, (*operands, *ending), options)
-    by_block = row_scale is not None and row_scale.shape[0] > 1
-    options |= _sums_options(schedule, form, target, k, by_block)
-    options |= {"out_dtype": dtype_of(weight.result), "has_row_scale": row_scale is not None}
-    options["s_dtype"] = form.scale or options["out_dtype"]
-    options["p_dtype"] = dtype_of(sum_dtype)
+    options["has_row_scale"] = row_scale is not None
     factors = unread.view(torch.float32) if row_scale is None else row_scale
     sums, adding = factors, None
     if zero is not None:
         span = options["span"] if options["by_group"] else 0
         spans = units.shape[0] * (UNIT_K // span) if span else 1
         # Rows of it follow each other at multiples of 16 bytes.
-        sums = torch.empty((spans, -(-rows.shape[0] // 4) * 4), dtype=torch.float32, device=rows.device)
-        adding = Call(row_sums_kernel, (rows, sums), {"a_dtype": own, "span": span})
+        sums = rows.new_empty((spans, -(-m // 4) * 4), dtype=torch.float32)
+        adding = Call(row_sums_kernel, (rows, sums), {"a_dtype": form.activations, "span": span})
     return Call(quantized_wgmma_sums_kernel, (*operands, factors, sums, *ending), options, adding)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What follows from shapes and types: each call of an op asks for it.
+
+    Attributes
+    ----------
+    options : mapping
+        Of the kernel.
+    shared_tiles, clusters : int
+        As in `Division`.
+    sums : torch.dtype
+        Of sums that clusters share.
+    """
+
+    options: Mapping[str, Any]
+    shared_tiles: int
+    clusters: int
+    sums: torch.dtype
 
 
 @lru_cache(maxsize=64)
 def _nothing(device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what a kernel takes for sums that clusters share where there are none."""
-    return torch.empty((1, 1, 4), dtype=dtype, device=device), torch.empty(4, dtype=torch.int32, device=device)
+    partial = torch.empty((1, 1, 4), dtype=dtype, device=device)
+    return partial, torch.empty(4, dtype=torch.int32, device=device)
 
 
 @lru_cache(maxsize=4096)
-def _fixed_options(
-    schedule: WgmmaSchedule, form: WeightForm, target: Target, k: int
-) -> Mapping[str, Any]:
-    """Return the options that follow from a schedule: each call of an op asks for them."""
-    return MappingProxyType(
-        {
-            "a_dtype": form.activations,
-            "b_dtype": form.dtype,
-            "group": form.rows_of_scale(k),
-            "has_zero": form.has_zero,
-            "exponent": stored_exponent(form.dtype, operand_of(form), target),
-            "block_m": schedule.block_m,
-            "block_n": schedule.block_n,
-            "stages": schedule.stages,
-            "pieces": schedule.pieces,
-            "cluster": schedule.cluster,
-        }
-    )
+def _form(dtype: DType, rows: torch.dtype, group: int, has_zero: bool, scale: DType | None) -> WeightForm:
+    return WeightForm(dtype, dtype_of(rows), group, has_zero, scale)
 
 
 @lru_cache(maxsize=4096)
-def _sums_options(
-    schedule: WgmmaSchedule, form: WeightForm, target: Target, k: int, by_block: bool
-) -> Mapping[str, Any]:
-    """Return what the kernel for activations of 8 bits is told besides."""
-    return MappingProxyType(
-        {
-            **_fixed_options(schedule, form, target, k),
-            "w_dtype": operand_of(form),
-            "span": span_of(form, k, by_block),
-            "by_group": form.group < k or by_block,
-            "by_block": by_block,
-        }
-    )
+def _plan(
+    schedule: WgmmaSchedule,
+    form: WeightForm,
+    target: Target,
+    m: int,
+    n: int,
+    k: int,
+    processors: int,
+    by_block: bool,
+    result: torch.dtype,
+) -> Plan:
+    made, own, operand = dtype_of(result), form.activations, operand_of(form)
+    division = schedule.division(m, n, k, processors)
+    options: dict[str, Any] = {
+        "a_dtype": own, "b_dtype": form.dtype, "s_dtype": form.scale or made, "c_dtype": made,
+        "group": form.rows_of_scale(k), "has_zero": form.has_zero,
+        "exponent": stored_exponent(form.dtype, operand, target), "block_m": schedule.block_m,
+        "block_n": schedule.block_n, "stages": schedule.stages, "pieces": schedule.pieces,
+        "cluster_m": schedule.cluster_m, "cluster_n": schedule.cluster_n, "stream": division.shared_tiles > 0,
+    }  # fmt: skip
+    sums = torch.float32
+    if own.bits == 16:
+        options["s_exponent"] = scale_exponent(form.scale, form.dtype, result)
+    else:
+        span = span_of(form, k, by_block)
+        sums = torch.int32 if own.is_integer and not span else torch.float32
+        options |= {
+            "w_dtype": operand, "out_dtype": made, "p_dtype": dtype_of(sums), "span": span,
+            "by_group": form.group < k or by_block, "by_block": by_block,
+        }  # fmt: skip
+    return Plan(MappingProxyType(options), division.shared_tiles, division.clusters, sums)

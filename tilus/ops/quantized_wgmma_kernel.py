@@ -12,12 +12,14 @@ import tilus
 from tilus import Tensor, constexpr, float16, float32, int32, uint8
 from tilus.codegen.casts import biased_cast
 from tilus.layout import Digit, RegisterLayout, local
-from tilus.ops.hopper_matmul_kernel import pieces_of, work_of
+from tilus.ops.hopper_matmul_kernel import masks, pieces_of, work_of
 from tilus.ops.prepack import ATOM, UNIT_K, UNIT_N, unit_bytes
 from tilus.ops.quantized_parts import finished
 from tilus.ops.quantized_wgmma_parts import (
     ROW,
     arrive_last,
+    bring_rows,
+    bring_units,
     held_layout,
     in_order,
     place,
@@ -61,28 +63,31 @@ def quantized_wgmma_kernel(
     stages: constexpr = 3,
     pieces: constexpr = 1,
     group_m: constexpr = 16,
-    cluster: constexpr = 1,
+    cluster_m: constexpr = 1,
+    cluster_n: constexpr = 1,
     stream: constexpr = False,
     bulk_store: constexpr = True,
 ):
     """c = activation(alpha * a @ ((b - zero) * scale) + bias) as `quantized_matmul_kernel` has it.
 
     Scales of 8 bits are read over 2**s_exponent, which multiplies sums instead (`tilus.ops.scales`). As many as
-    `clusters` clusters take one tile after another: `cluster` blocks, 1 or 2, with columns side by side, each of which
-    reads a part of the rows of a for both. With `stream` the last `shared_tiles` are cut along k into a share for each
-    cluster; `partial` and `arrived`, which is zeros before and after, are for the sums that they share.
+    `clusters` clusters take one tile after another: cluster_m x cluster_n blocks, of which those side by side share
+    rows of a, and those one below the other share units of b. With `stream` the last `shared_tiles` are cut along k
+    into a share for each cluster; `partial` and `arrived`, zeros before and after, are for the sums that they share.
     """
     m, k = a.shape
     bits = b_dtype.bits
     warps = block_n // UNIT_N
-    columns = cluster * block_n
-    tiles_m, tiles_n = tilus.cdiv(m, block_m), tilus.cdiv(n, columns)
+    size = cluster_m * cluster_n
+    height, width = cluster_m * block_m, cluster_n * block_n
+    tiles_m, tiles_n = tilus.cdiv(m, height), tilus.cdiv(n, width)
     tiles = tiles_m * tiles_n
-    tilus.grid(clusters * cluster, warps=warps, cluster=cluster)
+    tilus.grid(clusters * size, warps=warps, cluster=size)
     # What the last unit of k lacks is read as zeros.
     steps = tilus.cdiv(k, UNIT_K)
-    team, teams = tilus.cluster_id(0), tilus.max(tilus.grid_dim(0) // cluster, 1)
-    rank = tilus.cluster_rank()
+    team, teams = tilus.cluster_id(0), tilus.max(tilus.grid_dim(0) // size, 1)
+    rank = tilus.cluster_rank() if size > 1 else 0
+    rank_m, rank_n = rank // cluster_n, rank % cluster_n
     whole_tiles = tiles - shared_tiles if stream else tiles
     own = tilus.cdiv(tilus.max(whole_tiles - team, 0), teams)
     works, turns = own, own * steps
@@ -92,28 +97,29 @@ def quantized_wgmma_kernel(
     groups = tilus.max(UNIT_K // group, 1)
     parts = UNIT_K // part_k
     # With one row of zero points for many weights it pays to prepare them.
-    folded = has_zero and groups == 1 and exponent == 0 and biased_cast(b_dtype, a_dtype) is not None
+    plain = b_dtype.kind == "uint" and exponent == 0 and biased_cast(b_dtype, a_dtype) is not None
+    folded = has_zero and groups == 1 and plain
     rows = warps * unit_bytes(bits) // ROW
     sa = tilus.shared(a_dtype, (stages, parts, block_m, part_k))
-    sb = tilus.shared(uint8, (stages, 1, rows, ROW))
+    sb = tilus.shared(uint8, (stages, cluster_m, rows // cluster_m, ROW))
     ss = tilus.shared(s_dtype, (stages, groups, block_n))
     sz = tilus.shared(a_dtype, (stages, groups, block_n)) if has_zero else ss
-    height, width = block_m // pieces, block_n // 2 if gated else block_n
-    sc = tilus.shared(c_dtype, (height, width))
-    full, empty = tilus.barrier(stages), tilus.barrier(stages, arrivals=cluster * warps)
-    size = block_m * UNIT_K * a_dtype.nbytes + rows * ROW
-    size += groups * block_n * (s_dtype.nbytes + (a_dtype.nbytes if has_zero else 0))
+    piece_m = block_m // pieces
+    sc = tilus.shared(c_dtype, (piece_m, block_n // 2 if gated else block_n))
+    full, empty = tilus.barrier(stages), tilus.barrier(stages, arrivals=size * warps)
+    taken = block_m * UNIT_K * a_dtype.nbytes + rows * ROW
+    taken += groups * block_n * (s_dtype.nbytes + (a_dtype.nbytes if has_zero else 0))
     with tilus.warps(0, warps):
         # What is fetched next: the copies run ahead, into the next tile too.
         next_work = 0
         ahead, next_step, left = work_of(0, own, whole_tiles, team, teams, shared_tiles, steps, stream)
-        next_row, next_column = place(ahead, tiles_m, tiles_n, block_m, columns, group_m)
+        next_row, next_column = place(ahead, tiles_m, tiles_n, height, width, group_m)
         for turn in range(tilus.min(stages, turns)):
             with tilus.warps(0, 1):
                 fetch(
-                    a, b, scale, zero, sa[turn], sb[turn], ss[turn], sz[turn], full, turn, next_row,
-                    next_column + rank * block_n, next_step, rank, cluster=cluster, bits=bits, group=group,
-                    has_zero=has_zero, size=size,
+                    a, b, scale, zero, sa[turn], sb[turn], ss[turn], sz[turn], full, turn,
+                    next_row + rank_m * block_m, next_column + rank_n * block_n, next_step, rank,
+                    cluster_m=cluster_m, cluster_n=cluster_n, bits=bits, group=group, has_zero=has_zero, taken=taken,
                 )  # fmt: skip
             next_step, left = next_step + 1, left - 1
             if left == 0:
@@ -121,16 +127,16 @@ def quantized_wgmma_kernel(
                 ahead, next_step, left = work_of(
                     next_work, own, whole_tiles, team, teams, shared_tiles, steps, stream
                 )
-                next_row, next_column = place(ahead, tiles_m, tiles_n, block_m, columns, group_m)
+                next_row, next_column = place(ahead, tiles_m, tiles_n, height, width, group_m)
         turn, stage, phase = 0, 0, 0
         for work in range(works):
             tile, _, length = work_of(work, own, whole_tiles, team, teams, shared_tiles, steps, stream)
-            row, column = place(tile, tiles_m, tiles_n, block_m, columns, group_m)
-            column += rank * block_n
+            row, column = place(tile, tiles_m, tiles_n, height, width, group_m)
+            row, column = row + rank_m * block_m, column + rank_n * block_n
             acc = tilus.zeros((block_n, block_m), float32)
             for _ in range(length):
                 tilus.wait(full, phase, index=stage)
-                codes = tilus.load(sb[stage], layout=row_layout(bits, warps))
+                codes = tilus.load(sb[stage], layout=row_layout(bits, warps, cluster_m))
                 before = stages - 1 if stage == 0 else stage - 1
                 if folded:
                     scales = values_of(ss[stage], a_dtype, -s_exponent)
@@ -150,16 +156,17 @@ def quantized_wgmma_kernel(
                     # The product before this one is done: the registers of its weights are free.
                     tilus.dot_wait(pending=1)
                     if number == 0 and turn > 0:
-                        release(empty, before, cluster)
+                        release(empty, before, size)
                 # By now the other warps, too, are done with the stage before.
                 if turn > 0 and turn + stages - 1 < turns:
                     with tilus.warps(0, 1):
                         # That stage's last phase is the one of this stage, or the one before it.
                         tilus.wait(empty, 1 - phase if stage == 0 else phase, index=before)
                         fetch(
-                            a, b, scale, zero, sa[before], sb[before], ss[before], sz[before], full, before, next_row,
-                            next_column + rank * block_n, next_step, rank, cluster=cluster, bits=bits, group=group,
-                            has_zero=has_zero, size=size,
+                            a, b, scale, zero, sa[before], sb[before], ss[before], sz[before], full, before,
+                            next_row + rank_m * block_m, next_column + rank_n * block_n, next_step, rank,
+                            cluster_m=cluster_m, cluster_n=cluster_n, bits=bits, group=group, has_zero=has_zero,
+                            taken=taken,
                         )  # fmt: skip
                     next_step, left = next_step + 1, left - 1
                     if left == 0:
@@ -167,7 +174,7 @@ def quantized_wgmma_kernel(
                         ahead, next_step, left = work_of(
                             next_work, own, whole_tiles, team, teams, shared_tiles, steps, stream
                         )
-                        next_row, next_column = place(ahead, tiles_m, tiles_n, block_m, columns, group_m)
+                        next_row, next_column = place(ahead, tiles_m, tiles_n, height, width, group_m)
                 turn += 1
                 phase = 1 - phase if stage == stages - 1 else phase
                 stage = 0 if stage == stages - 1 else stage + 1
@@ -175,16 +182,25 @@ def quantized_wgmma_kernel(
             last = True
             if stream and length < steps:
                 last = arrive_last(
-                    partial, arrived, acc, team, teams, tile - whole_tiles, shared_tiles, steps, rank, cluster=cluster
+                    partial,
+                    arrived,
+                    acc,
+                    team,
+                    teams,
+                    tile - whole_tiles,
+                    shared_tiles,
+                    steps,
+                    rank,
+                    size=size,
                 )
             if last:
                 for piece in tilus.static_range(pieces):
-                    start = piece * height
-                    sums = acc[:, start : start + height]
+                    start = piece * piece_m
+                    sums = acc[:, start : start + piece_m]
                     if stream and length < steps:
                         sums = in_order(
                             partial, sums, start, team, teams, tile - whole_tiles, shared_tiles, steps, rank,
-                            cluster=cluster,
+                            size=size,
                         )  # fmt: skip
                     total = tilus.transpose(sums * (alpha * 2.0**s_exponent))
                     out = tilus.cast(finished(total, bias, column, has_bias, activation, gated), c_dtype)
@@ -196,18 +212,14 @@ def quantized_wgmma_kernel(
 @tilus.inline
 def fetch(
     a, b, scale, zero, sa, sb, ss, sz, full, stage, row, column, unit, rank, *,
-    cluster, bits: constexpr, group: constexpr, has_zero: constexpr, size: constexpr,
+    cluster_m: constexpr, cluster_n: constexpr, bits: constexpr, group: constexpr, has_zero: constexpr,
+    taken: constexpr,
 ):  # fmt: skip
-    """Start to copy what a tile needs of one unit along k: of two blocks each brings its half of a to both."""
-    parts, _, part_k = sa.shape
-    tilus.arrive(full, index=stage, bytes=size)
-    if cluster == 1:
-        for number in tilus.static_range(parts):
-            tilus.copy_bulk(sa[number], a, (row, unit * UNIT_K + number * part_k), full, index=stage)
-    else:
-        at = (row, unit * UNIT_K + rank * part_k)
-        tilus.copy_bulk(sa[rank], a, at, full, index=stage, multicast=(1 << cluster) - 1)
-    tilus.copy_bulk(sb, b, (unit, column * 2 * bits // UNIT_N, 0), full, index=stage)
+    """Start to copy what a block's tile needs of one unit along k, of which other blocks bring parts."""
+    beside, below = masks(rank, cluster_m, cluster_n)
+    tilus.arrive(full, index=stage, bytes=taken)
+    bring_rows(sa, a, row, unit, full, stage, rank % cluster_n, cluster_n, beside)
+    bring_units(sb, b, unit, column * 2 * bits // UNIT_N, full, stage, rank // cluster_n, cluster_m, below)
     at = (unit * UNIT_K // group, column)
     tilus.copy_bulk(ss, scale, at, full, index=stage)
     if has_zero:

@@ -7,9 +7,12 @@ so that the result is the same each time. No block waits for another one.
 
 from __future__ import annotations
 
+from math import gcd
+
 import tilus
 from tilus import constexpr, float8_e8m0
 from tilus.layout import Digit, RegisterLayout, local, spatial
+from tilus.ops.prepack import UNIT_K
 from tilus.ops.quantized_parts import power_of_two
 
 # A unit's bytes as rows of a tensor map's longest box, so that one box brings a tile's units along n.
@@ -51,16 +54,16 @@ def slot_of(team, teams, number, shared_tiles, steps):
 
 @tilus.inline
 def arrive_last(
-    partial, arrived, acc, team, teams, number, shared_tiles, steps, rank, *, cluster: constexpr
+    partial, arrived, acc, team, teams, number, shared_tiles, steps, rank, *, size: constexpr
 ):  # fmt: skip
     """Leave a tile's sums for the block that finishes it, and tell whether this one does."""
     first, last = sharers_of(number, teams, shared_tiles, steps)
-    at = number * cluster + rank
+    at = number * size + rank
     # Whoever finds that all others are done keeps its own sums in registers.
     done = tilus.atomic_add(arrived, 0, at, order="acquire") == last - first
     if not done:
         slot = slot_of(team, teams, number, shared_tiles, steps)
-        tilus.store(partial, acc, (slot * cluster + rank, 0, 0))
+        tilus.store(partial, acc, (slot * size + rank, 0, 0))
         tilus.sync()
         done = tilus.atomic_add(arrived, 1, at, order="acq_rel") == last - first
     if done:
@@ -70,7 +73,9 @@ def arrive_last(
 
 
 @tilus.inline
-def in_order(partial, sums, start: constexpr, team, teams, number, shared_tiles, steps, rank, *, cluster: constexpr):
+def in_order(
+    partial, sums, start: constexpr, team, teams, number, shared_tiles, steps, rank, *, size: constexpr
+):
     """Return the sums of all clusters that share a tile, added in the order of k, for columns from `start` on."""
     first, last = sharers_of(number, teams, shared_tiles, steps)
     total = tilus.zeros(sums.shape, sums.dtype)
@@ -79,14 +84,47 @@ def in_order(partial, sums, start: constexpr, team, teams, number, shared_tiles,
             total = total + sums
         else:
             slot = slot_of(other, teams, number, shared_tiles, steps)
-            total = total + tilus.load(partial, (slot * cluster + rank, 0, start), sums.shape)
+            total = total + tilus.load(partial, (slot * size + rank, 0, start), sums.shape)
     return total
 
 
 @tilus.inline
-def release(empty, stage, cluster):
+def bring_rows(sa, a, row, unit, full, stage, rank, blocks: constexpr, mask):
+    """Copy a unit's part of rows of activations that several blocks need: each brings a part of it to all of them.
+
+    A block brings whole parts along k as far as there are any for it: these are found by their number, not by a branch.
+    """
+    parts, block_m, part_k = sa.shape
+    share = gcd(parts, blocks)
+    bands = blocks // share
+    for chunk in tilus.static_range(parts // share):
+        number = chunk * share + (rank % share if share > 1 else 0)
+        at = unit * UNIT_K + number * part_k
+        if blocks == 1:
+            tilus.copy_bulk(sa[number], a, (row, at), full, index=stage)
+        elif bands == 1:
+            tilus.copy_bulk(sa[number], a, (row, at), full, index=stage, multicast=mask)
+        for band in tilus.static_range(bands if bands > 1 else 0):
+            low, high = band * block_m // bands, (band + 1) * block_m // bands
+            if rank // share == band:
+                tilus.copy_bulk(
+                    sa[number][low:high, :], a, (row + low, at), full, index=stage, multicast=mask
+                )
+
+
+@tilus.inline
+def bring_units(sb, b, unit, first, full, stage, rank, blocks: constexpr, mask):
+    """Copy units of the weight that several blocks need, as rows of bytes: each brings a part of them to all."""
+    if blocks == 1:
+        tilus.copy_bulk(sb, b, (unit, first, 0), full, index=stage)
+    else:
+        tilus.copy_bulk(sb[rank], b, (unit, first + rank * sb.shape[1], 0), full, index=stage, multicast=mask)
+
+
+@tilus.inline
+def release(empty, stage, size):
     """Tell all blocks that copy into a stage that it has been read."""
-    for other in tilus.static_range(cluster):
+    for other in tilus.static_range(size):
         tilus.arrive(empty, index=stage, rank=other)
 
 
@@ -117,10 +155,14 @@ def values_of(rows, dtype: constexpr, exponent: constexpr):
     return tilus.cast(codes, dtype) * 2.0**exponent
 
 
-def row_layout(bits: int, warps: int) -> RegisterLayout:
-    """Return the layout of a tile's units as rows of bytes: warp by warp, and in a unit 16 bytes for each thread."""
+def row_layout(bits: int, warps: int, bands: int = 1) -> RegisterLayout:
+    """Return the layout of a tile's units as rows of bytes: warp by warp, and in a unit 16 bytes for each thread.
+
+    The rows lie in `bands` of equal height.
+    """
     outer = RegisterLayout((1, warps, 1), (Digit(warps, 1, 1),), ())
-    return outer * local(1, bits, 1) * spatial(1, 2, 16) * local(1, 1, 16)
+    whole = outer * local(1, bits, 1) * spatial(1, 2, 16) * local(1, 1, 16)
+    return whole.reshape((bands, 2 * bits * warps // bands, ROW))
 
 
 def held_layout(bits: int, parts: int, warps: int) -> RegisterLayout:

@@ -10,12 +10,14 @@ from __future__ import annotations
 import tilus
 from tilus import Tensor, constexpr, float32, int32, uint8
 from tilus.layout import Digit, RegisterLayout, local
-from tilus.ops.hopper_matmul_kernel import pieces_of, work_of
+from tilus.ops.hopper_matmul_kernel import masks, pieces_of, work_of
 from tilus.ops.prepack import ATOMS, UNIT_K, UNIT_N, unit_bytes
 from tilus.ops.quantized_parts import finished
 from tilus.ops.quantized_wgmma_parts import (
     ROW,
     arrive_last,
+    bring_rows,
+    bring_units,
     held_layout,
     in_order,
     place,
@@ -71,7 +73,8 @@ def quantized_wgmma_sums_kernel(
     stages: constexpr = 3,
     pieces: constexpr = 1,
     group_m: constexpr = 16,
-    cluster: constexpr = 1,
+    cluster_m: constexpr = 1,
+    cluster_n: constexpr = 1,
     stream: constexpr = False,
     bulk_store: constexpr = True,
 ):
@@ -85,14 +88,16 @@ def quantized_wgmma_sums_kernel(
     m, k = a.shape
     bits = b_dtype.bits
     warps = block_n // UNIT_N
-    columns = cluster * block_n
-    tiles_m, tiles_n = tilus.cdiv(m, block_m), tilus.cdiv(n, columns)
+    size = cluster_m * cluster_n
+    height, width = cluster_m * block_m, cluster_n * block_n
+    tiles_m, tiles_n = tilus.cdiv(m, height), tilus.cdiv(n, width)
     tiles = tiles_m * tiles_n
-    tilus.grid(clusters * cluster, warps=warps, cluster=cluster)
+    tilus.grid(clusters * size, warps=warps, cluster=size)
     # What the last unit of k lacks is read as zeros.
     steps = tilus.cdiv(k, UNIT_K)
-    team, teams = tilus.cluster_id(0), tilus.max(tilus.grid_dim(0) // cluster, 1)
-    rank = tilus.cluster_rank()
+    team, teams = tilus.cluster_id(0), tilus.max(tilus.grid_dim(0) // size, 1)
+    rank = tilus.cluster_rank() if size > 1 else 0
+    rank_m, rank_n = rank // cluster_n, rank % cluster_n
     whole_tiles = tiles - shared_tiles if stream else tiles
     own = tilus.cdiv(tilus.max(whole_tiles - team, 0), teams)
     works, turns = own, own * steps
@@ -106,22 +111,22 @@ def quantized_wgmma_sums_kernel(
     rows = warps * unit_bytes(bits) // ROW
     sums = by_group and has_zero
     sa = tilus.shared(a_dtype, (stages, parts, block_m, part_k))
-    sb = tilus.shared(uint8, (stages, 1, rows, ROW))
+    sb = tilus.shared(uint8, (stages, cluster_m, rows // cluster_m, ROW))
     factors = tilus.max(block_m, FEWEST_FACTORS)
     ss = tilus.shared(s_dtype, (stages, groups, block_n)) if by_group else sb
     sz = tilus.shared(out_dtype, (stages, groups, block_n)) if sums else sb
     sr = tilus.shared(float32, (stages, 1, factors)) if by_block else sb
     su = tilus.shared(float32, (stages, parts, factors)) if sums else sb
-    height, width = block_m // pieces, block_n // 2 if gated else block_n
-    sc = tilus.shared(c_dtype, (height, width))
-    full, empty = tilus.barrier(stages), tilus.barrier(stages, arrivals=cluster * warps)
-    size = block_m * UNIT_K + rows * ROW
+    piece_m = block_m // pieces
+    sc = tilus.shared(c_dtype, (piece_m, block_n // 2 if gated else block_n))
+    full, empty = tilus.barrier(stages), tilus.barrier(stages, arrivals=size * warps)
+    taken = block_m * UNIT_K + rows * ROW
     if by_group:
-        size += groups * block_n * s_dtype.nbytes
+        taken += groups * block_n * s_dtype.nbytes
     if sums:
-        size += groups * block_n * out_dtype.nbytes + parts * factors * 4
+        taken += groups * block_n * out_dtype.nbytes + parts * factors * 4
     if by_block:
-        size += factors * 4
+        taken += factors * 4
     if has_zero:
         # The kernel before may still be adding up the rows.
         tilus.wait_for_previous()
@@ -129,13 +134,14 @@ def quantized_wgmma_sums_kernel(
         # What is fetched next: the copies run ahead, into the next tile too.
         next_work = 0
         ahead, next_step, left = work_of(0, own, whole_tiles, team, teams, shared_tiles, steps, stream)
-        next_row, next_column = place(ahead, tiles_m, tiles_n, block_m, columns, group_m)
+        next_row, next_column = place(ahead, tiles_m, tiles_n, height, width, group_m)
         for turn in range(tilus.min(stages, turns)):
             with tilus.warps(0, 1):
                 fetch(
                     a, b, scale, zero, row_scale, row_sum, sa[turn], sb[turn], ss[turn], sz[turn], sr[turn], su[turn],
-                    full, turn, next_row, next_column + rank * block_n, next_step, rank, cluster=cluster, bits=bits,
-                    group=group, by_group=by_group, sums=sums, by_block=by_block, size=size,
+                    full, turn, next_row + rank_m * block_m, next_column + rank_n * block_n, next_step, rank,
+                    cluster_m=cluster_m, cluster_n=cluster_n, bits=bits, group=group, by_group=by_group, sums=sums,
+                    by_block=by_block, taken=taken,
                 )  # fmt: skip
             next_step, left = next_step + 1, left - 1
             if left == 0:
@@ -143,12 +149,12 @@ def quantized_wgmma_sums_kernel(
                 ahead, next_step, left = work_of(
                     next_work, own, whole_tiles, team, teams, shared_tiles, steps, stream
                 )
-                next_row, next_column = place(ahead, tiles_m, tiles_n, block_m, columns, group_m)
+                next_row, next_column = place(ahead, tiles_m, tiles_n, height, width, group_m)
         turn, stage, phase = 0, 0, 0
         for work in range(works):
             tile, _, length = work_of(work, own, whole_tiles, team, teams, shared_tiles, steps, stream)
-            row, column = place(tile, tiles_m, tiles_n, block_m, columns, group_m)
-            column += rank * block_n
+            row, column = place(tile, tiles_m, tiles_n, height, width, group_m)
+            row, column = row + rank_m * block_m, column + rank_n * block_n
             # Sums of all of k, or of the first and the second half of each warp's columns.
             acc = tilus.zeros((HALF * warps if span else block_n, block_m), float32 if span else sum_dtype)
             other = tilus.zeros((HALF * warps if span else HALF, block_m), float32)
@@ -157,11 +163,11 @@ def quantized_wgmma_sums_kernel(
                 if not span and bits == 8:
                     # The codes themselves are operands: a product that is under way reads these registers.
                     tilus.dot_wait(pending=0)
-                codes = tilus.load(sb[stage], layout=row_layout(bits, warps))
+                codes = tilus.load(sb[stage], layout=row_layout(bits, warps, cluster_m))
                 before = stages - 1 if stage == 0 else stage - 1
                 if span:
                     if turn > 0:
-                        release(empty, before, cluster)
+                        release(empty, before, size)
                     of_rows = tilus.load(sr[stage]) if by_block else 1.0
                     for number in tilus.static_range(parts):
                         low = part_of(codes, b_dtype, number, part_k, warps)
@@ -190,7 +196,7 @@ def quantized_wgmma_sums_kernel(
                         # The product before this one is done: the registers of its weights are free.
                         tilus.dot_wait(pending=1)
                         if number == 0 and turn > 0:
-                            release(empty, before, cluster)
+                            release(empty, before, size)
                 # By now the other warps, too, are done with the stage before.
                 if turn > 0 and turn + stages - 1 < turns:
                     with tilus.warps(0, 1):
@@ -198,9 +204,9 @@ def quantized_wgmma_sums_kernel(
                         tilus.wait(empty, 1 - phase if stage == 0 else phase, index=before)
                         fetch(
                             a, b, scale, zero, row_scale, row_sum, sa[before], sb[before], ss[before], sz[before],
-                            sr[before], su[before], full, before, next_row, next_column + rank * block_n, next_step,
-                            rank, cluster=cluster, bits=bits, group=group, by_group=by_group, sums=sums, by_block=by_block,
-                            size=size,
+                            sr[before], su[before], full, before, next_row + rank_m * block_m,
+                            next_column + rank_n * block_n, next_step, rank, cluster_m=cluster_m, cluster_n=cluster_n,
+                            bits=bits, group=group, by_group=by_group, sums=sums, by_block=by_block, taken=taken,
                         )  # fmt: skip
                     next_step, left = next_step + 1, left - 1
                     if left == 0:
@@ -208,7 +214,7 @@ def quantized_wgmma_sums_kernel(
                         ahead, next_step, left = work_of(
                             next_work, own, whole_tiles, team, teams, shared_tiles, steps, stream
                         )
-                        next_row, next_column = place(ahead, tiles_m, tiles_n, block_m, columns, group_m)
+                        next_row, next_column = place(ahead, tiles_m, tiles_n, height, width, group_m)
                 turn += 1
                 phase = 1 - phase if stage == stages - 1 else phase
                 stage = 0 if stage == stages - 1 else stage + 1
@@ -216,27 +222,38 @@ def quantized_wgmma_sums_kernel(
             last = True
             if stream and length < steps:
                 last = arrive_last(
-                    partial, arrived, acc, team, teams, tile - whole_tiles, shared_tiles, steps, rank, cluster=cluster
+                    partial,
+                    arrived,
+                    acc,
+                    team,
+                    teams,
+                    tile - whole_tiles,
+                    shared_tiles,
+                    steps,
+                    rank,
+                    size=size,
                 )
             if last:
                 for piece in tilus.static_range(pieces):
-                    start = piece * height
-                    held = acc[:, start : start + height]
+                    start = piece * piece_m
+                    held = acc[:, start : start + piece_m]
                     if stream and length < steps:
                         held = in_order(
                             partial, held, start, team, teams, tile - whole_tiles, shared_tiles, steps, rank,
-                            cluster=cluster,
+                            size=size,
                         )  # fmt: skip
                     total = tilus.transpose(tilus.cast(held, float32))
                     if has_zero and not by_group:
-                        points = tilus.cast(tilus.load(zero, (0, column), (1, block_n)), float32) * 2.0**-exponent
-                        of_sums = tilus.load(row_sum, (0, row + start), (1, height))
+                        points = (
+                            tilus.cast(tilus.load(zero, (0, column), (1, block_n)), float32) * 2.0**-exponent
+                        )
+                        of_sums = tilus.load(row_sum, (0, row + start), (1, piece_m))
                         total = total - points * tilus.transpose(of_sums)
                     total = total * (alpha * 2.0**exponent)
                     if not by_group:
                         total = total * tilus.cast(tilus.load(scale, (0, column), (1, block_n)), float32)
                     if has_row_scale and not by_block:
-                        total = total * tilus.transpose(tilus.load(row_scale, (0, row + start), (1, height)))
+                        total = total * tilus.transpose(tilus.load(row_scale, (0, row + start), (1, piece_m)))
                     out = tilus.cast(finished(total, bias, column, has_bias, activation, gated), c_dtype)
                     sent(c, sc, out, row + start, column // 2 if gated else column, bulk_store)
         if bulk_store:
@@ -246,33 +263,19 @@ def quantized_wgmma_sums_kernel(
 @tilus.inline
 def fetch(
     a, b, scale, zero, row_scale, row_sum, sa, sb, ss, sz, sr, su, full, stage, row, column, unit, rank, *,
-    cluster, bits: constexpr, group: constexpr, by_group: constexpr, sums: constexpr, by_block: constexpr,
-    size: constexpr,
+    cluster_m: constexpr, cluster_n: constexpr, bits: constexpr, group: constexpr, by_group: constexpr,
+    sums: constexpr, by_block: constexpr, taken: constexpr,
 ):  # fmt: skip
-    """Start to copy what a tile needs of one unit along k: of two blocks each brings its half of a's rows to both."""
-    parts, block_m, part_k = sa.shape
-    tilus.arrive(full, index=stage, bytes=size)
-    for number in tilus.static_range(parts):
-        at = unit * UNIT_K + number * part_k
-        if cluster == 1:
-            tilus.copy_bulk(sa[number], a, (row, at), full, index=stage)
-        for half in tilus.static_range(cluster if cluster > 1 else 0):
-            low, high = half * block_m // cluster, (half + 1) * block_m // cluster
-            if rank == half:
-                tilus.copy_bulk(
-                    sa[number][low:high, :],
-                    a,
-                    (row + low, at),
-                    full,
-                    index=stage,
-                    multicast=(1 << cluster) - 1,
-                )
-    tilus.copy_bulk(sb, b, (unit, column * 2 * bits // UNIT_N, 0), full, index=stage)
+    """Start to copy what a block's tile needs of one unit along k, of which other blocks bring parts."""
+    beside, below = masks(rank, cluster_m, cluster_n)
+    tilus.arrive(full, index=stage, bytes=taken)
+    bring_rows(sa, a, row, unit, full, stage, rank % cluster_n, cluster_n, beside)
+    bring_units(sb, b, unit, column * 2 * bits // UNIT_N, full, stage, rank // cluster_n, cluster_m, below)
     if by_group:
         tilus.copy_bulk(ss, scale, (unit * UNIT_K // group, column), full, index=stage)
     if sums:
         tilus.copy_bulk(sz, zero, (unit * UNIT_K // group, column), full, index=stage)
-        tilus.copy_bulk(su, row_sum, (unit * parts, row), full, index=stage)
+        tilus.copy_bulk(su, row_sum, (unit * sa.shape[0], row), full, index=stage)
     if by_block:
         tilus.copy_bulk(sr, row_scale, (unit, row), full, index=stage)
 

@@ -370,26 +370,29 @@ MOST_SWAPPED = 64
 
 @lru_cache(maxsize=4096)
 def grouped_schedule(
-    block_m: int, rows: int, n: int, bits: int, out_bits: int, target: Target, processors: int
-) -> GroupedSchedule:
-    """Return tiles for `block_m` rows of one expert at a time, of `rows` in all at most, and a matrix of n columns."""
-    depth = 8 * STEP_BYTES // bits
+    block_m: int, rows: int, n: int, bits: int, out_bits: int, target: Target, processors: int,
+    widest: int = 256, scale_bytes: int = 0,
+) -> GroupedSchedule:  # fmt: skip
+    """Return tiles for `block_m` rows of one expert at a time, of `rows` in all at most, and a matrix of n columns.
+
+    They have at most `widest` columns, and each row has a scale of so many bytes in each stage.
+    """
     swap = block_m <= MOST_SWAPPED
     # Wide tiles read less, if there are enough of them to keep all multiprocessors busy.
-    widths = [128, 64] if swap else [256, 128, 64]
-    if swap and block_m == MOST_SWAPPED:
-        widths.insert(0, 256)
+    most = min(widest, 128 if block_m < MOST_SWAPPED else 256)
     down = -(-rows // block_m)
-    many = [w for w in widths if n > w // 2 and down * -(-n // w) >= 2 * processors]
-    width = many[0] if many else 128 if n > 64 else 64
-    consumers = 2 if width >= 128 or not swap else 1
+    widths = [w for w in (256, 128, 64) if w <= most and (w == 64 or n > w // 2)]
+    width = next((w for w in widths if down * -(-n // w) >= 2 * processors), 128 if n > 64 else 64)
     # Of small tiles of rows there is little to share.
     pairs = not swap and n > width and down * -(-n // width) >= 2 * processors
     for stages in range(MOST_STAGES, 1, -1):
-        operands = stages * (block_m + width) * STEP_BYTES
+        operands = stages * ((block_m + width) * STEP_BYTES + max(block_m, 32) * scale_bytes)
         stored = block_m * width if swap else 2 * block_m * gcd(width, 8 * STEP_BYTES // out_bits)
         if operands + stored * out_bits // 8 + RESERVED_BYTES <= target.shared_bytes:
-            return GroupedSchedule(block_m, width, depth, stages, consumers, swap, 2 if pairs else 1)
+            return GroupedSchedule(
+                block_m, width, 8 * STEP_BYTES // bits, stages, 1 if swap and width == 64 else 2, swap,
+                2 if pairs else 1,
+            )  # fmt: skip
     raise AssertionError("two stages of any such tile fit into the shared memory of a target with wgmma")
 
 

@@ -482,9 +482,9 @@ def gated_pair(gate: QuantizedWeight, up: QuantizedWeight) -> QuantizedWeight:
     scale, alpha = common_scales(values.numpy(), gate.scale.dtype, gate.scale_type, max(gate.alpha, up.alpha))
     if not np.array_equal(scale_values(scale, gate.scale_type) * alpha, values.numpy()):
         raise TypeMismatch(
-            f"scales of the gate and of what it multiplies are too far apart for one tensor of "
-            f"{gate.scale_type or gate.scale.dtype}",
-            hint="quantize both at once, or use bfloat16 scales",
+            "scales of the gate and of what it multiplies do not fit one tensor of "
+            f"{gate.scale_type or gate.scale.dtype} and one factor",
+            hint="quantize both at once, or multiply with one after the other",
         )
     zero = None
     if gate.zero is not None and up.zero is not None:

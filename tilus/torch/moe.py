@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from tilus.ops.checks import checked, checked_values
 from tilus.ops.grouped import QuantizedExperts, grouped_quantized_matmul, stack_experts
 from tilus.ops.quantized_matmul import EPILOGUES
 from tilus.ops.routing import SCORINGS, combine, gather_rows, route, sort_by_expert
-from tilus.ops.weights import QuantizedWeight, gated_pair, quantize
+from tilus.ops.weights import PAIR, QuantizedWeight, interleave, quantize
 
 BLOCKS = (8, 16, 32, 64)
 
@@ -93,13 +94,22 @@ class QuantizedMoE(nn.Module):
                 f"{tuple(router.shape)}, expected one of each for each of the router's columns"
             )
 
+        def paired(gate: torch.Tensor, up: torch.Tensor) -> QuantizedWeight:
+            if gate.shape != up.shape or gate.shape[-1] % PAIR:
+                raise ShapeMismatch(
+                    f"a gate of shape {tuple(gate.shape)} does not go with what it multiplies of {tuple(up.shape)}",
+                    hint=f"equal shapes, and a multiple of {PAIR} columns",
+                )
+            # Quantised at once, both have scales of one factor.
+            return replace(made(interleave(gate, up)), gated=True)
+
         def made(matrix: torch.Tensor) -> QuantizedWeight:
             weight = quantize(
                 matrix, dtype, group_size, zero_point=zero_point, scale_dtype=scale_dtype, out_dtype=out_dtype
             )
             return weight.to(matrix.device)
 
-        gate_up = stack_experts([gated_pair(made(g), made(u)) for g, u in zip(gates, ups, strict=True)])
+        gate_up = stack_experts([paired(g, u) for g, u in zip(gates, ups, strict=True)])
         down = stack_experts([made(matrix) for matrix in downs])
         return cls(
             router.to(down.result), gate_up, down, top_k, scoring=scoring, renormalise=renormalise,

@@ -131,27 +131,27 @@ static CUresult cubin_kernel(const unsigned char *code, const char *name, Kernel
 
 static CUresult ptx_kernel(const unsigned char *code, const char *name, Kernel *kernel) {
     char wanted[300];
-    const char *at, *body, *end;
-    snprintf(wanted, sizeof wanted, ".entry %s(", name);
-    at = strstr((const char *)code, wanted);
-    if (at == NULL) return CUDA_ERROR_NOT_FOUND;
+    const char *at, *body, *end, *entry;
+    snprintf(wanted, sizeof wanted, ".entry %s", name);
+    at = entry = strstr((const char *)code, wanted);
+    if (at == NULL || strchr("( \t\n{", at[strlen(wanted)]) == NULL) return CUDA_ERROR_NOT_FOUND;
     body = strchr(at, '{');
-    end = strstr(at, "\n)");
-    if (body == NULL || end == NULL || end > body) return CUDA_ERROR_INVALID_IMAGE;
-    while ((at = strstr(at, ".param ")) != NULL && at < end) {
-        const char *line = strchr(at, '\n'), *dot, *bracket;
+    if (body == NULL) return CUDA_ERROR_INVALID_IMAGE;
+    end = memchr(at, ')', (size_t)(body - at));
+    for (; end != NULL && (at = strstr(at, ".param ")) != NULL && at < end; ++at) {
+        const char *dot, *stop = at, *bracket;
         unsigned int size = 0;
+        while (*stop != ',' && stop < end) ++stop;
         /* Among .u64 .ptr .global .align, the first that ends in bits is the type. */
-        for (dot = at + 6; size == 0 && dot != NULL && dot < line; dot = strchr(dot + 1, '.'))
+        for (dot = at + 6; size == 0 && dot != NULL && dot < stop; dot = strchr(dot + 1, '.'))
             if (*dot == '.' && strchr("bsuf", dot[1]) != NULL) size = (unsigned int)atoi(dot + 2) / 8;
-        bracket = memchr(at, '[', (size_t)(line - at));
+        bracket = memchr(at, '[', (size_t)(stop - at));
         if (bracket != NULL) size *= (unsigned int)atoi(bracket + 1);
         if (kernel->parameters < MOST_PARAMETERS) kernel->sizes[kernel->parameters++] = size;
-        at = line;
     }
-    at = strstr(end, ".maxntid ");
+    at = strstr(entry, ".maxntid ");
     if (at != NULL && at < body) kernel->most_threads = (unsigned int)atoi(at + 9);
-    at = strstr(end, ".reqnctapercluster ");
+    at = strstr(entry, ".reqnctapercluster ");
     if (at != NULL && at < body)
         sscanf(at + 19, "%u, %u, %u", &kernel->cluster[0], &kernel->cluster[1], &kernel->cluster[2]);
     return CUDA_SUCCESS;

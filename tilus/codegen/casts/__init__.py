@@ -10,7 +10,14 @@ from tilus.codegen.casts.decode import decode, lookup
 from tilus.codegen.casts.encode import encode
 from tilus.codegen.casts.general import cast_at_random, cast_element
 from tilus.codegen.casts.packed import multiply, permute_bytes
-from tilus.codegen.casts.rows import FastCast, best_cast, biased_cast, exact_in_float16, fast_casts, integer_exponent
+from tilus.codegen.casts.rows import (
+    FastCast,
+    best_cast,
+    biased_cast,
+    exact_in_float16,
+    fast_casts,
+    integer_exponent,
+)
 from tilus.codegen.llvm_text import V, Writer, floating, integer
 from tilus.codegen.registers import container_count, pack, unpack
 from tilus.codegen.target import TARGETS, Target
@@ -149,7 +156,8 @@ def cast_stored(
         left, made = best[1].exponent - exponent, _by_groups(w, best[1], regs, count)
     elif exponent and dest == dtypes.int8 and exponent == -(integer_exponent(source) or 0):
         # Of the general path the power of two takes a multiplication.
-        wide = unpack(w, dtypes.float32, cast_elements(w, target, source, dtypes.float32, regs, count, order), count)
+        floats = cast_elements(w, target, source, dtypes.float32, regs, count, order)
+        wide = unpack(w, dtypes.float32, floats, count)
         scaled = [w.binary("fmul", x, floating(2.0**-exponent, "float")) for x in wide]
         packed_wide = pack(w, dtypes.float32, scaled)
         left, made = 0, cast_elements(w, target, dtypes.float32, dest, packed_wide, count)
@@ -282,7 +290,7 @@ def _natural(w: Writer, order: Arrangement, source: DType, regs: tuple[V, ...], 
 
 
 __all__ = [
-    "Arrangement", "FastCast", "best_cast", "biased_cast", "cast_at_random", "cast_cost", "cast_element", "cast_elements",
-    "cast_stored", "decode", "element_order", "encode", "fast_casts", "integer_exponent", "lookup", "preferred_arrangement",
-    "preferred_order", "stored_arrangement", "stored_exponent",
+    "Arrangement", "FastCast", "best_cast", "biased_cast", "cast_at_random", "cast_cost", "cast_element",
+    "cast_elements", "cast_stored", "decode", "element_order", "encode", "fast_casts", "integer_exponent", "lookup",
+    "preferred_arrangement", "preferred_order", "stored_arrangement", "stored_exponent",
 ]  # fmt: skip

@@ -169,7 +169,8 @@ def floats_to_bytes(plan: Plan, exponent: int) -> Emit:
         for slot in plan.slots:
             number = w.binary("and", views.get(slot.word, slot.shift), integer(both(slot.mask)))
             sums.append(multiply_add(w, dtypes.float16, number, (2.0**power,) * 2, (magic,) * 2))
-        return [permute_bytes(w, low, high, (0, 2, 4, 6)) for low, high in zip(sums[::2], sums[1::2], strict=True)]
+        pairs = zip(sums[::2], sums[1::2], strict=True)
+        return [permute_bytes(w, low, high, (0, 2, 4, 6)) for low, high in pairs]
 
     return emit
 
@@ -533,8 +534,8 @@ def natural_integers(source: DType, dest: DType) -> Emit:
 
 
 __all__ = [
-    "EXPONENT", "Emit", "biased_integers", "byte_pattern", "bytes_to_bfloat16", "bytes_to_float16", "convert_nibbles", "convert_pairs",
-    "e4m3_to_bfloat16", "e4m3_to_float16", "e5m2_to_float16", "float_bytes", "float_pattern", "floats", "floats_to_bytes", "integers",
-    "masks", "narrow_to_int8", "natural_floats", "natural_integers", "pair_table", "scaled_integers", "single_bits",
-    "table", "through_float16",
+    "EXPONENT", "Emit", "biased_integers", "byte_pattern", "bytes_to_bfloat16", "bytes_to_float16", "convert_nibbles",
+    "convert_pairs", "e4m3_to_bfloat16", "e4m3_to_float16", "e5m2_to_float16", "float_bytes", "float_pattern",
+    "floats", "floats_to_bytes", "integers", "masks", "narrow_to_int8", "natural_floats", "natural_integers",
+    "pair_table", "scaled_integers", "single_bits", "table", "through_float16",
 ]  # fmt: skip

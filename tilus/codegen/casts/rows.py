@@ -117,7 +117,7 @@ def number_plan(bits: int, dest: DType) -> Plan:
 
 @lru_cache(maxsize=256)
 def integer_exponent(source: DType) -> int | None:
-    """Return the least power of two that makes all values of a type of at most 8 bits an int8; None if there is none."""
+    """Return the least power of two that makes all values of a type int8, of at most 8 bits; None if there is none."""
     import numpy as np
 
     values = dtypes.decode(np.arange(1 << source.bits), source).astype(np.float64)

@@ -124,21 +124,53 @@ def attribute(t: Tracer, node: ast.Attribute) -> Any:
             return property_of(t, base, name)
         raise NameNotFound(
             f"{describe(base)} has no attribute {name!r}",
-            hint=SAID_OTHERWISE.get(name) or nearest(name, [*known, *METHODS[cls]]),
+            hint=said_otherwise(cls, name) or nearest(name, [*known, *METHODS[cls]]),
         )
     try:
         return getattr(base, name)
     except AttributeError:
+        other = (
+            NAMED_OTHERWISE.get(name) if getattr(base, "__name__", "") in ("tilus", "tilus.lang") else None
+        )
         raise NameNotFound(
-            f"{describe(base)} has no attribute {name!r}", hint=nearest(name, dir(base))
+            f"{describe(base)} has no attribute {name!r}", hint=other or nearest(name, dir(base))
         ) from None
+
+
+def said_otherwise(cls: type, name: str) -> str | None:
+    """Return how the language says what is an attribute elsewhere."""
+    if name in SAID_OTHERWISE:
+        return SAID_OTHERWISE[name]
+    if cls in (Tile, Scalar) and name in functions.__all__:
+        return f"tilus.{name}(x, ...)"
+    return None
 
 
 SAID_OTHERWISE = {
     "size": "x.shape", "data_ptr": "a.ptr", "astype": "x.to(dtype)", "numel": "x.shape", "stride": "a.strides",
-    "float": "x.to(tilus.float32)", "half": "x.to(tilus.float16)", "exp": "tilus.exp(x)", "load": "tilus.load(a, ...)",
-    "store": "tilus.store(a, x, ...)", "mean": "tilus.sum(x, axis) / n",
+    "float": "x.to(tilus.float32)", "half": "x.to(tilus.float16)", "exp": "tilus.exp(x)",
+    "load": "tilus.load(a, ...)", "store": "tilus.store(a, x, ...)", "mean": "tilus.sum(x, axis) / n",
+    "cast": "x.to(dtype)", "cast_to": "x.to(dtype)", "type": "x.to(dtype)", "int": "x.to(tilus.int32)",
+    "bfloat16": "x.to(tilus.bfloat16)", "pow": "x ** y", "permute": "x.transpose(perm)", "flatten": "x.reshape(-1)",
+    "clone": "x itself: tiles never change", "unsqueeze": "tilus.expand_dims(x, axis)",
+    "expand": "tilus.broadcast_to(x, shape)",
 }  # fmt: skip
+NAMED_OTHERWISE = {
+    "program_id": "tilus.block_id(axis)", "num_programs": "tilus.grid_dim(axis)", "debug_barrier": "tilus.sync()",
+    "syncthreads": "tilus.sync()", "permute": "tilus.transpose(x, perm)", "trans": "tilus.transpose(x)",
+    "cat": "tilus.concat([x, y])", "mean": "tilus.sum(x, axis) / n", "pow": "x ** y", "fdiv": "x / y",
+    "ravel": "tilus.reshape(x, -1)", "ones": "tilus.full(shape, 1.0)",
+    "full_like": "tilus.full(x.shape, value, x.dtype)", "xor_sum": 'tilus.reduce(x, axis, "xor")',
+    "associative_scan": "tilus.scan(x, axis, function)", "relu": "tilus.maximum(x, 0.0)",
+    "silu": "x * tilus.sigmoid(x)", "bitcast": "tilus.view(x, dtype, shape)", "print": "tilus.device_print(...)",
+    "shared_tensor": "tilus.shared(dtype, shape)", "to": "tilus.cast(x, dtype)",
+    "register_tensor": "tilus.registers(dtype, shape)", "global_view": "tilus.view(pointer, dtype, shape)",
+    "mma": "tilus.dot(a, b, acc)", "matmul": "tilus.dot(a, b)", "make_tensor_descriptor": "a Tensor parameter",
+    "make_block_ptr": "tilus.load(tensor, offsets, shape) of a Tensor parameter",
+    "thread_id": "tiles: threads are implied", "umulhi": "tilus.mulhi(a, b)",
+    "range": "range(n), or tilus.pipeline(range(n), stages=3)",
+}  # fmt: skip
+"""How the language says what has another name in languages like it."""
 
 
 # Subscripts.

@@ -329,9 +329,25 @@ def while_loop(t: Tracer, node: ast.While) -> Flow:
         t.emit(ops.If, cond, t.close(go_on), t.close(leave))
 
     carried, block = trace_loop(t, node, names, head)
+    if endless and not may_end(block):
+        raise SyntaxNotSupported(
+            "this while never ends: its condition is always true, and there is no break and no return",
+            hint="a condition, or a break in an if",
+        )
     made = t.emit(ops.Loop, carried.inits, body=t.close(block, tuple(carried.args)))
     carried.leave(made.results)
     return Flow.NEXT
+
+
+def may_end(block: Sequence[Operation], inner: bool = False) -> bool:
+    """Tell whether a loop's body may leave it; with `inner`, by a return out of a loop inside of it."""
+    for op in block:
+        if isinstance(op, ops.Return) or (isinstance(op, ops.Break) and not inner):
+            return True
+        within = inner or isinstance(op, (ops.For, ops.Loop))
+        if any(may_end(region.ops, within) for region in op.regions()):
+            return True
+    return False
 
 
 def constant_condition(t: Tracer, node: ast.While, names: Sequence[str]) -> bool | None:

@@ -12,14 +12,14 @@ def sort(x: Tile, axis: int = -1, *, descending: bool = False) -> Tile:
     """Sort along an axis, NaN as the largest.
 
     A bitonic network in registers: what threads of a warp exchange goes by shuffles, what warps exchange through shared
-    memory. To sort fewer elements than a power of two, load the next one with `other=` that goes to the end.
+    memory. It is best at extents that are powers of two; others are filled up.
 
     Parameters
     ----------
     x : Tile
         Of numbers or booleans.
     axis : int
-        Which dimension; its extent is a power of two.
+        Which dimension.
     descending : bool
         Whether the largest comes first.
 
@@ -38,7 +38,7 @@ def argsort(x: Tile, axis: int = -1, *, descending: bool = False) -> Tile:
     x : Tile
         Of numbers or booleans of 32 bits at most.
     axis : int
-        Which dimension; its extent is a power of two, up to 65536.
+        Which dimension, of up to 65536 elements.
     descending : bool
         Whether the largest comes first.
 
@@ -60,7 +60,7 @@ def topk(x: Tile, k: int, axis: int = -1, *, largest: bool = True) -> tuple[Any,
     k : int
         Known at compile time.
     axis : int
-        Which dimension; its extent is a power of two, up to 65536.
+        Which dimension, of up to 65536 elements.
     largest : bool
         Whether the largest elements are wanted, or the smallest.
 
@@ -81,7 +81,7 @@ def flip(x: Tile, axis: int = -1) -> Tile:
     ----------
     x : Tile
     axis : int
-        Which dimension; its extent is a power of two.
+        Which dimension.
 
     Returns
     -------

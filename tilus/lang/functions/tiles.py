@@ -332,7 +332,7 @@ def reduce(x: Any, axis: int, kind: Any, keepdims: bool = False) -> Any:
     x : Tile, or tuple of Tile
         Several tiles of one shape only with a function.
     axis : int
-        Which dimension; with a function its extent is a power of two.
+        Which dimension.
     kind : str or inline function
         "sum", "prod", "max", "min", "and", "or", "xor", "any", "all", "argmax" or "argmin"; or an associative function
         of two tiles, of which the first comes before the second, or of two tuples of tiles.
@@ -409,7 +409,7 @@ def scan(x: Any, axis: int, kind: Any, *, exclusive: bool = False) -> Any:
     x : Tile, or tuple of Tile
         Several tiles of one shape only with a function.
     axis : int
-        Which dimension; with a function its extent is a power of two.
+        Which dimension.
     kind : str or inline function
         "sum", "prod", "max", "min", "and", "or" or "xor"; or an associative function of two tiles, of which the first
         comes before the second, or of two tuples of tiles.

@@ -11,7 +11,7 @@ from tilus.lang.diagnostics import describe, shape_text
 from tilus.lang.inline import InlineFunction
 from tilus.lang.semantics.arithmetic import binary, compare, select
 from tilus.lang.semantics.shapes import tile_type
-from tilus.lang.semantics.sort import sorted_axis
+from tilus.lang.semantics.sort import axis_of, narrowed, widened
 
 if TYPE_CHECKING:
     from tilus.lang.frontend.tracer import Tracer
@@ -26,8 +26,12 @@ def combined(t: Tracer, what: str, x: Any, axis: Any, function: InlineFunction, 
     one of its part of the block: an element of the upper half has the total of the lower half before it.
     """
     tiles = tuple(x) if isinstance(x, (tuple, list)) else (x,)
+    along = axis_of(what, tiles[0], axis)
+    extent = shape_of(what, tiles)[along]
+    # What is filled up comes last, so that no element before it sees it.
+    tiles = tuple(widened(t, tile, along) for tile in tiles)
     shape = shape_of(what, tiles)
-    along = sorted_axis(what, tiles[0], axis)
+    total_at_end = not running and extent == shape[along]
     place = t.value(ops.Iota, shape, along, int32)
     totals = found = tiles
     distance = 1
@@ -35,12 +39,17 @@ def combined(t: Tracer, what: str, x: Any, axis: Any, function: InlineFunction, 
         others = tuple(t.value(ops.Exchange, tile, along, distance) for tile in totals)
         upper = compare(t, "!=", binary(t, "&", place, distance), 0)
         first, second = choose(t, upper, others, totals), choose(t, upper, totals, others)
-        if running:
+        if not total_at_end:
             found = choose(t, upper, applied(t, what, function, others, found), found)
-        if not running or 2 * distance < shape[along]:
+        if total_at_end or 2 * distance < shape[along]:
             totals = applied(t, what, function, first, second)
         distance *= 2
-    made = found if running else tuple(first_of(t, tile, along) for tile in totals)
+    if running:
+        made = tuple(narrowed(t, tile, along, extent) for tile in found)
+    elif total_at_end:
+        made = tuple(element(t, tile, along, 0) for tile in totals)
+    else:
+        made = tuple(element(t, tile, along, extent - 1) for tile in found)
     return made if isinstance(x, (tuple, list)) else made[0]
 
 
@@ -60,11 +69,12 @@ def choose(t: Tracer, condition: Value, chosen: Tiles, others: Tiles) -> Tiles:
     return tuple(select(t, condition, a, b) for a, b in zip(chosen, others, strict=True))
 
 
-def first_of(t: Tracer, tile: Value, axis: int) -> Value:
-    """Return the first element along an axis."""
+def element(t: Tracer, tile: Value, axis: int, index: int) -> Value:
+    """Return the part of a tile at one index along an axis."""
     shape = tile_type("reduce", tile).shape
+    start = tuple(index if dim == axis else 0 for dim in range(len(shape)))
     part = tuple(1 if dim == axis else extent for dim, extent in enumerate(shape))
-    return t.value(ops.SliceTile, tile, (0,) * len(shape), part)
+    return t.value(ops.SliceTile, tile, start, part)
 
 
 def applied(t: Tracer, what: str, function: InlineFunction, a: Tiles, b: Tiles) -> Tiles:

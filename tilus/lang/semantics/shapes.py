@@ -112,6 +112,8 @@ def operand_dtype(what: str, value: object) -> DType:
     if isinstance(value, Value) and isinstance(value.type, (ScalarType, RegisterType)):
         return value.type.dtype
     hint = "tilus.load(...) to bring it into registers" if isinstance(value, Value) else "a number"
+    if type(value).__module__.partition(".")[0] in ("torch", "numpy"):
+        hint = "a parameter of the kernel for what is computed elsewhere, such as x: Tensor[float32, 'n']"
     raise TypeMismatch(f"{what} takes tiles, scalars and numbers, not {describe(value)}", hint=hint)
 
 

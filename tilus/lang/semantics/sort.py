@@ -23,7 +23,7 @@ MOST_INDEXED = 1 << 16
 
 @implements(functions.sort)
 def sort(t: Tracer, x: Any, axis: Any, descending: Any) -> Value:
-    axis = sorted_axis("sort", x, axis)
+    axis = axis_of("sort", x, axis)
     down = static_bool("descending of sort", descending)
     keys = ordered(t, "sort", x, down)
     return restored(t, network(t, keys, axis), tile_type("sort", x).dtype, down)
@@ -31,14 +31,14 @@ def sort(t: Tracer, x: Any, axis: Any, descending: Any) -> Value:
 
 @implements(functions.argsort)
 def argsort(t: Tracer, x: Any, axis: Any, descending: Any) -> Value:
-    axis = sorted_axis("argsort", x, axis)
+    axis = axis_of("argsort", x, axis)
     down = static_bool("descending of argsort", descending)
     return sorted_with_indices(t, "argsort", x, axis, down)[1]
 
 
 @implements(functions.topk)
 def topk(t: Tracer, x: Any, k: Any, axis: Any, largest: Any) -> tuple[Value, Value]:
-    axis = sorted_axis("topk", x, axis)
+    axis = axis_of("topk", x, axis)
     shape = tile_type("topk", x).shape
     count = static_int("k of topk", k, 1)
     if count > shape[axis]:
@@ -46,29 +46,55 @@ def topk(t: Tracer, x: Any, k: Any, axis: Any, largest: Any) -> tuple[Value, Val
             f"topk of {count} elements along an axis of {shape[axis]}", hint=f"k from 1 to {shape[axis]}"
         )
     found = sorted_with_indices(t, "topk", x, axis, static_bool("largest of topk", largest))
-    part = tuple(count if dim == axis else extent for dim, extent in enumerate(shape))
-    values, indices = (t.value(ops.SliceTile, each, (0,) * len(shape), part) for each in found)
-    return values, indices
+    return narrowed(t, found[0], axis, count), narrowed(t, found[1], axis, count)
 
 
 @implements(functions.flip)
 def flip(t: Tracer, x: Any, axis: Any) -> Value:
-    axis = sorted_axis("flip", x, axis)
-    return t.value(ops.Exchange, x, axis, tile_type("flip", x).shape[axis] - 1)
+    axis = axis_of("flip", x, axis)
+    shape = tile_type("flip", x).shape
+    last = shape[axis] - 1
+    if is_power_of_2(shape[axis]):
+        return t.value(ops.Exchange, x, axis, last)
+    return through_shared(t, x, axis, binary(t, "-", last, t.value(ops.Iota, shape, axis, int32)))
 
 
-def sorted_axis(what: str, x: Any, axis: Any) -> int:
-    """Check the axis of a tile along which elements are exchanged."""
-    shape = tile_type(what, x).shape
-    chosen = static_axis(what, axis, len(shape))
-    extent = shape[chosen]
-    if extent & (extent - 1):
-        wider = functions.next_power_of_2(extent)
-        raise ShapeMismatch(
-            f"{what} takes an axis whose extent is a power of two, not {extent} elements",
-            hint=f"a tile of {wider} elements, loaded with other= where there are no more",
-        )
-    return chosen
+def axis_of(what: str, x: Any, axis: Any) -> int:
+    """Check the axis of a tile."""
+    return static_axis(what, axis, len(tile_type(what, x).shape))
+
+
+def is_power_of_2(number: int) -> bool:
+    """Tell whether a positive number is a power of two."""
+    return not number & (number - 1)
+
+
+def through_shared(t: Tracer, x: Value, axis: int, places: Value) -> Value:
+    """Return the elements at some places along an axis, 0 where there are none."""
+    own, wanted = tile_type("gather", x), tile_type("gather", places).shape
+    kept = t.value(ops.AllocShared, own.dtype, own.shape)
+    t.emit(ops.StoreShared, kept, x)
+    indices = [places if dim == axis else t.value(ops.Iota, wanted, dim) for dim in range(len(wanted))]
+    return t.value(ops.Gather, kept, tuple(indices))
+
+
+def widened(t: Tracer, x: Value, axis: int, fill: int | float | None = None) -> Value:
+    """Return a tile whose extent is a power of two, which exchanges ask for, filled up at the end."""
+    shape = tile_type("sort", x).shape
+    extent = shape[axis]
+    if is_power_of_2(extent):
+        return x
+    wide = tuple(1 << (n - 1).bit_length() if dim == axis else n for dim, n in enumerate(shape))
+    place = t.value(ops.Iota, wide, axis, int32)
+    found = through_shared(t, x, axis, place)
+    return found if fill is None else select(t, compare(t, "<", place, extent), found, fill)
+
+
+def narrowed(t: Tracer, x: Value, axis: int, extent: int) -> Value:
+    """Return the first elements of a tile along an axis."""
+    shape = tile_type("sort", x).shape
+    part = tuple(extent if dim == axis else n for dim, n in enumerate(shape))
+    return x if part == shape else t.value(ops.SliceTile, x, (0,) * len(shape), part)
 
 
 def ordered(t: Tracer, what: str, x: Value, descending: bool, alike: bool = False) -> Value:
@@ -140,6 +166,9 @@ def network(t: Tracer, x: Value, axis: int) -> Value:
     Runs of `size` elements are made of two sorted halves: the second half is met from its end, then each half of the
     result is sorted by exchanges over ever shorter distances.
     """
+    extent = tile_type("sort", x).shape[axis]
+    # What is filled up is the largest, and stays at the end.
+    x = widened(t, x, axis, int(tile_type("sort", x).dtype.max))
     type = tile_type("sort", x)
     place = t.value(ops.Iota, type.shape, axis, int32)
     size = 2
@@ -153,4 +182,4 @@ def network(t: Tracer, x: Value, axis: int) -> Value:
             bit >>= 1
             mask = bit
         size *= 2
-    return x
+    return narrowed(t, x, axis, extent)

@@ -30,6 +30,7 @@ from tilus.lang.semantics.shapes import (
     static_shape,
     tile_type,
 )
+from tilus.lang.semantics.sort import through_shared
 from tilus.layout import RegisterLayout
 
 if TYPE_CHECKING:
@@ -461,12 +462,7 @@ def gather(t: Tracer, x: Any, indices: Any, axis: Any) -> Value:
             f"gather from {shape_text(own.shape)} along axis {along} by indices of shape {shape_text(wanted.shape)}",
             hint="indices of the tile's shape but for the axis",
         )
-    kept = t.value(ops.AllocShared, own.dtype, own.shape)
-    t.emit(ops.StoreShared, kept, x)
-    places = [
-        indices if dim == along else t.value(ops.Iota, wanted.shape, dim) for dim in range(len(wanted.shape))
-    ]
-    return t.value(ops.Gather, kept, tuple(places))
+    return through_shared(t, x, along, indices)
 
 
 @implements(functions.scan)

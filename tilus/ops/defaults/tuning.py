@@ -132,7 +132,9 @@ def best_of(
     own = next(r for r in ranked if r.schedule == candidates[0])
     compiled: list[Ranked] = []
     for entry in [own, *(r for r in ranked if r is not own)]:
-        if len([r for r in compiled if not r.failure]) > tried:
+        good = [r for r in compiled if not r.failure]
+        # The registers that code takes make an estimate longer, never shorter.
+        if len(good) > tried or (good and entry.seconds * worth > min(r.seconds for r in good)):
             break
         if not entry.failure:
             compiled.append(workshop.checked(problem, key, entry))
