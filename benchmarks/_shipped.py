@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -66,27 +66,35 @@ class Specialisation:
     schedule: Schedule
     ships: bool
 
-    def taken(self, every: int) -> bool:
-        """Tell whether this is one of about each so-many, the same ones each time."""
-        return int(self.identity, 16) % every == 0
-
     @property
     def form(self) -> str:
         """The problem without its sizes, as text."""
-        return " ".join(f"{v}" if k == "dtype" else f"{k}={v}" for k, v in self.key.items() if k not in SIZES)
+        return form_of(self.key)
 
 
-def cases(name: str) -> Iterator[tuple[Problem, Key, Schedule, bool]]:
-    """Yield the problems of a target, with the schedule of each."""
-    machine = find_target(name)
-    card = figures(CARDS[name])
-    for problem, key, schedule in shipped(name):
-        yield problem, key, schedule, True
-    for problem, key in (*quantized_problems(), *matmul_problems(machine)):
-        yield problem, key, problem.heuristic(key, machine, card), False
+def form_of(key: Key) -> str:
+    """Return a problem without its sizes, as text."""
+    return " ".join(f"{v}" if k == "dtype" else f"{k}={v}" for k, v in key.items() if k not in SIZES)
 
 
-def shipped(name: str) -> Iterator[tuple[Problem, Key, Schedule]]:
+def taken(problem: Problem, key: Key, every: int) -> bool:
+    """Tell whether a problem is one of about each so-many, the same ones each time."""
+    text = f"{problem.name} {form_of(key)} {[key[name] for name in SIZES]}"
+    return int(hashlib.sha256(text.encode()).hexdigest()[:16], 16) % every == 0
+
+
+Case = tuple[Problem, Key, "Schedule | None"]
+"""A problem, and the schedule that ships for it; None where a heuristic chooses."""
+
+
+def cases(name: str) -> Iterator[Case]:
+    """Yield the problems of a target."""
+    yield from shipped(name)
+    for problem, key in (*quantized_problems(), *matmul_problems(find_target(name))):
+        yield problem, key, None
+
+
+def shipped(name: str) -> Iterator[Case]:
     """Yield what the files for a target say; a weight's form stands for both types of 16 bits, and a sign or none."""
     for problem in PROBLEMS.values():
         file = DEFAULTS / f"{problem.name}-{name}.json"
@@ -149,19 +157,20 @@ def matmul_problems(machine: Target) -> Iterator[tuple[Problem, Key]]:
             yield problem, {**key, "epilogue": epilogue}
 
 
-def specialisations(name: str) -> Iterator[Specialisation]:
-    """Yield the distinct specialisations of a target, such as ``"sm_90a"``."""
-    workshop = Workshop(figures(CARDS[name]), assembles=False)
+def specialisations(name: str, problems: Iterable[Case]) -> Iterator[Specialisation]:
+    """Yield the distinct specialisations of a target, such as ``"sm_90a"``, in which problems result."""
+    machine, card = find_target(name), figures(CARDS[name])
+    workshop = Workshop(card, assembles=False)
     seen: set[str] = set()
     made: set[Any] = set()
-    for problem, key, schedule, ships in cases(name):
+    for problem, key, known in problems:
+        schedule = known or problem.heuristic(key, machine, card)
         # Launches follow from the form, the schedule and what divides the sizes, which are those of whole tiles.
-        form = {field: value for field, value in key.items() if field not in SIZES}
         depth = key["k"] if key.get("group") == -1 else 0
-        shape = (problem.name, *map(str, form.items()), depth, *schedule.items())
+        shape = (problem.name, form_of(key), depth, *schedule.items())
         if shape not in made:
             made.add(shape)
-            for found in launched(workshop, problem, key, schedule, ships):
+            for found in launched(workshop, problem, key, schedule, known is not None):
                 if found.identity not in seen:
                     seen.add(found.identity)
                     yield found

@@ -76,6 +76,8 @@ class Row:
         Which of them is the tightest.
     causes : dict
         The instructions for each weight by what they are for.
+    columns : int
+        Of a warp.
     registers, spills : int
     """
 
@@ -89,6 +91,7 @@ class Row:
     share: float
     limit: str
     causes: dict[str, float]
+    columns: int
     registers: int
     spills: int
 
@@ -163,7 +166,7 @@ def measure(case: Case, target: str, nvdisasm: Path) -> Row:
     return Row(
         case.dtype, case.activations, case.m, case.group, case.zero_point, round(slots, 3), round(LANES / arriving, 3),
         round(min(1.0, shares[limit]), 3), limit, {k: round(32 * v / weights, 3) for k, v in causes.most_common()},
-        made.resources.registers, made.resources.spill_stores,
+        schedule.deep * schedule.block_n // schedule.warps, made.resources.registers, made.resources.spill_stores,
     )  # fmt: skip
 
 

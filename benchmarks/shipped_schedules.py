@@ -7,8 +7,9 @@ specialisation is compiled to machine code: the assembler says whether it spills
 tensor-core instructions. In its PTX the loops that multiply or copy are searched for accesses to global memory of less
 than 16 bytes a thread. A small product with the same schedule runs on the simulator, which counts bank conflicts.
 
-All of them are some sixty thousand, which takes hours: `--every N` takes each N-th by a digest of what it is, the same
-ones each time. Whatever is compiled is kept in the cache. The exit code is 1 where there is an exception.
+All problems are several hundred thousand, and their specialisations some eighty thousand, which takes hours: `--every N`
+looks at each N-th problem by a digest of what it is, the same ones each time. Whatever is compiled is kept in the
+cache. The exit code is 1 where there is an exception.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ from typing import Any
 
 import torch
 from _ptx import narrow_accesses, working_loops
-from _shipped import Specialisation, specialisations
+from _shipped import Specialisation, cases, form_of, specialisations, taken
 
 from tilus.codegen.assemble import assemblers, available
 from tilus.errors import TilusError
 from tilus.ops.defaults.generate import CARDS
-from tilus.ops.defaults.problems import Key, Schedule
+from tilus.ops.defaults.problems import Key, Schedule, replaced
 from tilus.ops.prepack import UNIT_K
 from tilus.runtime.simulate import CHECKS_VARIABLE, TARGET_VARIABLE
 from tilus.runtime.tuning.search import reason
@@ -120,32 +121,44 @@ def code_of(subject: Specialisation) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+# Of the device of a small product: so many clusters run at once and share what there is.
+SMALL_TEAMS = 4
+
+
+def clusters(schedule: Schedule) -> tuple[int, int]:
+    """Return the blocks of a cluster below and beside one another."""
+    return schedule.get("cluster_m", 1), schedule.get("cluster_n", schedule.get("cluster", 1))
+
+
 def small(key: Key, schedule: Schedule) -> Key:
     """Return a problem that a few blocks solve with the schedule of a large one."""
-    deep = schedule.get("deep", 1) * schedule.get("splits", 1)
-    steps = min(schedule["stages"], 3) + 1
-    depth = schedule.get("block_k", UNIT_K) * deep
-    cluster = schedule.get("cluster_n", schedule.get("cluster", 1))
-    m = min(key["m"], schedule["block_m"] * schedule.get("cluster_m", 1))
-    k = depth * steps
+    rows, columns = clusters(schedule)
+    # Enough for the pipeline to fill, and for each of those who share a tile.
+    shared = schedule.get("stream") or schedule.get("blocks")
+    steps = 2 * schedule["stages"] + 2 if shared else min(schedule["stages"], 3) + 1
+    k = schedule.get("block_k", UNIT_K) * schedule.get("deep", 1) * schedule.get("splits", 1) * steps
     if key.get("group", -1) > 0:
         k = -(-k // max(key["group"], UNIT_K)) * max(key["group"], UNIT_K)
-    return {**key, "m": m, "n": schedule["block_n"] * cluster, "k": k}
+    return {**key, "m": min(key["m"], schedule["block_m"] * rows), "n": schedule["block_n"] * columns, "k": k}
 
 
 def conflicts(subject: Specialisation) -> float:
     """Run a small product with a schedule, and return the passes through shared memory for each that would do."""
     torch.manual_seed(0)
     os.environ[TARGET_VARIABLE], os.environ[CHECKS_VARIABLE] = subject.target, "0"
-    problem = subject.problem
-    arguments = problem.arguments(small(subject.key, subject.schedule), "cpu")
-    with problem.using(subject.schedule), collect_reports() as reports:
+    problem, schedule = subject.problem, dict(subject.schedule)
+    if schedule.get("blocks"):
+        schedule["blocks"] = SMALL_TEAMS
+    rows, columns = clusters(schedule)
+    arguments = problem.arguments(small(subject.key, schedule), "cpu")
+    teams = replaced(problem.module, "processors", SMALL_TEAMS * rows * columns)
+    with teams, problem.using(schedule), collect_reports() as reports:
         problem.run(arguments)
     mine = [r for r in reports if r.kernel == subject.kernel.source.name]
     if not mine:
         raise TilusError(f"the small product ran {', '.join(r.kernel for r in reports)} instead")
-    taken = sum(r.counters["shared_wavefronts"] for r in mine)
-    return float(taken / max(1, sum(r.counters["shared_wavefronts_ideal"] for r in mine)))
+    taken, least = (sum(r.counters[f"shared_wavefronts{end}"] for r in mine) for end in ("", "_ideal"))
+    return float(taken / least) if least else 1.0
 
 
 def simulated(subject: Specialisation, row: Row) -> Row:
@@ -225,7 +238,7 @@ def main() -> None:
     parser.add_argument(
         "--target", action="append", choices=sorted(CARDS), help="may be repeated; all by default"
     )
-    parser.add_argument("--every", type=int, default=1, help="check about each so-manieth specialisation")
+    parser.add_argument("--every", type=int, default=1, help="look at about each so-manieth problem")
     parser.add_argument("--simulate-every", type=int, default=1, help="run each so-manieth code; 0 for none")
     parser.add_argument("--match", default="", help="only problems with this text, such as dtype or group=64")
     parser.add_argument("--processes", type=int, default=2)
@@ -238,12 +251,14 @@ def main() -> None:
     results: dict[str, Any] = {}
     bad: list[Row] = []
     for name in options.target or sorted(CARDS):
-        every = list(specialisations(name))
-        subjects = [s for s in every if s.taken(options.every) and options.match in s.form]
+        problems = [case for case in cases(name) if options.match in form_of(case[1])]
+        wanted = [case for case in problems if taken(case[0], case[1], options.every)]
+        subjects = list(specialisations(name, wanted))
         # A digest's order mixes kernels, so that a run that is stopped has seen some of each.
         subjects.sort(key=lambda subject: subject.identity)
         print(
-            f"{name}: {len(subjects)} of {len(every)} specialisations, {time.monotonic() - start:.0f} s",
+            f"{name}: {len(wanted)} of {len(problems)} problems, {len(subjects)} specialisations, "
+            f"{time.monotonic() - start:.0f} s",
             flush=True,
         )
         rows: list[Row] = []
@@ -259,7 +274,7 @@ def main() -> None:
                 print(f"{name}: {len(rows)} of {len(subjects)}, {time.monotonic() - start:.0f} s", flush=True)
             if time.monotonic() - start > options.limit:
                 break
-        results[name] = summary(rows, len(every))
+        results[name] = {"problems": len(problems), "looked_at": len(wanted), **summary(rows, len(subjects))}
         print(json.dumps(results[name], indent=1), flush=True)
     if options.write:
         facts = {

@@ -52,6 +52,18 @@ def test_products_are_within_what_their_roundings_allow(case: Any) -> None:
     assert 0 < row.share <= 1
 
 
+@pytest.mark.parametrize(
+    ("dtype", "scales", "group", "m"),
+    [("int8", "float16", 32, 7), ("int8", "float16", -1, 1), ("float6_e1m4", "float8_e8m0", 32, 1)],
+)
+def test_a_depth_that_is_no_multiple_of_a_unit(dtype: str, scales: str, group: int, m: int) -> None:
+    """What fills a unit up has the code 0, which is -128 as an int8 is stored, and a scale of 2**-127."""
+    wanted = (dtype, "float16", scales, group, m)
+    case = next(c for c in sweep().cases() if (c.dtype, c.activations, c.scales, c.group, c.m) == wanted)
+    assert case.k % 128
+    assert sweep().run(case).failure == ""
+
+
 def one(**changes: Any) -> Any:
     case = next(
         c for c in sweep().cases() if (c.dtype, c.activations, c.group, c.m) == ("uint4", "float16", 32, 7)

@@ -145,6 +145,39 @@ def test_products_of_two_matrices_are_clean(name: str) -> None:
     assert row.conflicts == 1
 
 
+def test_a_sample_is_the_same_each_time_and_has_each_specialisation_once() -> None:
+    shipped = module("_shipped")
+    problem = PROBLEMS["quantized_matmul"]
+    keys = [{**CASES["int4"], "m": m, "n": 4096, "k": 4096} for m in range(1, 200)]
+    picked = [key["m"] for key in keys if shipped.taken(problem, key, 10)]
+    assert picked == [key["m"] for key in keys if shipped.taken(problem, key, 10)]
+    assert 5 < len(picked) < 40
+    assert all(shipped.taken(problem, key, 1) for key in keys)
+    found = list(shipped.specialisations("sm_80", [(problem, key, None) for key in keys[:8]]))
+    assert len({s.identity for s in found}) == len(found) < 8
+    assert not any(s.ships for s in found)
+    (known,) = shipped.specialisations("sm_80", [(problem, keys[0], found[0].schedule)])
+    assert known.ships
+    assert known.identity == found[0].identity
+
+
+@ASSEMBLES
+def test_a_schedule_that_needs_too_many_registers_is_found() -> None:
+    """Four warps hold 64 x 256 sums twice over: as they are summed, and scaled."""
+    sweep = module("shipped_schedules")
+    workshop = Workshop(figures("A100"))
+    problem = PROBLEMS["quantized_matmul"]
+    key = {**CASES["int4"], "m": 64, "n": 4096, "k": 4096}
+    schedule = {
+        **problem.heuristic(key, target("sm_80"), workshop.card),
+        "block_m": 64,
+        "block_n": 256,
+        "warps": 4,
+    }
+    subject = next(module("_shipped").launched(workshop, problem, key, {**schedule, "late": True}))
+    assert any("spills" in fault for fault in sweep.checked(subject).faults)
+
+
 def test_each_kind_of_fault_is_an_exception() -> None:
     sweep = module("shipped_schedules")
     clean = sweep.Row(

@@ -69,6 +69,13 @@ def test_products_that_the_assembler_waits_for_are_a_warning():
     assert "wgmma.wait_group is injected" in warning
 
 
+@needs_assembler
+def test_dynamic_shared_memory_is_not_static():
+    compiled = reads_too_early.compile(target=TARGET)
+    assert compiled.shared_bytes >= 64 * 64 * 2
+    assert compiled.resources.shared_static == 0
+
+
 def test_the_report_is_read_whatever_the_tool_calls_it():
     log = """ptxas info    : (C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to x
 ptxas info    : (C7517) wgmma.wait_group is injected in around line 153 by compiler to allow use of registers

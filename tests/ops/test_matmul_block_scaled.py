@@ -219,8 +219,8 @@ def test_the_ops_are_torch_ops() -> None:
 E4M3: dict[str, Any] = dict(dtype=dtypes.float8_e4m3, b_dtype=dtypes.float8_e4m3, out_dtype=dtypes.bfloat16)
 MISTAKES = {
     "scales are freed before they are read": (
-        "factors = tilus.load(ss[stage][:block_m])\n",
-        "release(empty, stage, size)\n        factors = tilus.load(ss[stage][:block_m])\n",
+        "factors = tilus.load(ss[stage][lane][:block_m])\n",
+        "release(empty, stage, size)\n        factors = tilus.load(ss[stage][lane][:block_m])\n",
     ),
     "bytes of scales are not waited for": ("BLOCK + 4 * block_m", "BLOCK"),
     "a stage too few": ("tilus.shared(b_dtype, (stages, ", "tilus.shared(b_dtype, (stages - 1, "),
@@ -267,8 +267,8 @@ def test_no_tile_spills(block_m: int, block_n: int, consumers: int, clusters: in
     assert made.resources is not None
     assert made.resources.spill_stores == made.resources.spill_loads == made.resources.stack == 0
     assert made.resources.warnings == ()
-    # Four steps of 32 along k from zero, then the scales.
-    assert made.ptx.count("wgmma.mma_async") == 4
+    # Four steps of 32 along k from zero, then the scales; each consumer has a loop of its own.
+    assert made.ptx.count("wgmma.mma_async") == 4 * consumers
     loop = main_loop(sass(made))
     assert loop.count("QGMMA") == 4
     additions = len(re.findall(r"\bFFMA\b", loop))

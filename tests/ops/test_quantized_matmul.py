@@ -234,9 +234,9 @@ def test_refusals(name: str, golden) -> None:
 def test_arguments_of_other_kinds() -> None:
     weight = quantize(torch.randn(64, 32), "uint4", 32)
     a = torch.zeros(4, 64).half()
-    with pytest.raises(TypeMismatch, match="the weight is a Tensor, expected a QuantizedWeight"):
+    with pytest.raises(TypeMismatch, match=r"a is a QuantizedWeight.*\n.*a and weight the other way round"):
         quantized_matmul(weight, a)  # type: ignore[arg-type]
-    with pytest.raises(TypeMismatch, match="activations are a list"):
+    with pytest.raises(TypeMismatch, match="a is a list, expected a tensor or a QuantizedTokens"):
         quantized_matmul([0.0], weight)  # type: ignore[arg-type]
-    with pytest.raises(TypeMismatch, match="activations are on meta, but the weight on cpu"):
+    with pytest.raises(TypeMismatch, match="a is on meta, but weight on cpu"):
         quantized_matmul(a.to("meta"), weight)

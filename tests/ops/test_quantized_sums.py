@@ -8,13 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 
 from tests.ops.support import check_product, in_activations_type
-from tests.ops.test_generated_code import ASSEMBLES, check_resources
+from tests.ops.test_generated_code import ASSEMBLES, check_no_conflicts, check_resources
+from tilus import dtypes
 from tilus.codegen import target
-from tilus.ops import QuantizedWeight, quantize, quantized_kernel, quantized_sums
+from tilus.ops import QuantizedWeight, from_codes, quantize, quantized_kernel, quantized_sums
 from tilus.ops.call import Call
 from tilus.ops.quantized_matmul import call_of
 from tilus.ops.quantized_schedule import Schedule
@@ -29,6 +31,7 @@ CASES = {
     "shared by warps": ("int5", 128, False, replace(FIRST, block_n=32, deep=4)),
     "scaled before": ("float4_e2m1", 32, False, replace(SECOND, late=False)),
     "in streams": ("uint4", 128, True, replace(SECOND, block_n=64, deep=2, blocks=3)),
+    "of a codebook": ("nf4", 64, False, replace(SECOND, blocks=3)),
     "in parts": ("uint8", 128, True, replace(FIRST, splits=2)),
 }
 
@@ -60,6 +63,25 @@ def test_bulk_copies_bring_what_plain_ones_bring(name: str) -> None:
     bulk = multiplied(a, weight, schedule, bulk=True)
     assert torch.equal(bulk, multiplied(a, weight, schedule, bulk=False))
     check_product(bulk, a.double() @ weight.dequantize(), a @ in_activations_type(weight))
+
+
+@pytest.mark.parametrize(
+    "schedule", [FIRST, SECOND, replace(SECOND, late=False)], ids=["first", "second", "scaled"]
+)
+@pytest.mark.parametrize("dtype", ["nf4", "codebook"])
+def test_codes_that_are_looked_up_are_what_they_are_without(dtype: str, schedule: Schedule) -> None:
+    """All codes of a codebook at all places; the table has a place for each lane, so that there are no conflicts."""
+    book = dtypes.nf4 if dtype == "nf4" else dtypes.table_type([0.1 * i * i - 7.5 for i in range(16)])
+    codes = np.arange(384 * 64, dtype=np.uint32).reshape(384, 64)
+    codes = ((codes ^ codes >> 4 ^ codes >> 8) & 15).astype(np.uint8)
+    weight = from_codes(codes, book, torch.rand(3, 64).half() + 0.5, None, 128)
+    a = torch.randn(8, 384).half()
+    call = call_of(a, weight, schedule, target("sm_90a"))
+    assert call.options["lookup"]
+    report = call.kernel.simulate(*call.arguments, target="sm_90a", **call.options)
+    report.raise_if_hazards()
+    check_no_conflicts(report)
+    assert torch.equal(result_of(call), multiplied(a, weight, schedule, lookup=False))
 
 
 @pytest.mark.parametrize("dtype", ["uint1", "int2", "uint3", "uint4", "int7", "uint8"])

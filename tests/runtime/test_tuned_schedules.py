@@ -207,7 +207,7 @@ def test_shipped_schedules_compile_without_spills(op: str, name: str) -> None:
     machine, card = target(name), figures(CARDS[name])
     data = json.loads((tuned.DEFAULTS / f"{op}-{name}.json").read_text(encoding="utf-8"))
     named = [entry for entry in data["entries"] if entry[-1] is not None]
-    for *values, sizes, which in (named[len(named) // 5], named[-len(named) // 3]):
+    for *values, sizes, which in named[len(named) // 5 :: len(named) // 2 + 1]:
         key = dict(zip([*data["fields"], *tuned.SIZES], [*values, *sizes]))
         schedule = data["schedules"][which]
         checked = Workshop(card).checked(PROBLEMS[op], key, Ranked(schedule, 0.0))
@@ -334,6 +334,17 @@ def test_measurements_take_the_place_of_the_model(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text(json.dumps([entry]))
     (tmp_path / "run.json").write_text(json.dumps({"parts": {"tune": {"facts": {"entries": [entry]}}}}))
     assert read_entries(tmp_path / "list.json") == read_entries(tmp_path / "run.json") == [entry]
+
+
+def test_the_model_chooses_the_same_schedules_again() -> None:
+    class Few(type(PROBLEMS["quantized_matmul"])):  # type: ignore[misc]
+        def keys(self, machine: Any) -> Iterator[dict[str, Any]]:
+            yield KEYS["quantized_matmul"]
+            yield {**KEYS["quantized_matmul"], "m": 64}
+
+    first, second = (to_text(generate(Few(), figures("A100"))) for _ in range(2))
+    assert first == second
+    assert len(json.loads(first)["entries"]) == 2
 
 
 # Measuring, with a timer and a device that are not there.

@@ -13,13 +13,16 @@ import subprocess
 import sys
 import tempfile
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from tilus.codegen.target import Target
 from tilus.errors import CompileError
+
+RESERVED_SHARED = 1024
+"""Bytes of a block's shared memory that the system has, from compute capability 9.0 on; they lie before the block's."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,11 @@ def assemble(ptx: str, target: Target, name: str, line_info: bool = True) -> tup
         nvjitlink.get_linked_cubin(handle, cubin)
     finally:
         nvjitlink.destroy(handle)
-    return bytes(cubin), parse_resources(info)
+    resources = parse_resources(info)
+    if target.has("cluster"):
+        # Unlike ptxas it counts the memory of a block that these architectures keep for themselves.
+        resources = replace(resources, shared_static=max(0, resources.shared_static - RESERVED_SHARED))
+    return bytes(cubin), resources
 
 
 def _run_ptxas(program: str, ptx: str, target: Target, line_info: bool) -> tuple[bytes, Resources] | None:

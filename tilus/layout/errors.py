@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tilus.errors import TilusError
 
-class LayoutError(ValueError):
+
+class LayoutError(TilusError, ValueError):
     """A layout, or an operation on layouts, that cannot exist; the message says which digit or size is at fault."""

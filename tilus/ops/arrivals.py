@@ -47,6 +47,8 @@ class Counters:
 
     def take(self, count: int) -> torch.Tensor:
         """Return at least so many counters for a launch on the current stream."""
+        # Whole lines: code is specialised on what divides an extent, and must be the same inside a capture.
+        count = -(-count // LINE) * LINE
         with self._lock:
             if torch.cuda.is_current_stream_capturing():
                 return self._for_graph(count)
@@ -65,7 +67,7 @@ class Counters:
         first = self._captured
         if self._of_graphs is None or first + count > self._of_graphs.numel():
             return self._zeros(count)
-        self._captured += -(-count // LINE) * LINE
+        self._captured += count
         return self._of_graphs[first : first + count]
 
     def _zeros(self, count: int) -> torch.Tensor:

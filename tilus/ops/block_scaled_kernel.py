@@ -41,7 +41,7 @@ def hopper_block_scaled_kernel(
     cluster_n: constexpr = 1,
     group: constexpr = 8,
 ):
-    """c = (a * its scales) @ (b * its scales).T, in the way of `hopper_matmul_kernel` with cooperative consumers."""
+    """c = (a * its scales) @ (b * its scales).T, in the way of `hopper_matmul_kernel`: each consumer stores its own rows."""
     m, n, k = c.shape[1], c.shape[2], a.shape[2]
     warps, size = 4 * consumers, cluster_m * cluster_n
     tilus.grid(blocks, warps=warps + 4, cluster=size)
@@ -55,9 +55,11 @@ def hopper_block_scaled_kernel(
     own = tilus.cdiv(tilus.max(whole - team, 0), teams)
     pieces = pieces_of(team, teams, shared_tiles, steps) if stream else 0
 
-    sa = tilus.shared(dtype, (stages, block_m, BLOCK))
+    # Each consumer multiplies its own rows, at its own pace: while one stores, the other has a step or two in hand.
+    height = block_m // consumers
+    sa = tilus.shared(dtype, (stages, consumers, height, BLOCK))
     sb = tilus.shared(b_dtype, (stages, block_n, BLOCK))
-    ss = tilus.shared(float32, (stages, block_m))
+    ss = tilus.shared(float32, (stages, consumers, height))
     full = tilus.barrier(stages)
     empty = tilus.barrier(stages, arrivals=size * warps)
     budget = consumers > 1
@@ -65,7 +67,7 @@ def hopper_block_scaled_kernel(
         # The kernel that adds up the parts is launched while this one runs.
         tilus.launch_next()
 
-    with tilus.warps(warps, 4, registers=40 if budget else 0):
+    with tilus.warps(warps, 4, registers=24 if budget else 0):
         with tilus.warps(warps, 1):
             stage, phase = 0, 1
             for unit in range(own + pieces):
@@ -77,43 +79,47 @@ def hopper_block_scaled_kernel(
                     tilus.wait(empty, phase, index=stage)
                     tilus.arrive(full, index=stage, bytes=(block_m + block_n) * BLOCK + 4 * block_m)
                     at = step * BLOCK
-                    fetch(sa[stage], a, 0, row, at, True, full, stage, rank_n, cluster_n, row_mask)
                     fetch(sb[stage], b, 0, column, at, True, full, stage, rank_m, cluster_m, column_mask)
-                    tilus.copy_bulk(ss[stage], a_scale, (step, row), full, index=stage)
+                    for lane in tilus.static_range(consumers):
+                        here = row + lane * height
+                        fetch(sa[stage][lane], a, 0, here, at, True, full, stage, rank_n, cluster_n, row_mask)
+                        tilus.copy_bulk(ss[stage][lane], a_scale, (step, here), full, index=stage)
                     stage, phase = following(stage, phase, stages)
 
-    with tilus.warps(0, warps, registers=232 if budget else 0):
-        width = gcd(block_n, 1024 // out_dtype.bits)
-        sc = tilus.shared(out_dtype, (2, block_m, width))
-        stage, phase = 0, 0
-        for unit in range(own + pieces):
-            tile, first, length = work_of(unit, own, whole, team, teams, shared_tiles, steps, stream)
-            _, i, j = place(tile, rows, columns, group)
-            row = (i * cluster_m + rank_m) * block_m
-            column = (j * cluster_n + rank_n) * block_n
-            acc, stage, phase = scaled_product(
-                sa, sb, ss, b_scale, full, empty, stage, phase, 0, column, first, length, size
-            )
-            if stream and length < steps:
-                slot = 2 * team + (0 if unit == own else 1)
-                tilus.store(partial, acc, (slot * size + rank, 0, 0))
-            else:
-                for part in tilus.static_range(block_n // width):
-                    out = tilus.cast(acc[:, part * width : (part + 1) * width], out_dtype)
-                    send(c, sc, out, 0, row, column + part * width, part, block_n // width, bulk_store)
-        if bulk_store:
-            tilus.bulk_wait(0, read=False)
+    for lane in tilus.static_range(consumers):
+        with tilus.warps(4 * lane, 4, registers=240 if budget else 0):
+            width = gcd(block_n, 1024 // out_dtype.bits)
+            sc = tilus.shared(out_dtype, (2, height, width))
+            stage, phase = 0, 0
+            for unit in range(own + pieces):
+                tile, first, length = work_of(unit, own, whole, team, teams, shared_tiles, steps, stream)
+                _, i, j = place(tile, rows, columns, group)
+                row = (i * cluster_m + rank_m) * block_m + lane * height
+                column = (j * cluster_n + rank_n) * block_n
+                acc, stage, phase = scaled_product(
+                    sa, sb, ss, b_scale, full, empty, stage, phase, lane, 0, column, first, length, size
+                )
+                if stream and length < steps:
+                    slot = 2 * team + (0 if unit == own else 1)
+                    tilus.store(partial, acc, (slot * size + rank, lane * height, 0))
+                else:
+                    parts = block_n // width
+                    for part in tilus.static_range(parts):
+                        out = tilus.cast(acc[:, part * width : (part + 1) * width], out_dtype)
+                        send(c, sc, out, 0, row, column + part * width, part, parts, bulk_store)
+            if bulk_store:
+                tilus.bulk_wait(0, read=False)
 
 
 @tilus.inline
 def scaled_product(
-    sa, sb, ss, b_scale, full, empty, stage, phase, matrix, column, first, length, size, swap=False
+    sa, sb, ss, b_scale, full, empty, stage, phase, lane, matrix, column, first, length, size, swap=False
 ):  # fmt: skip
-    """Return the sum of scaled products over steps along k, and the stage and its phase after them.
+    """Return the sum of scaled products of a consumer over steps along k, and the stage and its phase after them.
 
     With `swap` it is the sum's transpose, whose rows are those of b.
     """
-    stages, block_m, _ = sa.shape
+    stages, _, block_m, _ = sa.shape
     block_n = sb.shape[1]
     acc = tilus.zeros((block_n, block_m) if swap else (block_m, block_n), float32)
     for step in range(first, first + length):
@@ -124,10 +130,10 @@ def scaled_product(
         )
         tilus.wait(full, phase, index=stage)
         if swap:
-            sums = tilus.dot_async(sb[stage], sa[stage].transpose(), out_dtype=float32)
+            sums = tilus.dot_async(sb[stage], sa[stage][lane].transpose(), out_dtype=float32)
         else:
-            sums = tilus.dot_async(sa[stage], sb[stage].transpose(), out_dtype=float32)
-        factors = tilus.load(ss[stage][:block_m])
+            sums = tilus.dot_async(sa[stage][lane], sb[stage].transpose(), out_dtype=float32)
+        factors = tilus.load(ss[stage][lane][:block_m])
         sums = tilus.dot_wait(sums)
         release(empty, stage, size)
         if swap:

@@ -140,10 +140,21 @@ def _check_kinds(function: str, given: Sequence[tuple[Parameter, Any]]) -> None:
             expected = [WORDS.get(kind) or f"a {kind.__name__}" for kind in parameter.annotations]
             raise TypeMismatch(
                 f"{function}: {parameter.name} is {described(value)}, expected {' or '.join(expected)}",
-                hint=_instead(parameter, value),
+                hint=_other_way_round(parameter, value, given) or _instead(parameter, value),
             )
         if parameter.element is not None and value is not None:
             _check_elements(function, parameter, value)
+
+
+def _other_way_round(
+    parameter: Parameter, value: object, given: Sequence[tuple[Parameter, Any]]
+) -> str | None:
+    """Return a hint where an argument and another one would fit if they were exchanged."""
+    for other, second in given:
+        if isinstance(value, other.classes) and isinstance(second, parameter.classes):
+            if not isinstance(second, other.classes):
+                return f"{parameter.name} and {other.name} the other way round"
+    return None
 
 
 def _check_elements(function: str, parameter: Parameter, value: Any) -> None:

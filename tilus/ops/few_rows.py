@@ -24,6 +24,7 @@ from tilus.ops.quantized_tiles import (
     fits_deep,
     scales_late,
     stage_bytes,
+    table_bytes,
 )
 
 MOST_ROWS = 16
@@ -38,8 +39,10 @@ MOST_RESIDENT = 3
 """Blocks of one multiprocessor: more than these find no registers."""
 RESERVED_BYTES = 1024
 """Of shared memory, for each resident block."""
-FIXED = 130
-"""Instructions of a warp in a step that do not depend on its columns: rows of activations, copies, waits, the loop."""
+FIXED = 60
+"""Instructions of a warp in a step that do not depend on its columns: copies, waits, the loop."""
+FOR_ROWS = 70
+"""The same for loading and adding up rows of activations of 16 bits."""
 ISSUED = 0.75
 """The part of the issue slots that several warps fill."""
 ALONE = 0.55
@@ -58,6 +61,8 @@ JOINED_PER_CYCLE = 32
 """Bytes of parts that a block reads in a cycle."""
 DISTURBANCE = 0.05
 """The part of a step's other limits that the tightest one does not hide."""
+LOOKUP = 1.5
+"""Instructions for a code that is looked up with another one: a shift, a selection of bits, a load for both."""
 CACHE_SHARE = 0.7
 """The part of the cache's rate that many blocks reach."""
 
@@ -116,7 +121,7 @@ def candidates(
 
 def with_stages(schedule: Schedule, form: WeightForm, target: Target, resident: int) -> Schedule | None:
     """Return the schedule with as many stages as shared memory has room for beside other blocks, None for too few."""
-    have = (target.shared_bytes + RESERVED_BYTES) // resident - RESERVED_BYTES
+    have = (target.shared_bytes + RESERVED_BYTES) // resident - RESERVED_BYTES - table_bytes(form)
     stages = min(MOST_STAGES, have // stage_bytes(schedule, form))
     if stages < (FEWEST_STAGES if resident == 1 else FEWEST_STAGES + 1):
         return None
@@ -136,7 +141,7 @@ def estimate(
     memory = max(memory, weights * LATENCY / under_way)
     cache = (weights + rows) / (CACHE_SHARE * card.l2_bytes_per_clock / card.processors)
     columns = schedule.deep * schedule.block_n // schedule.warps
-    instructions = step_instructions(schedule.block_m, columns, schedule.late, form, target)
+    instructions = step_instructions(schedule.block_m, columns, schedule.late, form.group >= k, form, target)
     issue = schedule.warps * instructions / (ISSUED * card.issue_per_clock)
     alone = (instructions / ALONE + WAIT) / resident
     tensor = tensor_cycles(schedule, form, card)
@@ -166,7 +171,7 @@ def shares(
     """Return the steps of a tile, the most that a multiprocessor takes, and how many blocks it has at once."""
     tiles, steps = -(-n // schedule.block_n), -(-k // (schedule.deep * UNIT_K))
     room = (target.shared_bytes + RESERVED_BYTES) // (
-        schedule.stages * stage_bytes(schedule, form) + RESERVED_BYTES
+        schedule.stages * stage_bytes(schedule, form) + table_bytes(form) + RESERVED_BYTES
     )
     room = max(1, min(room, MOST_RESIDENT))
     if schedule.blocks:
@@ -186,8 +191,10 @@ def parts_of(schedule: Schedule, n: int, k: int) -> int:
 
 
 @lru_cache(maxsize=1024)
-def step_instructions(block_m: int, columns: int, late: bool, form: WeightForm, target: Target) -> float:
-    """Return the instructions of a warp in a step for its columns."""
+def step_instructions(
+    block_m: int, columns: int, late: bool, whole: bool, form: WeightForm, target: Target
+) -> float:
+    """Return the instructions of a warp in a step for its columns; `whole` ones have one scale each."""
     weights = UNIT_K * columns / 32
     span = min(form.group, UNIT_K)
     zeros = 2 if form.has_zero else 1
@@ -197,13 +204,18 @@ def step_instructions(block_m: int, columns: int, late: bool, form: WeightForm, 
     found = cast_cost(target, source, dest, order, scaled=stored_exponent(source, dest, target) != 0)
     # Without a packed cast each element takes the general way.
     cast = kept.cost if kept is not None else 8.0 if found is None else found
-    if late:
+    if table_bytes(form):
+        cast = LOOKUP
+    if late and whole:
+        scaling = columns / 32 * block_m if form.activations.bits == 16 else 0.0
+    elif late:
         # A sum is multiplied and added, and each column's scale is widened.
         scaling = UNIT_K / span * columns / 32 * (block_m + 8) * zeros
     else:
         scaling = 0.5 * weights * zeros
     products = columns * UNIT_K / 128 * (block_m / 16) * form.activations.bits / 16
-    return FIXED + weights * cast + scaling + products
+    fixed = FIXED + FOR_ROWS * form.activations.bits / 16
+    return fixed + weights * cast + scaling + products
 
 
 def tensor_cycles(schedule: Schedule, form: WeightForm, card: Figures) -> float:

@@ -54,11 +54,14 @@ def hopper_grouped_block_scaled_kernel(
     down, across = tilus.cdiv(rows, block_m), tilus.cdiv(n, block_n * cluster_n)
     steps = tilus.cdiv(k, BLOCK)
 
-    sa = tilus.shared(dtype, (stages, block_m, BLOCK))
+    # Each consumer multiplies rows, or swapped columns, of its own: rows at its own pace.
+    lanes = 1 if swap else consumers
+    height = block_m // lanes
+    sa = tilus.shared(dtype, (stages, lanes, height, BLOCK))
     sb = tilus.shared(b_dtype, (stages, block_n, BLOCK))
     # A bulk copy begins at a multiple of 128 bytes.
-    scales = max(block_m, 32)
-    ss = tilus.shared(float32, (stages, scales))
+    scales = max(height, 32)
+    ss = tilus.shared(float32, (stages, lanes, scales))
     full = tilus.barrier(stages)
     empty = tilus.barrier(stages, arrivals=cluster_n * warps)
     budget = consumers > 1
@@ -75,37 +78,42 @@ def hopper_grouped_block_scaled_kernel(
                 row, column = bi * block_m, (bj * cluster_n + rank) * block_n
                 for step in range(steps if expert >= 0 else 0):
                     tilus.wait(empty, phase, index=stage)
-                    tilus.arrive(full, index=stage, bytes=(block_m + block_n) * BLOCK + 4 * scales)
+                    tilus.arrive(full, index=stage, bytes=(block_m + block_n) * BLOCK + 4 * lanes * scales)
                     at = step * BLOCK
                     fetch(sb[stage], b, expert, column, at, True, full, stage, 0, 1, 0)
-                    fetch(
-                        sa[stage], a, batch, row, at, True, full, stage, rank, cluster_n, (1 << cluster_n) - 1
-                    )
-                    tilus.copy_bulk(ss[stage], a_scale, (batch, step, row), full, index=stage)
+                    for lane in tilus.static_range(lanes):
+                        here = row + lane * height
+                        fetch(
+                            sa[stage][lane], a, batch, here, at, True, full, stage, rank, cluster_n,
+                            (1 << cluster_n) - 1,
+                        )  # fmt: skip
+                        tilus.copy_bulk(ss[stage][lane], a_scale, (batch, step, here), full, index=stage)
                     stage, phase = following(stage, phase, stages)
 
-    with tilus.warps(0, warps, registers=232 if budget else 0):
-        width = gcd(block_n, 1024 // out_dtype.bits)
-        sc = tilus.shared(out_dtype, (1, block_m, block_n) if swap else (2, block_m, width))
-        stage, phase, group, before = 0, 0, 0, 0
-        for tile in range(team, groups * down * across, teams):
-            group, before, batch, bi, bj, expert, last = located(
-                owners, tile, group, before, groups, down, across, block, block_m, masked
-            )
-            if last:
-                break
-            if expert >= 0:
-                row, column = bi * block_m, (bj * cluster_n + rank) * block_n
-                acc, stage, phase = scaled_product(
-                    sa, sb, ss, b_scale, full, empty, stage, phase, expert, column, 0, steps, cluster_n, swap
-                )  # fmt: skip
-                parts = 1 if swap else block_n // width
-                for part in tilus.static_range(parts):
-                    here = acc.transpose() if swap else acc[:, part * width : (part + 1) * width]
-                    out = tilus.cast(here, out_dtype)
-                    send(c, sc, out, batch, row, column + part * width, part, parts, bulk_store)
-        if bulk_store:
-            tilus.bulk_wait(0, read=False)
+    for lane in tilus.static_range(lanes):
+        with tilus.warps(4 * lane, warps // lanes, registers=232 if budget else 0):
+            width = gcd(block_n, 1024 // out_dtype.bits)
+            sc = tilus.shared(out_dtype, (1, height, block_n) if swap else (2, height, width))
+            stage, phase, group, before = 0, 0, 0, 0
+            for tile in range(team, groups * down * across, teams):
+                group, before, batch, bi, bj, expert, last = located(
+                    owners, tile, group, before, groups, down, across, block, block_m, masked
+                )
+                if last:
+                    break
+                if expert >= 0:
+                    row, column = bi * block_m + lane * height, (bj * cluster_n + rank) * block_n
+                    acc, stage, phase = scaled_product(
+                        sa, sb, ss, b_scale, full, empty, stage, phase, lane, expert, column, 0, steps, cluster_n,
+                        swap,
+                    )  # fmt: skip
+                    parts = 1 if swap else block_n // width
+                    for part in tilus.static_range(parts):
+                        here = acc.transpose() if swap else acc[:, part * width : (part + 1) * width]
+                        out = tilus.cast(here, out_dtype)
+                        send(c, sc, out, batch, row, column + part * width, part, parts, bulk_store)
+            if bulk_store:
+                tilus.bulk_wait(0, read=False)
 
 
 @tilus.kernel

@@ -75,7 +75,8 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     found: dict[str, torch.Tensor] = {}
     for name in needed - {"a", "bias"} if ctx.plain else needed:
         what = "with respect to its weight" if ctx.plain else "with an activation or a gate"
-        found[name] = no_gradient(grad, *ctx.forms[name], f"quantized_matmul {what}")
+        shape, dtype = ctx.forms[name]
+        found[name] = no_gradient(grad, shape, dtype, f"quantized_matmul {what}")
     if ctx.plain and "a" in needed:
         shape, dtype = ctx.forms["a"]
         weight = torch.ops.tilus.dequantize(packed, scale, zero, *ctx.weight, dtype)

@@ -49,6 +49,7 @@ def quantized_matmul_kernel(
     stages: constexpr = 3,
     warps: constexpr = 4,
     bulk: constexpr = False,
+    lookup: constexpr = False,
     split: constexpr = False,
     stream: constexpr = False,
 ):
@@ -84,7 +85,7 @@ def quantized_matmul_kernel(
         begin, end = first, last
     how = Steps(
         a_dtype, b_dtype, w_dtype, s_dtype, out_dtype, group, span, has_zero, late, exponent, swap, deep, block_m,
-        block_n, stages, warps, bulk, s_exponent, by_block, halves,
+        block_n, stages, warps, bulk, s_exponent, by_block, halves, lookup,
     )  # fmt: skip
     sources = a, b, scale, zero, row_scale
     buffers = stage_buffers(how)

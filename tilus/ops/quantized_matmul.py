@@ -23,6 +23,7 @@ from tilus.ops.library import LIBRARY
 from tilus.ops.prepack import ROW, UNIT_K
 from tilus.ops.quantized_kernel import quantized_matmul_kernel
 from tilus.ops.quantized_schedule import Schedule, WeightForm, choose, fits_deep, scales_late, stage_bytes
+from tilus.ops.quantized_tiles import looks_up
 from tilus.ops.quantized_wgmma import WgmmaSchedule, wgmma_schedule
 from tilus.ops.quantized_wgmma_call import bulk_readable, wgmma_call
 from tilus.ops.scales import BYTES, scale_exponent
@@ -60,7 +61,8 @@ def quantized_matmul(
     -------
     Tensor of the dtype of the weight's scales, shape (..., n)
         ``activation(a @ weight.dequantize() + bias)``, accumulated in float32 (int32 for int8); of a gated pair with
-        n / 2 columns.
+        n / 2 columns. Without activation and gate, and with activations of 16 bits, it has gradients with respect to a
+        and to the bias.
 
     Raises
     ------
@@ -220,7 +222,7 @@ def _fixed_options(
             "a_dtype": form.activations, "b_dtype": form.dtype, "w_dtype": operand, "s_dtype": form.scale or made,
             "out_dtype": made, "group": form.rows_of_scale(k), "span": span, "has_zero": form.has_zero,
             "late": schedule.late, "halves": rows == torch.float8_e4m3fn and not target.has("mma_fp8"),
-            "exponent": stored_exponent(form.dtype, operand, target),
+            "exponent": stored_exponent(form.dtype, operand, target), "lookup": looks_up(schedule, form, target),
             "s_exponent": 0 if schedule.late else scale_exponent(form.scale, form.dtype, rows), "swap": schedule.swap,
             "deep": schedule.deep, "block_m": schedule.block_m, "block_n": schedule.block_n, "stages": schedule.stages,
             "warps": schedule.warps, "split": not schedule.blocks and schedule.splits > 1,

@@ -8,10 +8,12 @@ copies of one tile.
 from __future__ import annotations
 
 import tilus
-from tilus import bfloat16, float8_e8m0, float16, float32, int8, uint8, uint16, uint32
+from tilus import bfloat16, float8_e8m0, float16, float32, int8, int32, uint8, uint16, uint32
+from tilus.layout import local, spatial
 from tilus.ops.matmul_kernel import activate
 from tilus.ops.prepack import (
     ROW,
+    THREADS,
     UNIT_K,
     UNIT_N,
     box_layout,
@@ -26,17 +28,54 @@ from tilus.ops.prepack import (
 
 
 @tilus.inline
-def decoded(sb, b_dtype, w_dtype, exponent, block_n, warps, deep, biased=False):
+def decoded(sb, b_dtype, w_dtype, exponent, block_n, warps, deep, biased=False, table=None):
     """Return a step's weights over 2**exponent, 128 x (deep * block_n), from packed units in shared memory.
 
-    With `biased` they have the offsets of `offsets_of`.
+    With `biased` they have the offsets of `offsets_of`; they come from the table of `pair_table` if there is one.
     """
     n = deep * block_n
     lie = box_layout if sb.shape[2] == ROW else byte_layout
     codes = tilus.load(sb, layout=lie(UNIT_K, n, b_dtype.bits, warps, deep=deep))
     layout = code_layout(UNIT_K, n, warps, operand_bits=w_dtype.bits)
+    if table is not None:
+        threads = THREADS * warps
+        held = UNIT_K * n // (8 * threads)
+        words = tilus.view(codes, uint32, (threads, held), layout=spatial(threads, 1) * local(1, held))
+        lanes = (tilus.arange(threads) % THREADS)[:, None]
+        places = [place_of_pair(words, lanes, 0)]
+        for byte in tilus.static_range(1, 4):
+            places = [*places, place_of_pair(words, lanes, byte)]
+        at = tilus.reshape(tilus.concat(places, axis=2), (threads, 4 * held))
+        at = tilus.annotate_layout(at, spatial(threads, 1) * local(1, 4 * held))
+        return tilus.view(tilus.load(table, indices=at, checked=False), w_dtype, (UNIT_K, n), layout=layout)
     low = tilus.view(codes, b_dtype, (UNIT_K, n), layout=layout)
     return tilus.cast(low, w_dtype, arranged=True, exponent=exponent, biased=biased)
+
+
+@tilus.inline
+def place_of_pair(words, lanes, byte):
+    """Return where the pair of codes in a byte of words is in `pair_table`, for the lanes that ask.
+
+    The compiler would take the byte out by a shift and a mask.
+    """
+    text = f"{{ .reg .b32 t; prmt.b32 t, $1, 0, 0x444{byte}; mad.lo.u32 $0, t, {THREADS}, $2; }}"
+    return tilus.inline_ptx(text, (words, lanes), int32)[:, :, None]
+
+
+@tilus.inline
+def pair_table(b_dtype, w_dtype, warps):
+    """Return the values of all pairs of 4-bit codes in shared memory: for each lane, all in a bank of its own."""
+    table = tilus.shared(uint32, (256 * THREADS,))
+    rows = local(256 // warps, 1) * spatial(warps, THREADS)
+    number = tilus.broadcast_to(tilus.cast(tilus.arange(256), uint8)[:, None], (256, THREADS))
+    codes = tilus.view(
+        tilus.annotate_layout(number, rows), b_dtype, (256, THREADS, 2),
+        layout=local(256 // warps, 1, 1) * spatial(warps, THREADS, 1) * local(1, 1, 2),
+    )  # fmt: skip
+    words = tilus.view(tilus.cast(codes, w_dtype), uint32, (256, THREADS), layout=rows)
+    tilus.store(table, tilus.reshape(words, (256 * THREADS,)))
+    tilus.sync()
+    return table
 
 
 @tilus.inline

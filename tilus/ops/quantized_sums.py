@@ -18,6 +18,7 @@ from tilus.ops.quantized_parts import (
     halved,
     offsets_of,
     own_rows,
+    pair_table,
     product,
     row_sums,
     scaled,
@@ -51,6 +52,8 @@ class Steps:
         As in `tilus.ops.quantized_schedule.Schedule`.
     bulk : bool
         Whether TMA copies, which takes few instructions of one warp.
+    lookup : bool
+        Whether codes of 4 bits are looked up in shared memory, two at a time.
     """
 
     a_dtype: DType
@@ -73,6 +76,7 @@ class Steps:
     s_exponent: int = 0
     by_block: bool = False
     halves: bool = False
+    lookup: bool = False
 
     @property
     def block_k(self) -> int:
@@ -118,9 +122,10 @@ class Steps:
 
 @tilus.inline
 def stage_buffers(how):
-    """Return shared memory for the stages of bulk copies, and the barriers that tell when they have come."""
+    """Return shared memory for the stages of bulk copies, the barriers that tell when they have come, and a table."""
+    table = pair_table(how.b_dtype, how.w_dtype, how.warps) if how.lookup else None
     if not how.bulk:
-        return None
+        return None, None, None, None, None, None, table
     sa = tilus.shared(how.a_dtype, (how.stages, how.block_m, how.block_k))
     sb = tilus.shared(uint8, (how.stages, how.deep, how.rows, ROW))
     ss = tilus.shared(how.s_dtype, (how.stages, how.groups, how.block_n)) if how.span else None
@@ -130,7 +135,7 @@ def stage_buffers(how):
         else None
     )
     sr = tilus.shared(float32, (how.stages, how.deep, how.block_m)) if how.by_block else None
-    return sa, sb, ss, sz, sr, tilus.barrier(how.stages)
+    return sa, sb, ss, sz, sr, tilus.barrier(how.stages), table
 
 
 @tilus.inline
@@ -179,7 +184,7 @@ def next_step(step, row, column, steps, tiles_m, how):
 def fetch(sources, buffers, stage, row, column, step, how):
     """Start to copy what a step needs to a stage."""
     a, b, scale, zero, row_scale = sources
-    sa, sb, ss, sz, sr, full = buffers
+    sa, sb, ss, sz, sr, full, _ = buffers
     tilus.arrive(full, index=stage, bytes=how.bytes)
     tilus.copy_bulk(sa[stage], a, (row, step * how.block_k), full, index=stage)
     units = column // UNIT_N * (unit_bytes(how.b_dtype.bits) // ROW)
@@ -206,8 +211,8 @@ def sums_over(sources, buffers, ahead, stage, phase, row, column, first, last, s
     total = tilus.zeros(sum_shape, float32, layout=sum_layout(how.block_m, how.warps, how.swap))
     offsets = offsets_of(how.b_dtype, how.w_dtype, how.warps) if how.biased else None
     step_ahead, next_row, next_column, left = ahead
+    sa, sb, ss, sz, sr, full, table = buffers
     if how.bulk:
-        sa, sb, ss, sz, sr, full = buffers
         for _ in range(first, last):
             tilus.wait(full, phase, index=stage)
             # By now all warps are done with the stage before.
@@ -222,7 +227,7 @@ def sums_over(sources, buffers, ahead, stage, phase, row, column, first, last, s
             left -= 1
             acc, total = add_step(
                 acc, total, sa[stage], sb[stage], None if ss is None else ss[stage], None if sz is None else sz[stage],
-                None if sr is None else sr[stage], offsets, how,
+                None if sr is None else sr[stage], offsets, table, how,
             )  # fmt: skip
             phase = 1 - phase if stage == how.stages - 1 else phase
             stage = 0 if stage == how.stages - 1 else stage + 1
@@ -243,15 +248,15 @@ def sums_over(sources, buffers, ahead, stage, phase, row, column, first, last, s
             if how.by_block:
                 sr = tilus.shared(float32, (how.deep, how.block_m))
                 tilus.copy_async(sr, row_scale, (step * how.deep, row))
-            acc, total = add_step(acc, total, sa, sb, ss, sz, sr, offsets, how)
+            acc, total = add_step(acc, total, sa, sb, ss, sz, sr, offsets, table, how)
     return acc, total, (step_ahead, next_row, next_column, left), stage, phase
 
 
 @tilus.inline
-def add_step(acc, total, sa, sb, ss, sz, sr, offsets, how):
+def add_step(acc, total, sa, sb, ss, sz, sr, offsets, table, how):
     """Return the sums of `sums_over` with those of a step in shared memory."""
     swap, warps, deep, span = how.swap, how.warps, how.deep, how.span
-    weight = decoded(sb, how.b_dtype, how.w_dtype, how.exponent, how.block_n, warps, deep, how.biased)
+    weight = decoded(sb, how.b_dtype, how.w_dtype, how.exponent, how.block_n, warps, deep, how.biased, table)
     rows = own_rows(sa, how.block_m, warps, deep, swap, how.halves)
     if how.halves:
         rows, weight = halved(rows, weight, swap, warps)

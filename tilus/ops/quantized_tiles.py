@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tilus.codegen import Target
 from tilus.dtypes import DType
 from tilus.ops.prepack import UNIT_K, UNIT_N, unit_bytes
 
@@ -11,6 +12,9 @@ FEWEST_STAGES = 2
 MOST_SPLITS = 16
 # Buffers begin at multiples of the longest swizzle's period.
 PERIOD = 1024
+# Of a table of all pairs of 4-bit codes, which is looked up with few rows: 32 bits for each lane.
+TABLE_BYTES = 256 * 32 * 4
+MOST_ROWS_OF_TABLE = 16
 
 
 @dataclass(frozen=True)
@@ -110,3 +114,19 @@ def stage_bytes(schedule: Schedule, form: WeightForm) -> int:
         spans = schedule.deep * max(1, UNIT_K // form.group)
         buffers += [spans * schedule.block_m * 4, schedule.deep * schedule.block_m * 4]
     return sum(-(-size // PERIOD) * PERIOD for size in buffers)
+
+
+def table_bytes(form: WeightForm) -> int:
+    """Return the shared memory of the table that decodes codes of a codebook, 0 where there is none.
+
+    Byte permutations take 2.6 instructions for each, all of units that issue two warps in a clock; to look up a pair
+    takes three for both.
+    """
+    return TABLE_BYTES if form.dtype.is_table and form.dtype.bits == 4 and form.activations.bits == 16 else 0
+
+
+def looks_up(schedule: Schedule, form: WeightForm, target: Target) -> bool:
+    """Tell whether codes are looked up: with few rows, where there is room."""
+    table = table_bytes(form)
+    room = target.shared_bytes - schedule.stages * stage_bytes(schedule, form)
+    return 0 < table <= room and schedule.block_m <= MOST_ROWS_OF_TABLE

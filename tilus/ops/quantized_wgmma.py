@@ -169,6 +169,7 @@ def candidates(
     by_block: bool = False,
 ) -> Iterator[WgmmaSchedule]:
     """Return the schedules to choose from."""
+    shared = most_shared(form, k, target, by_block)
     for block_m in heights(m, most_rows(form, k, target, by_block)):
         for block_n, resident, cluster_m, cluster_n in ARRANGEMENTS:
             if (cluster_n > 1 and (n <= block_n * (cluster_n - 1) or block_m < FEWEST_ROWS_TO_SHARE)) or (
@@ -184,8 +185,7 @@ def candidates(
                     cluster_n=cluster_n,
                     stream=stream,
                 )
-                many = MOST_STREAMED // 2 if by_block and form.has_zero else MOST_STREAMED
-                if stream and (block_m > many or not tile.division(m, n, k, processors).shared_tiles):
+                if stream and (block_m > shared or not tile.division(m, n, k, processors).shared_tiles):
                     continue
                 made = fitting(tile, form, target, gated)
                 if made is not None:
@@ -224,6 +224,15 @@ def most_rows(form: WeightForm, k: int, target: Target, by_block: bool = False) 
         return HEIGHTS[-1]
     crowded = span < UNIT_K or form.has_zero or by_block or packed_cost(form, target) is None
     return 64 if crowded else 96
+
+
+def most_shared(form: WeightForm, k: int, target: Target, by_block: bool = False) -> int:
+    """Return the rows of the largest tile for which registers are left to add up what clusters share, 0 for none."""
+    span = span_of(form, k, by_block)
+    if span and packed_cost(form, target) is None:
+        return 0
+    crowded = span and (span < UNIT_K or (form.has_zero and by_block))
+    return MOST_STREAMED // 2 if crowded else MOST_STREAMED
 
 
 def fitting(

@@ -82,7 +82,7 @@ def wgmma_call(
     partial, arrived = _nothing(rows.device, plan.sums)
     if plan.shared_tiles:
         slots = 2 * plan.clusters * schedule.cluster
-        partial = rows.new_empty((slots, schedule.block_n, schedule.block_m), dtype=plan.sums)
+        partial = rows.new_empty((slots, schedule.block_m // 4, schedule.block_n, 4), dtype=plan.sums)
         arrived = arrivals(rows.device, plan.shared_tiles * schedule.cluster)
     ending = (
         unread[0] if bias is None else bias, out, partial, arrived, weight.alpha, n, plan.shared_tiles, plan.clusters,
@@ -124,7 +124,7 @@ class Plan:
 @lru_cache(maxsize=64)
 def _nothing(device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Return what a kernel takes for sums that clusters share where there are none."""
-    partial = torch.empty((1, 1, 4), dtype=dtype, device=device)
+    partial = torch.empty((1, 1, 1, 4), dtype=dtype, device=device)
     return partial, torch.empty(4, dtype=torch.int32, device=device)
 
 

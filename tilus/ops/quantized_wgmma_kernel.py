@@ -39,7 +39,7 @@ def quantized_wgmma_kernel(
     zero: Tensor["a_dtype", "zero_groups zero_n"],
     bias: Tensor["a_dtype", "bias_n"],
     c: Tensor["c_dtype", "one m n_out"],
-    partial: Tensor[float32, "slots slot_n slot_m"],
+    partial: Tensor[float32, "slots lines threads four"],
     arrived: Tensor[int32, "shared"],
     alpha: float32,
     n: int32,
@@ -182,17 +182,9 @@ def quantized_wgmma_kernel(
             last = True
             if stream and length < steps:
                 last = arrive_last(
-                    partial,
-                    arrived,
-                    acc,
-                    team,
-                    teams,
-                    tile - whole_tiles,
-                    shared_tiles,
-                    steps,
-                    rank,
-                    size=size,
-                )
+                    partial, arrived, acc, team, teams, tile - whole_tiles, shared_tiles, steps, rank, size=size,
+                    piece_m=piece_m,
+                )  # fmt: skip
             if last:
                 for piece in tilus.static_range(pieces):
                     start = piece * piece_m

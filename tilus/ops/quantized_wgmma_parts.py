@@ -11,8 +11,9 @@ from math import gcd
 
 import tilus
 from tilus import constexpr, float8_e8m0
+from tilus.codegen.atoms.wgmma import warp_c_atom
 from tilus.layout import Digit, RegisterLayout, local, spatial
-from tilus.ops.prepack import UNIT_K
+from tilus.ops.prepack import UNIT_K, UNIT_N
 from tilus.ops.quantized_parts import power_of_two
 
 # A unit's bytes as rows of a tensor map's longest box, so that one box brings a tile's units along n.
@@ -54,7 +55,7 @@ def slot_of(team, teams, number, shared_tiles, steps):
 
 @tilus.inline
 def arrive_last(
-    partial, arrived, acc, team, teams, number, shared_tiles, steps, rank, *, size: constexpr
+    partial, arrived, acc, team, teams, number, shared_tiles, steps, rank, *, size: constexpr, piece_m: constexpr
 ):  # fmt: skip
     """Leave a tile's sums for the block that finishes it, and tell whether this one does."""
     first, last = sharers_of(number, teams, shared_tiles, steps)
@@ -62,8 +63,9 @@ def arrive_last(
     # Whoever finds that all others are done keeps its own sums in registers.
     done = tilus.atomic_add(arrived, 0, at, order="acquire") == last - first
     if not done:
-        slot = slot_of(team, teams, number, shared_tiles, steps)
-        tilus.store(partial, acc, (slot * size + rank, 0, 0))
+        slot = slot_of(team, teams, number, shared_tiles, steps) * size + rank
+        for start in tilus.static_range(0, acc.shape[1], piece_m):
+            tilus.store(partial, lines(acc[:, start : start + piece_m]), (slot, start // 4, 0, 0))
         tilus.sync()
         done = tilus.atomic_add(arrived, 1, at, order="acq_rel") == last - first
     if done:
@@ -76,16 +78,26 @@ def arrive_last(
 def in_order(
     partial, sums, start: constexpr, team, teams, number, shared_tiles, steps, rank, *, size: constexpr
 ):
-    """Return the sums of all clusters that share a tile, added in the order of k, for columns from `start` on."""
+    """Return the sums of all clusters that share a tile, added in the order of k, for rows of a from `start` on."""
     first, last = sharers_of(number, teams, shared_tiles, steps)
-    total = tilus.zeros(sums.shape, sums.dtype)
+    own = lines(sums)
+    total = tilus.zeros(own.shape, own.dtype)
     for other in range(first, last + 1):
         if other == team:
-            total = total + sums
+            total = total + own
         else:
-            slot = slot_of(other, teams, number, shared_tiles, steps)
-            total = total + tilus.load(partial, (slot * size + rank, 0, start), sums.shape)
-    return total
+            slot = slot_of(other, teams, number, shared_tiles, steps) * size + rank
+            total = total + tilus.load(partial, (slot, start // 4, 0, 0), own.shape)
+    return tilus.view(total, sums.dtype, sums.shape, layout=sums_layout(*sums.shape))
+
+
+@tilus.inline
+def lines(sums):
+    """Return a piece of a tile's sums as lines of 16 bytes from each thread, as they go to memory."""
+    held = tilus.annotate_layout(sums, sums_layout(*sums.shape))
+    threads, count = sums.shape
+    layout = line_layout(threads, count)
+    return tilus.view(held, sums.dtype, (count // 4, threads, 4), layout=layout)
 
 
 @tilus.inline
@@ -168,3 +180,15 @@ def row_layout(bits: int, warps: int, bands: int = 1) -> RegisterLayout:
 def held_layout(bits: int, parts: int, warps: int) -> RegisterLayout:
     """Return the layout of the same bytes by the thread that holds them and the part along k that they belong to."""
     return spatial(32 * warps, 1, 1) * local(1, parts, 16 * bits // parts)
+
+
+def sums_layout(columns: int, rows: int) -> RegisterLayout:
+    """Return which thread has which sums of a piece of a tile: each warp those of its unit's 32 columns."""
+    warps = columns // UNIT_N
+    halves = RegisterLayout((2 * warps, 1), (Digit(warps, 0, 2),), (Digit(2, 0, 1),))
+    return halves * warp_c_atom(rows)
+
+
+def line_layout(threads: int, count: int) -> RegisterLayout:
+    """Return the layout of as many values of each of so many threads, four of each side by side."""
+    return local(count // 4, 1, 1) * spatial(1, threads, 1) * local(1, 1, 4)

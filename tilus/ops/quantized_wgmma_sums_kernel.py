@@ -44,7 +44,7 @@ def quantized_wgmma_sums_kernel(
     row_sum: Tensor[float32, "sum_rows sum_m"],
     bias: Tensor["out_dtype", "bias_n"],
     c: Tensor["c_dtype", "one m n_out"],
-    partial: Tensor["p_dtype", "slots slot_n slot_m"],
+    partial: Tensor["p_dtype", "slots lines threads four"],
     arrived: Tensor[int32, "shared"],
     alpha: float32,
     n: int32,
@@ -222,17 +222,9 @@ def quantized_wgmma_sums_kernel(
             last = True
             if stream and length < steps:
                 last = arrive_last(
-                    partial,
-                    arrived,
-                    acc,
-                    team,
-                    teams,
-                    tile - whole_tiles,
-                    shared_tiles,
-                    steps,
-                    rank,
-                    size=size,
-                )
+                    partial, arrived, acc, team, teams, tile - whole_tiles, shared_tiles, steps, rank, size=size,
+                    piece_m=piece_m,
+                )  # fmt: skip
             if last:
                 for piece in tilus.static_range(pieces):
                     start = piece * piece_m

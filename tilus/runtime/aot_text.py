@@ -50,6 +50,7 @@ static {name}_status tilus_driver_status(CUresult result) {{
 
 static {name}_status tilus_load_locked(int variant, CUdevice device) {{
     int major, minor, capability, i;
+    CUfunction function;
     CUresult result;
     result = cuDeviceGetAttribute(&major, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, device);
     if (result == CUDA_SUCCESS)
@@ -80,6 +81,9 @@ static {name}_status tilus_load_locked(int variant, CUdevice device) {{
                                           device);
             if (result != CUDA_SUCCESS) return tilus_driver_status(result);
         }}
+        /* Drivers load kernels when they are first asked for, which must not be in a capture. */
+        result = cuKernelGetFunction(&function, tilus_kernels[i]);
+        if (result != CUDA_SUCCESS) return tilus_driver_status(result);
         FLAG_SET(tilus_loaded_image[variant][device], i + 1);
         return {upper}_OK;
     }}

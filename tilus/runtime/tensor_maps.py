@@ -54,9 +54,13 @@ def encode_function() -> Callable[..., int]:
     from tilus.runtime import driver
 
     symbol = "cuTensorMapEncodeTiled"
-    address = driver.check(driver.bindings().cuGetProcAddress(symbol.encode(), FIRST_CUDA, 0), f"finding {symbol}")
+    address = driver.check(
+        driver.bindings().cuGetProcAddress(symbol.encode(), FIRST_CUDA, 0), f"finding {symbol}"
+    )
     if not address:
-        raise LaunchError(f"this driver is too old for tensor maps: it has no {symbol}, which came with CUDA 12.0")
+        raise LaunchError(
+            f"this driver is too old for tensor maps: it has no {symbol}, which came with CUDA 12.0"
+        )
     pointer, enumerated, unsigned = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint32
     made: Callable[..., int] = ctypes.CFUNCTYPE(
         enumerated, pointer, enumerated, unsigned, pointer, *[pointer] * 4, *[enumerated] * 4

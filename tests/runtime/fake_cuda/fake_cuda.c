@@ -27,6 +27,7 @@ typedef struct Loaded {
     const unsigned char *image;
     int shared;   /* as asked for */
     int any_size; /* of a cluster */
+    int ready;    /* to be launched in a capture */
 } Loaded;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -267,6 +268,7 @@ static CUresult find(const char *what, void *handle, const char *name, void **fo
         made->shared = DEFAULT_SHARED;
         made->image = images[module];
         result = image_kernel(images[module], name, &made->kernel);
+        made->ready = strcmp(what, "cuModuleGetFunction") == 0;
         if (result == CUDA_SUCCESS) {
             kernels[kernel_count] = made;
             *found = (void *)(uintptr_t)(FIRST_KERNEL + kernel_count++);
@@ -289,6 +291,15 @@ CUresult cuLibraryGetKernel(CUkernel *kernel, CUlibrary library, const char *nam
 static Loaded *loaded(const void *handle) {
     const uintptr_t index = (uintptr_t)handle - FIRST_KERNEL;
     return index < kernel_count ? kernels[index] : NULL;
+}
+
+/* Loading of a kernel is put off until this, or its first launch, and must not happen while a graph is captured. */
+CUresult cuKernelGetFunction(CUfunction *function, CUkernel kernel) {
+    Loaded *found = loaded(kernel);
+    if (found == NULL) return wrong(CUDA_ERROR_INVALID_HANDLE, "a function is asked for of no kernel");
+    found->ready = 1;
+    *function = (CUfunction)kernel;
+    return result_of("cuKernelGetFunction");
 }
 
 static CUresult set_attribute(const void *handle, CUfunction_attribute attribute, int value) {
@@ -408,10 +419,11 @@ CUresult cuTensorMapEncodeTiled(CUtensorMap *map, CUtensorMapDataType type, cuui
 
 /* Launches. */
 
-static CUresult check_launch(const Loaded *kernel, const unsigned int *dims, unsigned int shared) {
+static CUresult check_launch(const Loaded *kernel, const unsigned int *dims, const unsigned int *cluster,
+                             unsigned int shared) {
     const CUresult bad = CUDA_ERROR_INVALID_VALUE;
     const char *name = kernel->kernel.name;
-    const unsigned int *cluster = kernel->kernel.cluster, blocks = cluster[0] * cluster[1] * cluster[2];
+    const unsigned int blocks = cluster[0] * cluster[1] * cluster[2];
     const uint64_t threads = (uint64_t)dims[3] * dims[4] * dims[5];
     int i;
     if (dims[0] - 1 >= 0x7fffffffu || dims[1] - 1 >= 65535u || dims[2] - 1 >= 65535u)
@@ -430,9 +442,10 @@ static CUresult check_launch(const Loaded *kernel, const unsigned int *dims, uns
     return CUDA_SUCCESS;
 }
 
-static CUresult launch(const char *what, CUfunction function, const unsigned int *dims, unsigned int shared,
-                       CUstream stream, void **arguments, void **extra) {
+static CUresult launch(const char *what, CUfunction function, const unsigned int *dims, const unsigned int *given,
+                       unsigned int shared, CUstream stream, void **arguments, void **extra) {
     const Loaded *kernel = loaded(function);
+    const unsigned int *cluster = given;
     unsigned char values[16384];
     char line[1024];
     int used = snprintf(line, sizeof line, "launch %d grid %u %u %u block %u %u %u shared %u stream %d extra %d args",
@@ -441,6 +454,11 @@ static CUresult launch(const char *what, CUfunction function, const unsigned int
     CUresult result = result_of(what);
     unsigned int i, bytes = 0;
     if (kernel == NULL) return wrong(CUDA_ERROR_INVALID_HANDLE, "no kernel is launched");
+    if (kernel->kernel.cluster[0]) {
+        cluster = kernel->kernel.cluster;
+        if (given[0] && memcmp(given, cluster, 3 * sizeof *given) != 0)
+            return wrong(CUDA_ERROR_INVALID_CLUSTER_SIZE, "%s has clusters of another shape", kernel->kernel.name);
+    }
     for (i = 0; arguments != NULL && i < kernel->kernel.parameters; ++i) {
         const unsigned int size = kernel->kernel.sizes[i];
         uint64_t value = 0;
@@ -461,13 +479,15 @@ static CUresult launch(const char *what, CUfunction function, const unsigned int
     note(line);
     if (result != CUDA_SUCCESS) return result;
     if (context_device() < 0) return CUDA_ERROR_INVALID_CONTEXT;
+    if (!kernel->ready && number("FAKE_CUDA_CAPTURING", 0))
+        return wrong(CUDA_ERROR_INVALID_VALUE, "%s is loaded in a capture", kernel->kernel.name);
     if (extra != NULL || (arguments == NULL && kernel->kernel.parameters > 0))
         return wrong(CUDA_ERROR_INVALID_VALUE, "%s is launched without arguments", kernel->kernel.name);
-    result = check_launch(kernel, dims, shared);
+    result = check_launch(kernel, dims, cluster, shared);
     if (result == CUDA_SUCCESS && launch_hook != NULL) {
         unsigned int all[10];
         memcpy(all, dims, 6 * sizeof *all);
-        memcpy(all + 6, kernel->kernel.cluster, 3 * sizeof *all);
+        memcpy(all + 6, cluster, 3 * sizeof *all);
         all[9] = shared;
         result = (CUresult)launch_hook((int)(uintptr_t)function, kernel->kernel.name, kernel->image, all, stream, values,
                                        kernel->kernel.sizes, kernel->kernel.parameters);
@@ -481,23 +501,33 @@ CUresult cuLaunchKernel(CUfunction function, unsigned int grid_x, unsigned int g
                         unsigned int block_x, unsigned int block_y, unsigned int block_z, unsigned int shared_bytes,
                         CUstream stream, void **arguments, void **extra) {
     const unsigned int dims[6] = {grid_x, grid_y, grid_z, block_x, block_y, block_z};
-    return launch("cuLaunchKernel", function, dims, shared_bytes, stream, arguments, extra);
+    static const unsigned int none[3];
+    return launch("cuLaunchKernel", function, dims, none, shared_bytes, stream, arguments, extra);
 }
 
 CUresult cuLaunchKernelEx(const CUlaunchConfig *config, CUfunction function, void **arguments, void **extra) {
     const unsigned int dims[6] = {config->gridDimX,  config->gridDimY,  config->gridDimZ,
                                   config->blockDimX, config->blockDimY, config->blockDimZ};
+    unsigned int cluster[3] = {0, 0, 0}, i;
     char line[128];
-    unsigned int i;
     for (i = 0; i < config->numAttrs; ++i) {
-        if (config->attrs == NULL || config->attrs[i].id != CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION)
-            return wrong(CUDA_ERROR_INVALID_VALUE, "a launch attribute of another kind");
-        if (capability() < 90) return wrong(CUDA_ERROR_INVALID_VALUE, "launches overlap from 9.0 on");
-        snprintf(line, sizeof line, "with %d is %d", (int)config->attrs[i].id,
-                 config->attrs[i].value.programmaticStreamSerializationAllowed);
-        note(line);
+        const CUlaunchAttribute *given = config->attrs + i;
+        if (capability() < 90) return wrong(CUDA_ERROR_INVALID_VALUE, "such launches begin with 9.0");
+        switch (given->id) {
+        case CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION:
+            cluster[0] = given->value.clusterDim.x;
+            cluster[1] = given->value.clusterDim.y;
+            cluster[2] = given->value.clusterDim.z;
+            break;
+        case CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION:
+            snprintf(line, sizeof line, "with %d is %d", (int)given->id,
+                     given->value.programmaticStreamSerializationAllowed);
+            note(line);
+            break;
+        default: return wrong(CUDA_ERROR_INVALID_VALUE, "launch attribute %d", (int)given->id);
+        }
     }
-    return launch("cuLaunchKernel", function, dims, config->sharedMemBytes, config->hStream, arguments, extra);
+    return launch("cuLaunchKernel", function, dims, cluster, config->sharedMemBytes, config->hStream, arguments, extra);
 }
 
 /* Events and memory. */

@@ -152,8 +152,10 @@ static CUresult ptx_kernel(const unsigned char *code, const char *name, Kernel *
     at = strstr(entry, ".maxntid ");
     if (at != NULL && at < body) kernel->most_threads = (unsigned int)atoi(at + 9);
     at = strstr(entry, ".reqnctapercluster ");
-    if (at != NULL && at < body)
+    if (at != NULL && at < body) {
+        kernel->cluster[1] = kernel->cluster[2] = 1;
         sscanf(at + 19, "%u, %u, %u", &kernel->cluster[0], &kernel->cluster[1], &kernel->cluster[2]);
+    }
     return CUDA_SUCCESS;
 }
 

@@ -24,7 +24,7 @@ from tilus.runtime.cache import write_file
 
 CARDS = {"sm_80": "A100", "sm_89": "L40S", "sm_90a": "H200"}
 """The cards for which schedules are chosen."""
-WORTH = 1.1
+WORTH = 1.2
 """The model is no better than this: less of a gain is none, beside heuristics that know more of their kernels."""
 TRIED = 3
 
