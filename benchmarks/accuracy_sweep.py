@@ -332,7 +332,7 @@ def main() -> None:
         failures = [
             asdict(row.case) | {"share": row.share, "failure": row.failure} for row in rows if row.failure
         ]
-        data = {"quick": options.quick, **made, "failures": failures}
+        data = {"quick": options.quick, "part": options.part, **made, "failures": failures}
         RESULTS.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8", newline="\n")
         print(f"written to {RESULTS.name}")
     sys.exit(bool(made["failed"]))

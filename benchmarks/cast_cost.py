@@ -23,7 +23,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -139,18 +139,24 @@ def instructions_per_element(
                 made = cast_elements(w, target, source, dest, tuple(regs), count, arrangement)
             return list(bits_of(w, _Regs(dest, made)))  # type: ignore[arg-type]
 
-        def copy(w: Writer, regs: list[V], stores: int = stores) -> list[V]:
-            return [regs[i % len(regs)] for i in range(stores)]
-
         cast = Counter(disassemble(nvdisasm, kernel(target, loads, stores, convert), target))
-        base = Counter(disassemble(nvdisasm, kernel(target, loads, stores, copy), target))
-        cast.subtract(base)
+        cast.subtract(copied(nvdisasm, target, loads, stores))
         counts.append(cast)
     growth = counts[1]
     growth.subtract(counts[0])
     elements = 32 * words // source.bits
     parts = {name: round(number / elements, 3) for name, number in growth.items() if number}
     return sum(growth.values()) / elements, dict(sorted(parts.items(), key=lambda item: -item[1]))
+
+
+@lru_cache(maxsize=256)
+def copied(nvdisasm: Path, target: Target, loads: int, stores: int) -> Counter[str]:
+    """Return the instructions of a kernel that loads and stores as much, without a cast."""
+
+    def copy(w: Writer, regs: list[V]) -> list[V]:
+        return [regs[i % len(regs)] for i in range(stores)]
+
+    return Counter(disassemble(nvdisasm, kernel(target, loads, stores, copy), target))
 
 
 class _Regs:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
+import tilus
 from tests.codegen.harness import compile_module
 from tests.codegen.test_casts_fast import run_stored, some_codes
 from tilus import dtypes
@@ -94,3 +96,16 @@ def test_an_offset_and_an_exponent_exclude_each_other() -> None:
 @pytest.mark.parametrize("source", [dtypes.float6_e3m2, dtypes.nf4, dtypes.ternary], ids=str)
 def test_what_is_no_integer_has_none(source: DType) -> None:
     assert all(biased_cast(source, dest) is None for dest in SIXTEEN)
+
+
+@tilus.kernel
+def careless(out: tilus.Tensor[tilus.float16, "n"]) -> None:
+    tilus.grid(1, warps=1)
+    codes = tilus.arange(128, dtype=tilus.uint8)
+    tilus.store(out, tilus.cast(codes, tilus.float16, biased=True), 0)
+
+
+def test_only_codes_that_lie_arranged_keep_offsets() -> None:
+    with pytest.raises(TypeMismatch, match="only a cast of arranged codes leaves an offset") as caught:
+        careless.compile(torch.zeros(128, dtype=torch.float16), target="sm_80")
+    assert "biased=False" in str(caught.value)

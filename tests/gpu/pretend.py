@@ -414,6 +414,14 @@ def install() -> Pretend:
     # As for torch's own fake tensors: nothing switches to a device that is not there.
     torch._C._ensureCUDADeviceGuardSet()
     torch._C._set_only_lift_cpu_tensors(True)
+    # Without an index a build of torch for CPUs would ask CUDA for the current device.
+    original_to = torch.Tensor.to
+
+    def to(self: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        here = [CUDA if isinstance(x, (str, torch.device)) and str(x) == "cuda" else x for x in args]
+        return original_to(self, *here, **{k: CUDA if str(x) == "cuda" else x for k, x in options.items()})
+
+    torch.Tensor.to = to  # type: ignore[method-assign,assignment]
     torch.Tensor.cuda = lambda self, *_, **__: self.to(CUDA)  # type: ignore[method-assign,assignment]
     mode = Pretend()
     mode.__enter__()

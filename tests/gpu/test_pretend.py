@@ -29,7 +29,7 @@ print(pretend.COUNTS["launches"] >= 3, pretend.COUNTS["hazards"])
 try:
     kernels.same_place(torch.zeros(32, device="cuda"))
 except tilus.TilusError as error:
-    print(error)
+    print(error.message)
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -77,30 +78,59 @@ def test_older_targets_have_schedules_of_their_own() -> None:
     assert known_plain_schedule(4096, 4096, 4096, 16, HOPPER, "") is None
 
 
-@pytest.mark.parametrize(("m", "kind"), [(16, Schedule), (1024, WgmmaSchedule)])
-def test_quantized_matmul_takes_what_ships(m: int, kind: type) -> None:
-    form = WeightForm(dtypes.uint4, dtypes.float16, 128, False)
-    found = known_quantized(m, 8192, 8192, form, HOPPER, "", True)
-    assert isinstance(found, kind)
-    assert known_quantized(m, 8192, 8192, form, HOPPER, "another device", True) == found
+@pytest.mark.parametrize("name", ["sm_80", "sm_89", "sm_90a"])
+def test_quantized_matmul_takes_what_ships(name: str) -> None:
+    data = json.loads((tuned.DEFAULTS / f"quantized_matmul-{name}.json").read_text(encoding="utf-8"))
+    types = {"float8_e4m3": dtypes.float8_e4m3, "int8": dtypes.int8, 16: dtypes.float16}
+    for code, activations, group, zero, (m, n, k), which in data["entries"]:
+        form = WeightForm(dtypes.dtype(code), types[activations], k if group == -1 else group, zero)
+        found = known_quantized(m, n, k, form, target(name), "", True)
+        if which is None:
+            assert found is None
+            continue
+        wanted = data["schedules"][which]
+        assert isinstance(found, WgmmaSchedule if "resident" in wanted else Schedule)
+        assert {**vars(found), "late": None} == {**wanted, "late": None}
+        assert known_quantized(m, n, k, form, target(name), "another device", True) == found
+
+
+def test_signs_share_a_schedule_and_other_forms_do_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuned, "DEFAULTS", tmp_path)
+    own = {"block_m": 16, "block_n": 64, "deep": 2, "stages": 3}
+    key = {"code": "int4", "activations": 16, "group": 128, "zero": False, "m": 16, "n": 4096, "k": 4096}
+    tuned.keep("quantized_matmul", HOPPER, key, own, 1e-6)
+    for dtype, activations, group, zero in (
+        (dtypes.uint4, dtypes.bfloat16, 128, False),
+        (dtypes.int4, dtypes.float16, 128, False),
+    ):
+        assert known_quantized(16, 4096, 4096, WeightForm(dtype, activations, group, zero), HOPPER, "", True)
+    for other in (
+        WeightForm(dtypes.uint4, dtypes.int8, 64, False), WeightForm(dtypes.uint5, dtypes.float16, 128, False),
+        WeightForm(dtypes.float4_e2m1, dtypes.float16, 128, False), WeightForm(dtypes.uint4, dtypes.float16, 64, False),
+    ):  # fmt: skip
+        assert known_quantized(16, 4096, 4096, other, HOPPER, "", True) is None
 
 
 def test_quantized_matmul_keeps_its_own_where_what_ships_does_not_fit() -> None:
-    float_form = WeightForm(dtypes.float4_e2m1, dtypes.float16, 128, False)
-    assert known_quantized(1024, 8192, 8192, float_form, HOPPER, "", True) is None
     form = WeightForm(dtypes.uint4, dtypes.float16, 128, False)
-    assert known_quantized(1024, 8192, 8192, form, HOPPER, "", False) is None, (
-        "TMA cannot read the activations"
-    )
+    with tuned.forced("quantized_matmul", vars(WgmmaSchedule())):
+        assert known_quantized(1024, 8192, 8192, form, HOPPER, "", True) == WgmmaSchedule()
+        assert known_quantized(1024, 8192, 8192, form, HOPPER, "", False) is None, (
+            "TMA cannot read the activations"
+        )
+        assert known_quantized(1024, 8192, 8192, form, target("sm_80"), "", True) is None
     with tuned.forced("quantized_matmul", {"stages": 100}):
         assert known_quantized(16, 8192, 8192, form, HOPPER, "", True) is None
     with tuned.forced("quantized_matmul", {"splits": 8}):
         assert known_quantized(16, 8192, 512, form, HOPPER, "", True) is None, "parts of k would be empty"
 
 
-def test_what_ships_gives_the_right_numbers() -> None:
+def test_what_is_known_gives_the_right_numbers() -> None:
     form = WeightForm(dtypes.uint4, dtypes.float16, 128, False)
-    schedule = known_quantized(16, 4096, 4096, form, target("sm_80"), "", True)
+    with tuned.forced("quantized_matmul", {"block_n": 64, "deep": 2, "stages": 3, "splits": 2}):
+        schedule = known_quantized(16, 1024, 1024, form, target("sm_80"), "", True)
     assert isinstance(schedule, Schedule)
     torch.manual_seed(0)
     a = torch.randn(16, 1024).half()

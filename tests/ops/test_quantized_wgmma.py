@@ -259,20 +259,20 @@ def test_blocks_of_a_cluster_bring_parts_of_what_they_share() -> None:
 
 
 CLUSTERS = [
-    (1, 1, 40, 264, 640, 7, 16, 128),
-    (1, 1, 33, 264, 512, 20, 64, 256),
-    (1, 2, 33, 500, 400, 7, 32, 128),
-    (2, 1, 70, 264, 384, 8, 32, 128),
-    (2, 2, 130, 520, 384, 8, 32, 128),
-    (1, 4, 33, 1030, 384, 20, 32, 128),
-    (4, 1, 130, 264, 512, 40, 32, 128),
+    (1, 1, 40, 264, 640, 7, 16, 128, True),
+    (1, 1, 33, 264, 512, 20, 64, 256, True),
+    (1, 2, 33, 500, 400, 7, 32, 128, True),
+    (2, 1, 70, 264, 384, 8, 32, 128, True),
+    (2, 2, 130, 520, 384, 8, 32, 128, False),
+    (2, 2, 130, 520, 384, 8, 32, 128, True),
+    (1, 4, 33, 1030, 384, 20, 32, 128, False),
+    (4, 1, 130, 264, 512, 40, 32, 128, True),
 ]
 
 
 @pytest.mark.parametrize(
-    ("cluster_m", "cluster_n", "m", "n", "k", "processors", "block_m", "block_n"), CLUSTERS
+    ("cluster_m", "cluster_n", "m", "n", "k", "processors", "block_m", "block_n", "stream"), CLUSTERS
 )
-@pytest.mark.parametrize("stream", [False, True])
 def test_clusters_share_operands_and_tiles(
     cluster_m: int,
     cluster_n: int,

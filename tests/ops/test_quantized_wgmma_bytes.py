@@ -198,8 +198,7 @@ def test_scales_stay_as_they_are_stored(dtype: str, scale_dtype: str, activation
     check(tokens(40, 256, activations), weight, SMALL)
 
 
-@pytest.mark.parametrize("processors", [1, 5])
-@pytest.mark.parametrize("group", [-1, 64])
+@pytest.mark.parametrize(("processors", "group"), [(1, 64), (5, -1)])
 def test_any_number_of_blocks_takes_all_tiles(processors: int, group: int) -> None:
     """Each block goes through one tile after another, and its copies run ahead from one into the next."""
     weight = random_weight(dtypes.uint4, 256, 264, group, INT8, True)
@@ -246,8 +245,9 @@ def test_blocks_of_a_cluster_share_the_rows_of_activations() -> None:
     assert read[1] - read[2] == a.values.nbytes
 
 
-@pytest.mark.parametrize(("activations", "group"), [(INT8, -1), (INT8, 128), (FP8, -1)])
-@pytest.mark.parametrize(("below", "beside"), [(1, 1), (1, 2), (2, 1)])
+@pytest.mark.parametrize(
+    ("activations", "group", "below", "beside"), [(INT8, -1, 1, 1), (INT8, 128, 1, 2), (FP8, -1, 2, 1)]
+)
 def test_clusters_share_tiles(activations: torch.dtype, group: int, below: int, beside: int) -> None:
     """Sums of integers are shared as integers."""
     m, n, k, processors = 33, 500, 1040 if group == -1 else 1024, 7

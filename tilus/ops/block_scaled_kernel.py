@@ -41,7 +41,7 @@ def hopper_block_scaled_kernel(
     cluster_n: constexpr = 1,
     group: constexpr = 8,
 ):
-    """c = (a * its scales) @ (b * its scales).T, in the way of `hopper_matmul_kernel`: each consumer stores its own rows."""
+    """c = (a * its scales) @ (b * its scales).T, as `hopper_matmul_kernel`; each consumer stores its own rows."""
     m, n, k = c.shape[1], c.shape[2], a.shape[2]
     warps, size = 4 * consumers, cluster_m * cluster_n
     tilus.grid(blocks, warps=warps + 4, cluster=size)

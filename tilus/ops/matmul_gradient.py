@@ -27,7 +27,9 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
     given = [None] * 4
     if ctx.scaled or a.dtype not in DIFFERENTIABLE:
         name = "matmul with scales" if ctx.scaled else f"matmul of {a.dtype}"
-        refused = [no_gradient(grad, form[0], form[1], name) if need else None for form, need in zip(forms, needed)]
+        refused = [
+            no_gradient(grad, form[0], form[1], name) if need else None for form, need in zip(forms, needed)
+        ]
         return (*refused, *given)
     inner = grad
     if ctx.activation:

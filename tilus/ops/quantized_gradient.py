@@ -42,7 +42,9 @@ def _dequantize(
     groups = k // group
     if zero is not None:
         values -= zero[:groups, None, :n].float()
-    factors = _table(scale_type, packed.device)[scale.view(torch.uint8).int()] if scale_type else scale.float()
+    factors = (
+        _table(scale_type, packed.device)[scale.view(torch.uint8).int()] if scale_type else scale.float()
+    )
     values *= factors[:groups, None, :n] * alpha
     return values.view(k, n).to(out_dtype)
 

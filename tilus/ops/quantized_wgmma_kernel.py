@@ -97,7 +97,7 @@ def quantized_wgmma_kernel(
     groups = tilus.max(UNIT_K // group, 1)
     parts = UNIT_K // part_k
     # With one row of zero points for many weights it pays to prepare them.
-    plain = b_dtype.kind == "uint" and exponent == 0 and biased_cast(b_dtype, a_dtype) is not None
+    plain = b_dtype.kind == "uint" and not exponent and biased_cast(b_dtype, a_dtype) is not None
     folded = has_zero and groups == 1 and plain
     rows = warps * unit_bytes(bits) // ROW
     sa = tilus.shared(a_dtype, (stages, parts, block_m, part_k))

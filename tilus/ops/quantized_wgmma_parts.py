@@ -112,7 +112,7 @@ def bring_rows(sa, a, row, unit, full, stage, rank, blocks: constexpr, mask):
     for chunk in tilus.static_range(parts // share):
         number = chunk * share + (rank % share if share > 1 else 0)
         at = unit * UNIT_K + number * part_k
-        if blocks == 1:
+        if blocks < 2:
             tilus.copy_bulk(sa[number], a, (row, at), full, index=stage)
         elif bands == 1:
             tilus.copy_bulk(sa[number], a, (row, at), full, index=stage, multicast=mask)
@@ -127,7 +127,7 @@ def bring_rows(sa, a, row, unit, full, stage, rank, blocks: constexpr, mask):
 @tilus.inline
 def bring_units(sb, b, unit, first, full, stage, rank, blocks: constexpr, mask):
     """Copy units of the weight that several blocks need, as rows of bytes: each brings a part of them to all."""
-    if blocks == 1:
+    if blocks < 2:
         tilus.copy_bulk(sb, b, (unit, first, 0), full, index=stage)
     else:
         tilus.copy_bulk(sb[rank], b, (unit, first + rank * sb.shape[1], 0), full, index=stage, multicast=mask)

@@ -147,7 +147,8 @@ class Analysis:
                 low, high, root, stage = self.place[op.tensor]
                 self.place[op.result] = (low, high, root, self.stage(op.index) if stage is None else stage)
             elif (
-                isinstance(op, (ops.SharedSlice, ops.SharedPermute, ops.SharedReshape)) and op.tensor in self.place
+                isinstance(op, (ops.SharedSlice, ops.SharedPermute, ops.SharedReshape))
+                and op.tensor in self.place
             ):
                 self.place[op.result] = self.place[op.tensor]
             for nested in op.regions():

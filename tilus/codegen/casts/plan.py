@@ -133,7 +133,7 @@ class _Run:
 
 
 def _balanced(bits: int, window: int, low: int, repeat: int, each: int) -> Plan | None:
-    """Return a plan for `repeat` times the fewest words, with at most so many slots in a view, None if there is none."""
+    """Return a plan for `repeat` times the fewest words and at most so many slots in a view, or None."""
     period = bits // gcd(bits, LANE)
     words, fields, left = repeat * period, LANE // bits, LANE % bits
     runs = [
@@ -177,9 +177,7 @@ def _first_places(run: _Run, bits: int, window: int, low: int) -> list[int]:
     return [run.first] if run.first in places else list(reversed(places))
 
 
-def _even_places(
-    counts: list[int], choices: list[list[int]], bits: int, alike: int
-) -> list[int] | None:
+def _even_places(counts: list[int], choices: list[list[int]], bits: int, alike: int) -> list[int] | None:
     """Choose first places of runs so that the number of elements at each place is a multiple of `alike`."""
     failed: set[tuple[int, tuple[tuple[int, int], ...]]] = set()
 

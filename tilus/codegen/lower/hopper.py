@@ -198,8 +198,8 @@ def check_tensor(ctx: Context, value: Value, bits: int) -> int:
         step = stride.divisor if isinstance(stride, Symbol) else stride
         if stride != 1 and step * bits // 8 % TMA_ALIGN:
             raise TypeMismatch(
-                f"a bulk copy needs strides of whole 16 bytes, and stride {axis} of {value.name or 'the tensor'} is only "
-                f"known to be a multiple of {step} elements of {bits} bits",
+                f"a bulk copy needs strides of whole 16 bytes, and stride {axis} of "
+                f"{value.name or 'the tensor'} is only known to be a multiple of {step} elements of {bits} bits",
                 hint="pad the tensor's rows to a multiple of 16 bytes",
             )
     return ctx.kernel.params.index(value)
