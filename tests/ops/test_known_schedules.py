@@ -52,10 +52,17 @@ def known(m: int, n: int, k: int, *, most: int = MOST_ACCUMULATORS, out_bits: in
     )
 
 
-def test_matmul_takes_what_ships_for_the_very_sizes() -> None:
-    shipped = tuned.lookup("matmul", HOPPER, {"bits": 16, "m": 4096, "n": 4096, "k": 4096})
-    assert shipped is not None
-    assert vars(known(4096, 4096, 4096)) == shipped
+@pytest.mark.parametrize("name", ["sm_80", "sm_89", "sm_90a"])
+def test_matmul_takes_what_ships_for_the_very_sizes(name: str) -> None:
+    data = json.loads((tuned.DEFAULTS / f"matmul-{name}.json").read_text(encoding="utf-8"))
+    assert data["entries"]
+    for bits, (m, n, k), which in data["entries"]:
+        wanted = None if which is None else data["schedules"][which]
+        shipped = tuned.lookup("matmul", name, {"bits": bits, "m": m, "n": n, "k": k})
+        assert shipped == wanted
+        if name != "sm_90a":
+            found = known_plain_schedule(m, n, k, bits, target(name), "")
+            assert found == (None if wanted is None else PlainSchedule(**wanted))
 
 
 def test_matmul_keeps_its_own_where_the_estimate_is_much_better_or_nothing_fits() -> None:
@@ -73,9 +80,10 @@ def test_matmul_keeps_its_own_where_the_estimate_is_much_better_or_nothing_fits(
 
 
 def test_older_targets_have_schedules_of_their_own() -> None:
-    found = known_plain_schedule(4096, 4096, 4096, 16, target("sm_80"), "")
-    assert isinstance(found, PlainSchedule)
-    assert known_plain_schedule(4096, 4096, 4096, 16, HOPPER, "") is None
+    own = {"block_m": 64, "block_n": 64, "block_k": 32, "stages": 3, "warps": 4}
+    with tuned.forced("matmul", own):
+        assert known_plain_schedule(4096, 4096, 4096, 16, target("sm_80"), "") == PlainSchedule(**own)
+        assert known_plain_schedule(4096, 4096, 4096, 16, HOPPER, "") is None
 
 
 @pytest.mark.parametrize("name", ["sm_80", "sm_89", "sm_90a"])

@@ -101,7 +101,7 @@ def test_measured_figures_are_read_where_the_model_looks(
 
 def test_the_table_of_a_run_shows_heuristic_choice_and_fastest(benchmark) -> None:  # type: ignore[no-untyped-def]
     run_gpu = benchmark("run_gpu")
-    assert [part.name for part in run_gpu.PARTS[:2]] == ["microbench", "tune"]
+    assert [part.name for part in run_gpu.PARTS[:3]] == ["smoke", "microbench", "tune"]
     times = {"heuristic_us": 12.0, "choice_us": 10.0, "best_us": 8.0, "model_us": 7.5}
     rows = [
         {

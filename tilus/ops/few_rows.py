@@ -94,7 +94,9 @@ def candidates(
     """Return the schedules to choose from: tiles, and for each the ways to share its work out."""
     plain = Schedule(block_m=8, swap=True) if m <= 8 else Schedule()
     units = -(-k // UNIT_K)
-    for columns in COLUMNS:
+    # A cast of single elements keeps so much at hand that only few columns find registers.
+    few = COLUMNS[:1] if packed_cost(form, target) is None else COLUMNS
+    for columns in few:
         for deep in (1, 2, 4):
             block_n = WARPS * columns // deep
             if deep > 1 and (deep > units or not fits_deep(form.group, k, deep)):
@@ -200,8 +202,7 @@ def step_instructions(
     zeros = 2 if form.has_zero else 1
     source, dest = form.dtype, operand_of(form)
     kept = biased_cast(source, dest) if late and form.activations.bits == 16 else None
-    order = stored_arrangement(source, dest)
-    found = cast_cost(target, source, dest, order, scaled=stored_exponent(source, dest, target) != 0)
+    found = packed_cost(form, target)
     # Without a packed cast each element takes the general way.
     cast = kept.cost if kept is not None else 8.0 if found is None else found
     if table_bytes(form):
@@ -216,6 +217,13 @@ def step_instructions(
     products = columns * UNIT_K / 128 * (block_m / 16) * form.activations.bits / 16
     fixed = FIXED + FOR_ROWS * form.activations.bits / 16
     return fixed + weights * cast + scaling + products
+
+
+def packed_cost(form: WeightForm, target: Target) -> float | None:
+    """Return the instructions for each weight of the packed cast to operands, None where there is none."""
+    source, dest = form.dtype, operand_of(form)
+    order = stored_arrangement(source, dest)
+    return cast_cost(target, source, dest, order, scaled=stored_exponent(source, dest, target) != 0)
 
 
 def tensor_cycles(schedule: Schedule, form: WeightForm, card: Figures) -> float:

@@ -94,6 +94,9 @@ def scales_late(schedule: Schedule, k: int, form: WeightForm) -> bool:
     # A multiplication for two weights, or for each sum; zero points double both.
     weights = UNIT_N * (UNIT_K if form.group >= k else min(form.group, UNIT_K)) / 2
     sums = schedule.block_m * UNIT_N
+    if form.has_zero:
+        # As many multiplications either way are 64 rows, where both a span's sums and zero points find no registers.
+        return form.group >= k or sums < weights
     return form.group >= k or sums <= weights
 
 

@@ -13,6 +13,7 @@ from tilus.codegen.casts.packed import (
     choose_bits,
     code_of,
     lookup_bytes,
+    lop3,
     mask_and_flip,
     multiply,
     multiply_add,
@@ -209,6 +210,29 @@ def byte_pattern(source: DType, dest: DType) -> tuple[tuple[int, ...], int] | No
             low = 3 - source.mantissa_bits
             return (*range(low, low + bits - 1), 7), 7 - source.bias
     return None
+
+
+def signed_to_float8(plan: Plan, source: DType) -> Emit:
+    """Signed integers of up to 5 bits as float8_e4m3 over 2**9, whose first two binades count in ones.
+
+    The sign bit stands on top of each byte, the others at its bottom. Of a negative number the magnitude is the others
+    inverted, plus one.
+    """
+    low = spread((1 << source.bits - 1) - 1, plan.lane)
+
+    def emit(w: Writer, words: Sequence[V]) -> list[V]:
+        views = _Views(w, plan, words)
+        made = []
+        for slot in plan.slots:
+            view = views.get(slot.word, slot.shift)
+            negative = permute_bytes(w, view, view, (8, 9, 10, 11))
+            number = w.binary("and", negative, integer(0x81818181))
+            if low:
+                number = w.add(lop3(w, (0xF0 ^ 0xCC) & 0xAA, view, negative, low), number)
+            made.append(number)
+        return made
+
+    return emit
 
 
 def float_pattern(source: DType, dest: DType) -> tuple[int, ...]:
@@ -537,5 +561,5 @@ __all__ = [
     "EXPONENT", "Emit", "biased_integers", "byte_pattern", "bytes_to_bfloat16", "bytes_to_float16", "convert_nibbles",
     "convert_pairs", "e4m3_to_bfloat16", "e4m3_to_float16", "e5m2_to_float16", "float_bytes", "float_pattern",
     "floats", "floats_to_bytes", "integers", "masks", "narrow_to_int8", "natural_floats", "natural_integers",
-    "pair_table", "scaled_integers", "single_bits", "table", "through_float16",
+    "pair_table", "scaled_integers", "signed_to_float8", "single_bits", "table", "through_float16",
 ]  # fmt: skip

@@ -42,11 +42,6 @@ class Slot:
     places: tuple[int, ...]
 
     @property
-    def rotates(self) -> bool:
-        """Whether the element's bits in the word are beyond its lane's."""
-        return self.places[-1] + self.shift >= LANE and self.shift > 0
-
-    @property
     def mask(self) -> int:
         """The slot's bits in a lane."""
         return sum(1 << place for place in self.places)
@@ -78,7 +73,11 @@ class Plan:
     @property
     def rotated(self) -> frozenset[tuple[int, int]]:
         """The views, of a word and a shift, in which bits come from the other lane."""
-        return frozenset((slot.word, slot.shift) for slot in self.slots if slot.rotates)
+        return frozenset(
+            (slot.word, slot.shift)
+            for slot in self.slots
+            if slot.shift > 0 and slot.places[-1] + slot.shift >= self.lane
+        )
 
     @property
     def moves(self) -> int:
@@ -215,6 +214,16 @@ def _by_place(slots: list[Slot], alike: int) -> tuple[Slot, ...]:
         return tuple(slots)
     pairs = [groups[i : i + 2] for i in range(0, len(groups), 2)]
     return tuple(slot for even, odd in pairs for both in zip(even, odd, strict=True) for slot in both)
+
+
+@lru_cache(maxsize=8)
+def signed_plan(bits: int) -> Plan:
+    """Return the plan for integers in bytes: the sign bit on top, the others at the bottom."""
+    places = (*range(bits - 1), 7)
+    if 8 % bits:
+        return float_plan(bits, places, 8)
+    # The sign of each element but the first in a byte stands below the next byte's elements.
+    return Plan(bits, 1, (), tuple(Slot(0, shift, places) for shift in range(0, 8, bits)), 8)
 
 
 @lru_cache(maxsize=128)

@@ -12,7 +12,7 @@ from tilus.codegen.casts.arrangement import Arrangement, element_order
 from tilus.codegen.casts.fast import Emit
 from tilus.codegen.casts.narrowing import NARROWING
 from tilus.codegen.casts.packed import BIAS, EXPONENT, MANTISSA
-from tilus.codegen.casts.plan import Plan, float_plan, integer_plan
+from tilus.codegen.casts.plan import Plan, float_plan, integer_plan, signed_plan
 from tilus.codegen.target import Target
 from tilus.dtypes import DType, TableType
 
@@ -316,6 +316,13 @@ def _byte_rows(source: DType, dest: DType) -> Iterator[FastCast]:
         arrangement = plan.arrangement()
         yield FastCast(
             "mask", source, dest, "", plan.elements, plan.words, cost, arrangement, fast.masks(plan), exponent
+        )
+    if dest == dtypes.float8_e4m3 and source.kind == "int" and source.bits <= 5:
+        plan = signed_plan(source.bits)
+        cost = ((4 if source.bits > 1 else 2) * len(plan.slots) + plan.moves) / plan.elements
+        emit = fast.signed_to_float8(plan, source)
+        yield FastCast(
+            "magnitude", source, dest, "", plan.elements, plan.words, cost, plan.arrangement(), emit, 9
         )
     if dest == dtypes.int8 and source.kind == "int" and source.bits in (1, 2, 4):
         per = 8 // source.bits
