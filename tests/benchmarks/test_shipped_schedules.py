@@ -113,11 +113,11 @@ CASES = {
 }
 
 
-def specialised(name: str, op: str, form: dict[str, Any], m: int) -> Any:
+def specialised(name: str, op: str, form: dict[str, Any], m: int, k: int = 4096) -> Any:
     """Return what an op launches first for its own choice of a schedule."""
     workshop = Workshop(figures(CARDS[name]))
     problem = PROBLEMS[op]
-    key = {**form, "m": m, "n": 4096, "k": 4096}
+    key = {**form, "m": m, "n": 4096, "k": k}
     schedule = problem.heuristic(key, target(name), workshop.card)
     return next(module("_shipped").launched(workshop, problem, key, schedule))
 
@@ -133,6 +133,34 @@ def test_what_the_heuristic_chooses_is_clean(form: str, m: int, name: str) -> No
     assert row.faults == []
     assert row.conflicts == 1
     assert 32 < row.registers < 255
+
+
+@ASSEMBLES
+@pytest.mark.parametrize(
+    ("name", "dtype", "group", "zero", "more", "m", "k"),
+    [
+        # Zero points of spans beside the sums of 64 rows.
+        ("sm_80", "uint2", 256, True, {"activations": 16}, 128, 14336),
+        ("sm_80", "uint6", 128, True, {"activations": 16, "half": "bfloat16"}, 256, 4096),
+        ("sm_80", "uint7", 128, True, {"activations": 16, "half": "bfloat16"}, 256, 4096),
+        ("sm_89", "uint6", 256, True, {"activations": 16}, 64, 4096),
+        # Casts of single elements.
+        ("sm_89", "float8_e3m4", 32, False, {"activations": 16, "half": "bfloat16"}, 4, 14336),
+        ("sm_89", "float8_e3m4", -1, False, {"activations": 16, "half": "bfloat16"}, 16, 14336),
+        # Sums of spans shorter than a unit of k.
+        ("sm_80", "float6_e3m2", 32, False, {"activations": "float8_e4m3", "by_block": False}, 64, 4096),
+        ("sm_89", "uint3", 64, True, {"activations": "float8_e4m3", "by_block": False}, 64, 4096),
+        ("sm_89", "uint1", 32, False, {"activations": "int8", "by_block": False}, 64, 4096),
+    ],
+)
+def test_forms_that_take_many_registers_get_tiles_that_fit(
+    name: str, dtype: str, group: int, zero: bool, more: dict[str, Any], m: int, k: int
+) -> None:
+    """Each of these spills with the tile, or the way to scale, that other forms get for as many rows."""
+    code = dtype.replace("uint", "int")
+    form = {"code": code, "dtype": dtype, "group": group, "zero": zero, **more}
+    row = module("shipped_schedules").checked(specialised(name, "quantized_matmul", form, m, k))
+    assert row.faults == []
 
 
 @ASSEMBLES

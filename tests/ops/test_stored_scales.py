@@ -443,8 +443,14 @@ def far_apart() -> QuantizedWeight:
     return from_codes(CODES, float4_e2m1, scales, None, 32, scale_type=E8M0, activations=HALF)
 
 
+def no_room() -> QuantizedWeight:
+    scales = torch.full((2, 8), 127, dtype=torch.uint8)
+    return from_codes(CODES, find("float8_e6m1"), scales, None, 32, scale_type=E8M0, activations=HALF)
+
+
 REFUSED = {
     "float16_lacks_the_range": far_apart,
+    "float16_has_no_room": no_room,
     "bytes_of_no_type": lambda: from_codes(CODES, int4, torch.ones(2, 8, dtype=torch.uint8), None, 32),
     "bytes_of_another_type": lambda: from_codes(
         CODES, int4, torch.ones(2, 8, dtype=torch.uint8), None, 32, scale_type=float16

@@ -46,15 +46,20 @@ def choose(m: int, n: int, k: int, form: WeightForm, target: Target, processors:
     """
     if m <= MOST_ROWS:
         return Choice("mma", few_rows_schedule(m, n, k, form, target, processors))
-    schedule = fitting(by_rows(m), form, target)
+    schedule = fitting(by_rows(m, form), form, target)
     schedule = replace(schedule, late=scales_late(schedule, k, form))
     schedule = replace(schedule, splits=split_count(m, n, k, schedule, processors))
     return Choice("mma", shared(schedule, m, n, k, processors))
 
 
-def by_rows(m: int) -> Schedule:
-    """Return the tiles for a number of rows."""
-    return Schedule(block_m=32 if m <= 32 else 64, stages=3)
+def by_rows(m: int, form: WeightForm) -> Schedule:
+    """Return the tiles for a number of rows.
+
+    With activations of 8 bits sums of short spans are converted and scaled one span after another, which takes most of
+    the instructions: with 64 rows these find no registers beside the others, and 32 decode weights but twice as often.
+    """
+    short = form.activations.bits == 8 and form.group < UNIT_K
+    return Schedule(block_m=32 if m <= 32 or short else 64, stages=3)
 
 
 def fitting(schedule: Schedule, form: WeightForm, target: Target) -> Schedule:

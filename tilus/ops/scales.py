@@ -141,6 +141,11 @@ def moved_scales(
     codes = scale.to(torch.int64)
     most, least = 127 + int(np.log2(highest)) - 1, 127 + int(np.log2(fewest))
     shift = int(codes.max()) - most if codes.max() > most or codes.min() < least else 0
+    if most < least:
+        raise TypeMismatch(
+            f"activations of this type leave no room for block scales beside values of {dtype}",
+            hint="activations=torch.bfloat16",
+        )
     if int(codes.min()) - shift < least:
         raise TypeMismatch(
             f"the block scales lie {int(codes.max() - codes.min())} powers of two apart, of which activations of this "
