@@ -15,7 +15,7 @@ from tilus.ir import Kernel, ScalarType, walk
 from tilus.ir.interpreter import Schedule, bind
 from tilus.ir.numerics import to_values
 from tilus.ir.semantics import Block
-from tilus.passes.divisibility import divisors
+from tilus.passes.divisibility import facts as facts_of
 
 PARAMS = (
     "%x: i32, %u: u32, %flag: bool, %p: ptr<f16>, %a: global<f16, [m:16, 48], [k:8, 1]>, "
@@ -25,7 +25,7 @@ PARAMS = (
 
 def known(body: str) -> dict[str, int]:
     """Return the divisors of the named values of a body."""
-    return {v.name: d for v, d in divisors(make(body, PARAMS)).items() if v.name}
+    return {v.name: d for v, d in facts_of(make(body, PARAMS)).divisors.items() if v.name}
 
 
 def divisor_of(expression: str) -> int:
@@ -97,10 +97,43 @@ def test_the_divisor_of(expression: str, divisor: int):
     assert divisor_of(expression) == divisor
 
 
-def test_parameters_are_unknown_and_only_integers_are_told():
+def test_parameters_are_unknown_and_only_integers_and_pointers_are_told():
     found = known('%v = unary %flag {kind = "not"}')
-    assert (found["x"], found["u"]) == (1, 1)
-    assert not {"flag", "p", "a", "v"} & set(found)
+    assert (found["x"], found["u"], found["p"]) == (1, 1, 1)
+    assert not {"flag", "a", "v"} & set(found)
+
+
+def test_a_pointer_keeps_what_it_moves_by():
+    found = known(
+        """
+        %q = assume %p {divisor = 64}
+        %x12 = assume %x {divisor = 12}
+        %far = pointer_add %q, %x12
+        %bytes = pointer_cast %far {dtype = u8}
+        %odd = pointer_add %bytes, %x
+        %start = pointer_of %a"""
+    )
+    assert found["q"] == 64
+    # 12 elements of 2 bytes are 24 bytes.
+    assert (found["far"], found["bytes"], found["odd"], found["start"]) == (8, 8, 1, 1)
+
+
+def test_a_view_has_the_alignment_divisors_and_constants_of_what_it_is_made_of():
+    found = facts_of(
+        make(
+            """
+            %q = assume %p {divisor = 16}
+            %n = assume %x {divisor = 64}
+            %c1 = constant {value = 1, dtype = i32}
+            %c40 = constant {value = 40, dtype = i32}
+            %moved = pointer_add %q, %c40
+            %w = global_view %moved, [%x, %c40], [%n, %c1] {dims = [none, none], steps = [none, none]}""",
+            PARAMS,
+        )
+    )
+    (type,) = found.views.values()
+    assert (type.dims[0].divisor, type.dims[1], type.strides[0].divisor, type.strides[1]) == (1, 40, 64, 1)
+    assert type.align == 16
 
 
 def test_a_view_knows_what_its_operands_know():
@@ -227,9 +260,10 @@ class Recorder(dict):
 @given(kernels(), st.integers(-100, 100), st.booleans())
 def test_divisors_divide_in_every_run(kernel: Kernel, x: int, flag: bool):
     outputs = [np.zeros((64, 2, 4), v.type.dtype.numpy) for v in kernel.params[3:]]
-    facts = divisors(kernel)
+    facts = facts_of(kernel).divisors
     integers = [v for o in walk(kernel.body) for v in o.results if isinstance(v.type, ScalarType)]
     assert all(v in facts for v in integers if v.type.dtype.is_integer)
+    facts = {v: d for v, d in facts.items() if isinstance(v.type, ScalarType)}
     # Signed arithmetic is taken not to overflow, which random constants do.
     exact = {v: math.gcd(d, 2**31) if d else 0 for v, d in facts.items()}
     values = Recorder(exact, bind(kernel, [x, 0.5, flag, *outputs]))

@@ -231,7 +231,33 @@ def one_stage(a: Tensor[float32, "m n"], *, fault: constexpr):
                 tilus.copy_async(s, a, (4 * i, 0))
         elif fault == "memory":
             tilus.copy_async(s, a, (tilus.cast(tilus.load(a, (i, 0)), int32), 0))
+        elif fault == "alias":
+            same = tilus.view(a.ptr + 64, float32, (4, 32))
+            tilus.copy_async(s, a, (tilus.cast(tilus.load(same, (i, 0)), int32), 0))
+        elif fault == "shared":
+            tilus.copy_async(s, a, (tilus.cast(tilus.max(tilus.load(outside)), int32), 0))
         tilus.store(a, tilus.load(s), (0, 0))
+
+
+def paged(pages: Tensor[int32, "p 16 32"], table: Tensor[int32, "s n"], out: Tensor[int32, "s 16 32"]):
+    tilus.grid(table.shape[0], warps=1)
+    sequence = tilus.block_id()
+    total = tilus.zeros((16, 32), int32)
+    for i in tilus.pipeline(range(table.shape[1]), stages=3):
+        page = tilus.load(table, (sequence, i))
+        s = tilus.shared(int32, (16, 32))
+        tilus.copy_async(s, pages, (page, 0, 0))
+        total += tilus.load(s) * page
+    tilus.store(out, total, (sequence, 0, 0))
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_a_table_says_where_copies_read(length):
+    pages = d.random(int32, 7, 16, 32)
+    table = np.random.default_rng(length).integers(0, 7, (3, length)).astype(np.int32)
+    made = d.run(paged, pages, table, np.zeros((3, 16, 32), np.int32))
+    assert made.count("cp.async.cg.shared.global") > 0
+    np.testing.assert_array_equal(made.arrays[2], (pages[table] * table[:, :, None, None]).sum(axis=1))
 
 
 @pytest.mark.parametrize(
@@ -241,7 +267,9 @@ def one_stage(a: Tensor[float32, "m n"], *, fault: constexpr):
         ("commit", "commits and waits by itself"),
         ("outside", "fills shared tiles that are allocated in the loop's body"),
         ("branch", "not under an if or a loop"),
-        ("memory", "cannot run ahead of its iteration"),
+        ("memory", "loaded from memory that the loop may write to"),
+        ("alias", "loaded from memory that the loop may write to"),
+        ("shared", "depends on load_shared, which cannot run ahead of its iteration"),
         ("nothing", "nothing to overlap"),
     ],
 )

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from tilus.dtypes import DType
+from tilus.dtypes import DType, pack, unpack
 from tilus.errors import HazardFound, Location, TilusError
 from tilus.ir import numerics, ops
 from tilus.ir.cluster_model import Cluster, same_barriers, same_tile
@@ -173,10 +173,19 @@ def _pointer_cast(group: Group, op: ops.PointerCast) -> tuple[Any, ...]:
 
 @means(ops.Assume)
 def _assume(group: Group, op: ops.Assume) -> tuple[Any, ...]:
+    value = group.block.values[op.value]
+    if isinstance(op.value.type, PointerType):
+        # Buffers are taken to start at a multiple of any alignment.
+        bits = value.offset * op.value.type.dtype.bits
+        if bits % (8 * op.divisor):
+            raise HazardFound(
+                f"a pointer at bit {bits} of a buffer was said to be aligned to {op.divisor} bytes"
+            )
+        return (value,)
     found = integer(group, op.value)
     if found % op.divisor:
         raise HazardFound(f"{found} was said to be a multiple of {op.divisor}")
-    return (group.block.values[op.value],)
+    return (value,)
 
 
 @means(ops.Extract)
@@ -234,9 +243,12 @@ def _view(group: Group, op: ops.View) -> tuple[Any, ...]:
     assert isinstance(new, RegisterType)
     x = group.block.values[op.x]
     if old.layout is None or new.layout is None:
-        # Without layouts only bits that stay where they are have a meaning.
-        if old.dtype.bits == new.dtype.bits and old.shape == new.shape:
-            return (numerics.from_codes(numerics.to_codes(x, old.dtype), new.dtype),)
+        # Without layouts, bits stay in their row.
+        if old.shape[:-1] == new.shape[:-1]:
+            codes = numerics.to_codes(x, old.dtype)
+            if old.dtype.bits != new.dtype.bits:
+                codes = unpack(pack(codes, old.dtype), new.dtype, new.shape[-1])
+            return (numerics.from_codes(codes, new.dtype),)
         raise InterpreterError(f"view from {old} to {new} needs the layouts of both: infer layouts first")
     if old.layout.threads != new.layout.threads or (
         old.layout.elements * old.dtype.bits != new.layout.elements * new.dtype.bits

@@ -18,6 +18,7 @@ from tilus.ir import ops
 from tilus.ir.core import Operation, Value, walk
 from tilus.ir.kernel import Kernel
 from tilus.ir.rewrite import Rewriter
+from tilus.passes.provenance import definitions, memory_of
 
 READY = "other blocks use this one's barriers and shared memory"
 ENDED = "other blocks may still use this one's barriers and shared memory"
@@ -64,7 +65,7 @@ def publishes(kernel: Kernel) -> bool:
 
     It may where blocks use one another's shared memory, or read a tensor in global memory that they also write.
     """
-    made = {value: op for op in walk(kernel.body) for value in op.results}
+    made = definitions(kernel)
     touched: dict[str, set[Value]] = {"read": set(), "write": set()}
     for op in walk(kernel.body):
         if isinstance(op, ops.Remote) or (isinstance(op, ops.InlinePtx) and op.volatile):
@@ -74,18 +75,6 @@ def publishes(kernel: Kernel) -> bool:
                 touched[effect.kind].add(memory_of(effect.value, made))
     unknown = touched["write"].difference(kernel.params)
     return bool(touched["read"] & touched["write"] or (unknown and touched["read"]))
-
-
-def memory_of(value: Value, made: dict[Value, Operation]) -> Value:
-    """Return the parameter that a tensor or pointer comes from; the value itself where that is not known."""
-    while True:
-        op = made.get(value)
-        if isinstance(op, (ops.GlobalView, ops.PointerAdd, ops.PointerCast)):
-            value = op.pointer
-        elif isinstance(op, ops.PointerOf):
-            value = op.tensor
-        else:
-            return value
 
 
 class Place(Rewriter):

@@ -1,4 +1,4 @@
-"""Which integers are multiples of what: the largest divisor known of each scalar.
+"""Which integers and addresses are multiples of what: the largest divisor known of each scalar and pointer.
 
 It decides how wide an access may be. Signed arithmetic is taken not to overflow; where it may wrap (unsigned
 arithmetic, casts to fewer bits) only the power of two in a divisor survives.
@@ -6,41 +6,61 @@ arithmetic, casts to fewer bits) only the power of two in a divisor survives.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import gcd
 
 from tilus.dtypes import DType
 from tilus.ir import ops
 from tilus.ir.core import Operation, Region, Value
 from tilus.ir.kernel import Kernel
-from tilus.ir.types import GlobalType, ScalarType
+from tilus.ir.types import Extent, GlobalType, PointerType, ScalarType, Symbol
 from tilus.passes.folding import wrap
 
 
-def divisors(kernel: Kernel) -> dict[Value, int]:
-    """Return, for each integer scalar, the largest integer that is known to divide it.
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a kernel's values.
 
-    Parameters
+    Attributes
     ----------
-    kernel : Kernel
-
-    Returns
-    -------
-    dict of Value to int
-        0 for the constant zero, which everything divides; 1 where nothing is known. Values that are no integer
-        scalars are not in it.
+    divisors : dict of Value to int
+        For each integer scalar the largest integer that is known to divide it, for each pointer the bytes that it
+        is aligned to: 0 for the constant zero, which everything divides; 1 where nothing is known.
+    views : dict of Value to GlobalType
+        The types of tensors made of pointers, with the extents, strides, divisors and alignment that are known.
     """
+
+    divisors: dict[Value, int]
+    views: dict[Value, GlobalType]
+
+    def tensor(self, value: Value) -> GlobalType:
+        """Return the type of a global tensor with all that is known of it."""
+        type = self.views.get(value, value.type)
+        assert isinstance(type, GlobalType)
+        return type
+
+
+def facts(kernel: Kernel) -> Facts:
+    """Return what is known to divide a kernel's integers, addresses, extents and strides."""
     analysis = _Divisibility()
     for param in kernel.params:
-        analysis.set(param, 1)
+        analysis.set(param, param.type.align if isinstance(param.type, PointerType) else 1)
     analysis.region(kernel.grid)
     analysis.region(kernel.body)
-    return analysis.known
+    views = {value: analysis.view(view) for value, view in analysis.views.items()}
+    return Facts(analysis.known, views)
 
 
 def is_integer(value: Value) -> bool:
     """Tell whether a value is an integer scalar."""
     return isinstance(value.type, ScalarType) and value.type.dtype.is_integer
+
+
+def is_tracked(value: Value) -> bool:
+    """Tell whether a value's divisor is followed: an integer's or a pointer's."""
+    return is_integer(value) or isinstance(value.type, PointerType)
 
 
 def power_of_two(divisor: int) -> int:
@@ -67,7 +87,7 @@ class _Divisibility:
         self.loops: list[tuple[list[tuple[Value, ...]], list[tuple[Value, ...]]]] = []
 
     def set(self, value: Value, divisor: int) -> None:
-        if is_integer(value):
+        if is_tracked(value):
             self.known[value] = divisor
 
     def get(self, value: Value) -> int:
@@ -92,7 +112,7 @@ class _Divisibility:
             if isinstance(operation, ops.GlobalView):
                 self.views[operation.result] = operation
             for value in operation.results:
-                if is_integer(value):
+                if is_tracked(value):
                     self.known[value] = self.result(operation, value)
 
     def branch(self, operation: ops.If) -> None:
@@ -134,9 +154,29 @@ class _Divisibility:
 
     def result(self, operation: Operation, value: Value) -> int:
         """Return the divisor of a result of an operation without regions."""
-        assert isinstance(value.type, ScalarType)
+        assert isinstance(value.type, (ScalarType, PointerType))
         rule = _RULES.get(type(operation))
         return 1 if rule is None else rule(self, operation, value.type.dtype)
+
+    def view(self, view: ops.GlobalView) -> GlobalType:
+        """Return the type of a tensor made of a pointer, with all that is known of it."""
+        type = view.result.type
+        assert isinstance(type, GlobalType)
+
+        def known(extents: tuple[Extent, ...], values: tuple[Value, ...]) -> tuple[Extent, ...]:
+            return tuple(
+                extent
+                if isinstance(extent, int)
+                else self.constants.get(value, Symbol("?", self.get(value) or 1))
+                for extent, value in zip(extents, values, strict=True)
+            )
+
+        return dataclasses.replace(
+            type,
+            dims=known(type.dims, view.shape),
+            strides=known(type.strides, view.strides),
+            align=_both(type.align, self.get(view.pointer)) or type.align,
+        )
 
 
 def _constant(facts: _Divisibility, op: ops.Constant, dtype: DType) -> int:
@@ -157,6 +197,21 @@ def _size(facts: _Divisibility, op: ops.Dim | ops.Stride, dtype: DType) -> int:
         return extent.divisor
     operand = (view.shape if isinstance(op, ops.Dim) else view.strides)[op.axis]
     return _both(extent.divisor, facts.get(operand))
+
+
+def _pointer_of(facts: _Divisibility, op: ops.PointerOf, dtype: DType) -> int:
+    type = op.tensor.type
+    assert isinstance(type, GlobalType)
+    view = facts.views.get(op.tensor)
+    return type.align if view is None else _both(type.align, facts.get(view.pointer))
+
+
+def _pointer_add(facts: _Divisibility, op: ops.PointerAdd, dtype: DType) -> int:
+    return max(1, power_of_two(gcd(facts.get(op.pointer) * 8, facts.get(op.offset) * dtype.bits)) // 8)
+
+
+def _pointer_cast(facts: _Divisibility, op: ops.PointerCast, dtype: DType) -> int:
+    return facts.get(op.pointer)
 
 
 def _both(a: int, b: int) -> int:
@@ -230,6 +285,9 @@ _RULES: dict[type[Operation], Callable[..., int]] = {
     ops.Cast: _cast,
     ops.Constant: _constant,
     ops.Dim: _size,
+    ops.PointerAdd: _pointer_add,
+    ops.PointerCast: _pointer_cast,
+    ops.PointerOf: _pointer_of,
     ops.Select: _select,
     ops.Stride: _size,
     ops.Unary: _unary,

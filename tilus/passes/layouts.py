@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from functools import cached_property
 from math import gcd, prod
 
 from tilus.errors import LayoutConflict, Location, TilusError
@@ -18,8 +19,10 @@ from tilus.ir import ops
 from tilus.ir.core import Operation, Region, Value
 from tilus.ir.kernel import Kernel
 from tilus.ir.rewrite import Rewriter
-from tilus.ir.types import Extent, GlobalType, RegisterType, SharedType, Symbol
-from tilus.layout import Digit, RegisterLayout, coalesced
+from tilus.ir.types import Extent, GlobalType, RegisterType, SharedType, Symbol, Type
+from tilus.layout import Digit, RegisterLayout, coalesced, local
+from tilus.passes.constancy import constancy
+from tilus.passes.divisibility import facts
 from tilus.passes.reshaping import Mapped, attempt, mapped, narrow, plain_result, plain_source
 from tilus.passes.select import DotChoice, Selector
 
@@ -28,6 +31,10 @@ UNIFORM = (
     ops.Unary, ops.Binary, ops.Compare, ops.Select, ops.Cast, ops.CastRandom, ops.InlinePtx, ops.Gather, ops.Scatter,
     ops.Atomic, ops.Random, ops.Table, ops.Exchange,
 )  # fmt: skip
+
+# What makes a tile of scalars and of tiles made so, and how many of them are done again in place of a conversion.
+AGAIN = (ops.Iota, ops.Splat, ops.Unary, ops.Binary, ops.Compare, ops.Select, ops.Cast)
+REPEATS = 4
 
 WARP = 32
 
@@ -55,6 +62,7 @@ class Inference:
         self.operations: list[Operation] = []
         self.dots: dict[int, DotChoice] = {}
         self.mapped: list[Mapped] = []
+        self.facts = facts(kernel)
         self._collect(kernel.body, kernel.threads)
 
     # Classes.
@@ -281,9 +289,17 @@ class Inference:
         order = None
         vector = max(1, 128 // value.type.dtype.bits)
         if isinstance(op, (ops.LoadGlobal, ops.StoreGlobal)):
-            order = memory_order(op.tensor, len(value.type.shape))
-            vector = gcd(vector, provable_vector(op))
-        return coalesced(value.type.shape, self.threads[value], vector, order)
+            order = memory_order(self.facts.tensor(op.tensor), len(value.type.shape))
+            vector = gcd(vector, self.provable_vector(op))
+        made = coalesced(value.type.shape, self.threads[value], vector, order)
+        fast = made.rank - 1 if order is None else order[0]
+        unit = byte_unit(value.type)
+        if unit == 1 or run_length(made, fast) % unit == 0 or made.shape[fast] % unit:
+            return made
+        # Fewer threads move whole bytes.
+        whole = tuple(unit if dim == fast else 1 for dim in range(made.rank))
+        outer = tuple(n // w for n, w in zip(made.shape, whole, strict=True))
+        return coalesced(outer, self.threads[value], 1, order) * local(*whole)
 
     def accessed(self, op: Operation, value: Value) -> RegisterLayout:
         """Return the layout in which a tile is loaded from or stored to global memory."""
@@ -293,10 +309,38 @@ class Inference:
             return own
         assert isinstance(op, (ops.LoadGlobal, ops.StoreGlobal))
         best = self.preferred(op, value)
-        order = memory_order(op.tensor, own.rank)
+        order = memory_order(self.facts.tensor(op.tensor), own.rank)
         if own.rank and order is None and run_length(best) >= WORTHWHILE * run_length(own):
             return best
-        return own
+        unit, fast = byte_unit(value.type), own.rank - 1 if order is None else order[0]
+        bytes_only_there = own.rank and run_length(best, fast) % unit == 0 and run_length(own, fast) % unit
+        return best if bytes_only_there else own
+
+    @cached_property
+    def runs(self) -> dict[Value, tuple[int, ...]]:
+        """For each tile, how many elements in a row are equal along each dimension."""
+        return constancy(self.kernel, self.facts.divisors)
+
+    def provable_vector(self, op: ops.LoadGlobal | ops.StoreGlobal) -> int:
+        """Return a bound on the elements that one instruction may move, as far as is known of the tensor and the mask.
+
+        Where vectors cannot be used, neighbouring threads had better take neighbouring elements.
+        """
+        type = self.facts.tensor(op.tensor)
+        bound = max(1, type.align * 8 // type.dtype.bits)
+        if not type.rank:
+            return bound
+        fast = type.strides.index(1) if 1 in type.strides and type.strides[-1] != 1 else type.rank - 1
+        if op.mask is not None:
+            runs = self.runs[op.mask]
+            inner = fast - (type.rank - len(runs))
+            bound = gcd(bound, runs[inner] if inner >= 0 else 1)
+        for axis, stride in enumerate(type.strides):
+            if axis != fast:
+                bound = gcd(bound, divisor(stride))
+        if op.checked[fast]:
+            bound = gcd(bound, divisor(type.dims[fast]))
+        return bound
 
 
 def scan_layout(shape: tuple[int, ...], threads: int, axis: int) -> RegisterLayout:
@@ -323,35 +367,13 @@ def scans_in(layout: RegisterLayout, axis: int) -> bool:
     return inner_first and all(d.stride >= run for d in ordered)
 
 
-def memory_order(tensor: Value, rank: int) -> tuple[int, ...] | None:
+def memory_order(tensor: GlobalType, rank: int) -> tuple[int, ...] | None:
     """Return a tile's dimensions from the fastest in memory, or None for the usual order."""
-    assert isinstance(tensor.type, GlobalType)
-    strides = tensor.type.strides[tensor.type.rank - rank :]
+    strides = tensor.strides[tensor.rank - rank :]
     if not strides or strides[-1] == 1 or 1 not in strides:
         return None
     fastest = strides.index(1)
     return (fastest, *(d for d in reversed(range(rank)) if d != fastest))
-
-
-def provable_vector(op: ops.LoadGlobal | ops.StoreGlobal) -> int:
-    """Return a bound on the elements that one instruction may move, as far as the tensor's type tells.
-
-    Where vectors cannot be used, neighbouring threads had better take neighbouring elements.
-    """
-    type = op.tensor.type
-    assert isinstance(type, GlobalType)
-    if op.mask is not None:
-        return 1
-    bound = max(1, type.align * 8 // type.dtype.bits)
-    if not type.rank:
-        return bound
-    fast = type.strides.index(1) if 1 in type.strides and type.strides[-1] != 1 else type.rank - 1
-    for axis, stride in enumerate(type.strides):
-        if axis != fast:
-            bound = gcd(bound, divisor(stride))
-    if op.checked[fast]:
-        bound = gcd(bound, divisor(type.dims[fast]))
-    return bound
 
 
 def divisor(extent: Extent) -> int:
@@ -366,16 +388,22 @@ def layout_of(value: Value) -> RegisterLayout:
     return value.type.layout
 
 
-def run_length(layout: RegisterLayout) -> int:
-    """Return how many elements of a thread follow one another along the last dimension."""
+def run_length(layout: RegisterLayout, dim: int = -1) -> int:
+    """Return how many elements of a thread follow one another along a dimension, by default the last."""
     reach = 1
-    rest = [d for d in layout.local_digits if d.dim == layout.rank - 1]
+    rest = [d for d in layout.local_digits if d.dim == dim % layout.rank]
     while True:
         found = next((d for d in rest if d.stride == reach), None)
         if found is None:
             return reach
         rest.remove(found)
         reach *= found.size
+
+
+def byte_unit(type: Type) -> int:
+    """Return how many elements of a tile fill a byte in memory; 1 where no number of them does."""
+    assert isinstance(type, (RegisterType, SharedType))
+    return 1 if type.dtype.is_boolean or 8 % type.dtype.bits else 8 // type.dtype.bits
 
 
 class Assign(Rewriter):
@@ -385,7 +413,12 @@ class Assign(Rewriter):
         super().__init__()
         self.found = inference
         self.used = {value for op in inference.operations for value in op.inputs()}
-        self._converted: dict[tuple[Value, RegisterLayout], Value] = {}
+        self.made: dict[Value, Operation] = {}
+
+    def emit(self, operation: Operation) -> Operation:
+        if len(operation.results) == 1 and isinstance(operation, AGAIN):
+            self.made[operation.result] = operation
+        return super().emit(operation)
 
     def argument(self, old: Value) -> Value:
         new = Value(old.type, old.name)
@@ -406,7 +439,34 @@ class Assign(Rewriter):
         assert isinstance(value.type, RegisterType)
         if value.type.layout == layout:
             return value
+        if self.moves(value, REPEATS) is not None:
+            return self.again(value, layout)
         return self.emit(ops.ConvertLayout(value, layout, loc=loc)).result
+
+    def moves(self, value: Value, most: int) -> int | None:
+        """Return how many operations make a tile of nothing but scalars; None if not so, or if they are too many."""
+        op = self.made.get(value)
+        if op is None:
+            return None
+        count = 1
+        for source in op.inputs():
+            if isinstance(source.type, RegisterType):
+                found = self.moves(source, most - count) if most > count else None
+                if found is None:
+                    return None
+                count += found
+        return count
+
+    def again(self, value: Value, layout: RegisterLayout) -> Value:
+        """Make a tile of scalars once more, in another layout: cheaper than to exchange its elements."""
+        op = self.made[value]
+        if isinstance(op, (ops.Iota, ops.Splat)):
+            return self.emit(op.replace(layout=layout, results=())).result
+
+        def source(v: Value) -> Value:
+            return self.again(v, layout) if isinstance(v.type, RegisterType) else v
+
+        return self.emit(op.with_operands(source)).result
 
     def operand(self, old: Value, layout: RegisterLayout, loc: Location | None) -> Value:
         """Return an old operand in the layout wanted."""
@@ -443,6 +503,8 @@ class Assign(Rewriter):
             return
         if isinstance(op, (ops.LoadGlobal, ops.StoreGlobal)):
             self._global(op)
+            return
+        if isinstance(op, (ops.LoadShared, ops.StoreShared)) and self._shared(op):
             return
         if isinstance(op, ops.Scan):
             wanted = self.found.of(op.x)
@@ -485,6 +547,8 @@ class Assign(Rewriter):
             own = own.with_replication(threads // own.threads)
         wanted = self.found.of(op.result)
         assert wanted is not None
+        if isinstance(new, ops.LoadGlobal) and new.mask is not None:
+            new = new.replace(mask=self.convert(new.mask, own, op.loc))
         made = new.replace(
             layout=own,
             results=(Value(dataclasses.replace(new.result.type, layout=own), op.result.name),),
@@ -511,6 +575,24 @@ class Assign(Rewriter):
         value = self.operand(op.value, layout, op.loc)
         new = op.with_operands(lambda v: value if v is op.value else self.value(v))
         self.emit(new)
+
+    def _shared(self, op: ops.LoadShared | ops.StoreShared) -> bool:
+        """Move elements of less than a byte in whole bytes, where that takes another layout, and tell whether it does."""
+        value = op.result if isinstance(op, ops.LoadShared) else op.value
+        unit = byte_unit(value.type)
+        if unit == 1 or getattr(op, "layout", None) is not None:
+            return False
+        wanted, best = self.found.of(value), self.found.preferred(op, value)
+        assert wanted is not None
+        if not wanted.rank or run_length(wanted) % unit == 0 or run_length(best) % unit:
+            return False
+        if isinstance(op, ops.StoreShared):
+            self.emit(op.replace(tensor=self.value(op.tensor), value=self.operand(value, best, op.loc)))
+            return True
+        new = op.with_operands(self.value, None, (self.typed(value, best),)).replace(layout=best)
+        self.emit(new)
+        self.mapping[value] = self.convert(new.result, wanted, op.loc)
+        return True
 
     def _mapped(self, op: Operation, edges: list[Mapped]) -> None:
         """Bring operands into the layout from which the result's follows at no cost."""
@@ -564,6 +646,16 @@ class Assign(Rewriter):
         if own.threads != threads:
             own = own.with_replication(threads // own.threads)
         new = op.with_operands(self.value, None, (self.typed(op.result, own),))
-        new = new.replace(layout=own)
+        new = new.replace(x=self._as_said(op), layout=own)
         self.emit(new)
         self.mapping[op.result] = self.convert(new.result, wanted, op.loc)
+
+    def _as_said(self, op: ops.View) -> Value:
+        """Return the operand of a view in the layout that the user said for it: other bits would be other values."""
+        x = self.value(op.x)
+        assert isinstance(op.x.type, RegisterType)
+        said = op.x.type.layout
+        if op.layout is None or said is None:
+            return x
+        copies, rest = divmod(self.found.threads[op.x], said.threads)
+        return x if rest else self.convert(x, said.with_replication(copies), op.loc)

@@ -14,7 +14,8 @@ from tilus.ir import ops
 from tilus.ir.core import Operation, Region, Value, walk
 from tilus.ir.kernel import Kernel
 from tilus.ir.rewrite import Rewriter
-from tilus.ir.types import ScalarType, SharedType
+from tilus.ir.types import GlobalType, ScalarType, SharedType
+from tilus.passes.provenance import definitions, never_written, written_memory
 from tilus.passes.turns import index_of_turn, turn_count
 
 
@@ -22,11 +23,15 @@ def pipeline_loops(kernel: Kernel) -> Kernel:
     """Rewrite all loops that ask for stages."""
     if not any(isinstance(op, ops.For) and op.stages for op in walk(kernel.body)):
         return kernel
-    return Pipeliner().run(kernel)
+    return Pipeliner(kernel).run(kernel)
 
 
 class Pipeliner(Rewriter):
     """Rewrites loops with stages."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__()
+        self.kernel, self.made = kernel, definitions(kernel)
 
     def visit(self, op: Operation) -> None:
         if isinstance(op, ops.For) and op.stages:
@@ -54,7 +59,7 @@ class Pipeliner(Rewriter):
                 loc,
                 hint="allocate tiles with tilus.shared inside the loop and fill them with tilus.copy_async",
             )
-        produced = _slice(op.body, copies)
+        produced = self._slice(op.body, copies)
         staged: dict[Value, Value] = {}
         for buffer in buffers:
             made = ops.AllocShared(
@@ -162,6 +167,47 @@ class Pipeliner(Rewriter):
                 hint="use stages=2 or more, or a plain range",
             )
 
+    def _slice(self, body: Region, copies: list[ops.CopyAsync]) -> list[Operation]:
+        """Return the copies and the operations of the body that they depend on, in order.
+
+        Those are pure, or read what the loop does not write to, such as a table of pages.
+        """
+        written = written_memory(body, self.made)
+        needed: set[Value] = set()
+        for copy in copies:
+            needed.update((*copy.offsets, copy.tensor))
+        chosen: set[int] = {id(c) for c in copies}
+        for op in reversed(body.ops):
+            if not needed.intersection(op.results):
+                continue
+            table = op.tensor if isinstance(op, (ops.LoadGlobal, ops.Gather)) else None
+            reads = table is not None and isinstance(table.type, GlobalType)
+            if table is not None and reads and not never_written(table, written, self.kernel, self.made):
+                raise SyntaxNotSupported(
+                    "the place that copy_async reads from is loaded from memory that the loop may write to, so it "
+                    "cannot be loaded ahead of its iteration",
+                    op.loc,
+                    hint="store to another tensor, or use a plain range",
+                )
+            if not (op.pure or reads or isinstance(op, ops.Assume)) or any(True for _ in op.regions()):
+                raise SyntaxNotSupported(
+                    f"the place that copy_async reads from depends on {op.opcode}, which cannot run ahead of its "
+                    "iteration",
+                    op.loc,
+                    hint="compute it from the loop's index by arithmetic and loads, or use a plain range",
+                )
+            chosen.add(id(op))
+            needed.update(op.inputs())
+        carried = [value for value in body.args[1:] if value in needed]
+        if carried:
+            raise SyntaxNotSupported(
+                f"the place that copy_async reads from depends on {carried[0].name or 'a value'}, which the loop "
+                "carries from one iteration to the next",
+                copies[0].loc,
+                hint="compute it from the loop's index, or use a plain range",
+            )
+        return [op for op in body.ops if id(op) in chosen]
+
 
 def _staged_layout(buffer: ops.AllocShared, stages: int) -> object:
     layout = buffer.layout
@@ -169,31 +215,3 @@ def _staged_layout(buffer: ops.AllocShared, stages: int) -> object:
         return None
     assert isinstance(buffer.result.type, SharedType)
     return layout.prepend(stages, max(1, 1024 * 8 // max(1, buffer.dtype.bits)))
-
-
-def _slice(body: Region, copies: list[ops.CopyAsync]) -> list[Operation]:
-    """Return the copies and the pure operations of the body that they depend on, in order."""
-    needed: set[Value] = set()
-    for copy in copies:
-        needed.update((*copy.offsets, copy.tensor))
-    chosen: set[int] = {id(c) for c in copies}
-    for op in reversed(body.ops):
-        if not needed.intersection(op.results):
-            continue
-        if not op.pure or any(True for _ in op.regions()):
-            raise SyntaxNotSupported(
-                f"the place that copy_async reads from depends on {op.opcode}, which cannot run ahead of its iteration",
-                op.loc,
-                hint="compute it from the loop's index with arithmetic alone, or use a plain range",
-            )
-        chosen.add(id(op))
-        needed.update(op.inputs())
-    carried = [value for value in body.args[1:] if value in needed]
-    if carried:
-        raise SyntaxNotSupported(
-            f"the place that copy_async reads from depends on {carried[0].name or 'a value'}, which the loop carries "
-            "from one iteration to the next",
-            copies[0].loc,
-            hint="compute it from the loop's index, or use a plain range",
-        )
-    return [op for op in body.ops if id(op) in chosen]

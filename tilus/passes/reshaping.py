@@ -76,7 +76,40 @@ def mapped(op: Operation) -> list[Mapped]:
         return [
             Mapped(op, p, op.result, lambda l: outer * l, lambda l: l.left_divide(outer)) for p in op.parts
         ]
+    if isinstance(op, ops.View) and op.layout is None and rows_of_bits(op):
+        return [Mapped(op, op.x, op.result, lambda l: seen_forward(op, l), lambda l: seen_backward(op, l))]
     return []
+
+
+def rows_of_bits(op: ops.View) -> bool:
+    """Tell whether a view sees the bits of each row as elements of another width."""
+    assert isinstance(op.x.type, RegisterType)
+    old, new = op.x.type, op.shape
+    return (
+        old.dtype.bits != op.dtype.bits
+        and old.shape[:-1] == new[:-1]
+        and old.shape[-1] * old.dtype.bits == new[-1] * op.dtype.bits
+    )
+
+
+def runs(op: ops.View) -> tuple[RegisterLayout, RegisterLayout]:
+    """Return the fewest neighbours of a row, before and after a view, that have the same bits."""
+    assert isinstance(op.x.type, RegisterType)
+    old, new = op.x.type.dtype.bits, op.dtype.bits
+    outer = (1,) * (len(op.shape) - 1)
+    return local(*outer, new // gcd(old, new)), local(*outer, old // gcd(old, new))
+
+
+def seen_forward(op: ops.View, layout: RegisterLayout) -> RegisterLayout:
+    """Return the layout of a view of rows whose operand lies in `layout`."""
+    before, after = runs(op)
+    return layout / before * after
+
+
+def seen_backward(op: ops.View, layout: RegisterLayout) -> RegisterLayout:
+    """Return the layout of the operand of a view of rows that lies in `layout`."""
+    before, after = runs(op)
+    return layout / after * before
 
 
 def attempt(
@@ -137,6 +170,9 @@ def plain_source(op: Operation, threads: int) -> RegisterLayout:
         )
     source = next(op.inputs()).type
     assert isinstance(source, RegisterType)
+    if isinstance(op, ops.View):
+        run = runs(op)[0]
+        return coalesced(tuple(n // r for n, r in zip(source.shape, run.shape, strict=True)), threads) * run
     return coalesced(source.shape, threads)
 
 

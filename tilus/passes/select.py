@@ -58,6 +58,6 @@ class Selector(Protocol):
         """Return the wavefronts of moving a tile between registers and shared memory, by the best instruction."""
         ...
 
-    def copy_cost(self, shared: SharedLayout, threads: int, bits: int) -> float:
-        """Return the wavefronts of an asynchronous copy into shared memory."""
+    def copy_cost(self, shared: SharedLayout, threads: int, bits: int, along: int | None = None) -> float:
+        """Return the wavefronts of an asynchronous copy, in pieces along a dimension, into shared memory."""
         ...

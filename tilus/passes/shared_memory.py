@@ -13,7 +13,7 @@ from tilus.ir import ops
 from tilus.ir.core import Operation, Region, Value
 from tilus.ir.kernel import Kernel
 from tilus.ir.rewrite import Rewriter
-from tilus.ir.types import RegisterType, SharedType
+from tilus.ir.types import GlobalType, RegisterType, SharedType
 from tilus.layout import (
     LayoutError,
     RegisterLayout,
@@ -25,6 +25,7 @@ from tilus.layout import (
 )
 from tilus.layout.conversion import Plan
 from tilus.layout.hopper import canonical, describe_matrix, tma_boxes
+from tilus.passes.layouts import memory_order
 from tilus.passes.select import Selector
 
 ALIGNMENT = 1024
@@ -37,13 +38,15 @@ class Use:
     """An access to a whole shared tile.
 
     `kind` is load or store (by registers of a layout), copy (asynchronous, by threads), bulk (by TMA), or matrix
-    (by wgmma, which sees the tile as rows of M or N and columns of K after `perm`).
+    (by wgmma, which sees the tile as rows of M or N and columns of K after `perm`). `order` are the tile's dimensions
+    from the fastest in global memory, None for the usual order.
     """
 
     kind: str
     registers: RegisterLayout | None
     threads: int
     perm: tuple[int, ...] | None
+    order: tuple[int, ...] | None = None
 
 
 def plan_shared_memory(kernel: Kernel, selector: Selector) -> Kernel:
@@ -87,9 +90,9 @@ class Layouts(Rewriter):
                 assert isinstance(op.value.type, RegisterType)
                 self._use(op.tensor, "store", op.value.type.layout, threads)
             elif isinstance(op, ops.CopyAsync):
-                self._use(op.shared, "copy", None, threads)
+                self._use(op.shared, "copy", None, threads, order=order_of(op))
             elif isinstance(op, (ops.CopyBulk, ops.StoreBulk)):
-                self._use(op.shared, "bulk", None, threads)
+                self._use(op.shared, "bulk", None, threads, order=order_of(op))
             elif isinstance(op, ops.DotAsync):
                 if isinstance(op.a.type, SharedType):
                     self._use(op.a, "matrix", None, threads)
@@ -111,14 +114,20 @@ class Layouts(Rewriter):
             self.reshapes.setdefault(base, []).append((*chain, op))
 
     def _use(
-        self, tensor: Value, kind: str, registers: RegisterLayout | None, threads: int, turned: bool = False
+        self,
+        tensor: Value,
+        kind: str,
+        registers: RegisterLayout | None,
+        threads: int,
+        turned: bool = False,
+        order: tuple[int, ...] | None = None,
     ) -> None:
         if tensor in self.root:
             base, _, perm = self.root[tensor]
             if kind == "matrix":
                 perm = perm or (0, 1)
                 perm = (perm[1], perm[0]) if turned else perm
-            self.uses.setdefault(base, []).append(Use(kind, registers, threads, perm))
+            self.uses.setdefault(base, []).append(Use(kind, registers, threads, perm, order))
 
     def visit(self, op: Operation) -> None:
         if isinstance(op, ops.AllocShared) and op.layout is None:
@@ -156,7 +165,13 @@ class Layouts(Rewriter):
         best: tuple[float, int] | None = None
         chosen = row_major(*tile)
         matrix = next((use.perm for use in uses if use.kind == "matrix"), None)
-        found = candidates(tile, bits) if matrix is None else matrix_candidates(tile, bits, matrix, op)
+        # Copies of columns want them contiguous.
+        columns = any(use.order == (0, 1) and use.perm in (None, (0, 1)) for use in uses)
+        if matrix is None:
+            found = candidates(tile, bits)
+            found += [layout.transpose() for layout in candidates(tile[::-1], bits)] if columns else []
+        else:
+            found = matrix_candidates(tile, bits, matrix, 0 if columns else 1, op)
         for number, layout in enumerate(found):
             cost = sum(self._cost(use, layout, bits, len(staged)) for use in uses)
             whole = with_stages(layout, staged, bits)
@@ -172,18 +187,24 @@ class Layouts(Rewriter):
             if use.perm is not None:
                 seen = layout.transpose(use.perm)
             if use.kind == "bulk":
-                tma_boxes(seen, bits)
+                tma_boxes(seen, bits, use.order)
                 return 0.0
             if use.kind == "matrix":
                 describe_matrix(seen, bits)
                 return 0.0
             if use.registers is None:
-                return self.selector.copy_cost(seen, use.threads, bits)
+                return self.selector.copy_cost(seen, use.threads, bits, use.order and use.order[0])
             if use.registers.shape != seen.shape:
                 return 0.0
             return self.selector.shared_cost(use.registers, seen, bits, use.kind == "load")
         except LayoutError:
             return float("inf")
+
+
+def order_of(op: ops.CopyAsync | ops.CopyBulk | ops.StoreBulk) -> tuple[int, ...] | None:
+    """Return the dimensions of a copy's tile from the fastest in global memory, or None for the usual order."""
+    assert isinstance(op.tensor.type, GlobalType) and isinstance(op.shared.type, SharedType)
+    return memory_order(op.tensor.type, len(op.shared.type.shape))
 
 
 def with_stages(layout: SharedLayout, staged: tuple[int, ...], bits: int) -> SharedLayout:
@@ -223,11 +244,11 @@ def candidates(shape: tuple[int, ...], bits: int) -> list[SharedLayout]:
 
 
 def matrix_candidates(
-    shape: tuple[int, ...], bits: int, perm: tuple[int, ...], op: ops.AllocShared
+    shape: tuple[int, ...], bits: int, perm: tuple[int, ...], fast: int, op: ops.AllocShared
 ) -> list[SharedLayout]:
-    """Return the canonical layouts of a wgmma operand, its last dimension contiguous, the widest swizzle first."""
+    """Return the canonical layouts of a wgmma operand, one of its dimensions contiguous, the widest swizzle first."""
     seen = tuple(shape[p] for p in perm)
-    major: Literal["k", "mn"] = "k" if perm[1] == 1 else "mn"
+    major: Literal["k", "mn"] = "k" if perm[1] == fast else "mn"
     found = []
     reason = ""
     for span in (128, 64, 32, 0):

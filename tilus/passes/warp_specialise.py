@@ -23,6 +23,8 @@ from tilus.ir.types import GlobalType, RegisterType, ScalarType, SharedType, Sym
 from tilus.passes.canonicalise import handed_on
 from tilus.passes.carrying import Carrier, holders_of
 from tilus.passes.dead_code import keep_only
+from tilus.passes.layouts import memory_order
+from tilus.passes.provenance import definitions, never_written, written_memory
 from tilus.passes.select import Selector
 
 WARPGROUP = 4
@@ -81,12 +83,19 @@ def _specialised(kernel: Kernel, pipelined: list[ops.For], selector: Selector) -
             raise NotFit(f"the kernel has {op.opcode}, and so divides the work itself", op.loc)
         if isinstance(op, ops.BarrierAlloc) and op not in kernel.body.ops:
             raise NotFit("a barrier is made in a loop or a branch", op.loc)
-    written = _written(kernel.body)
+    defined = definitions(kernel)
+    written = written_memory(kernel.body, defined)
+    fixed = {
+        op.tensor
+        for op in walk(kernel.body)
+        if isinstance(op, (ops.LoadGlobal, ops.Gather, ops.CopyAsync))
+        and never_written(op.tensor, written, kernel, defined)
+    }
     found: dict[int, Loop] = {}
     for op in pipelined:
         loop = qualify(op, kernel, selector)
         for copy in loop.copies:
-            if copy.tensor in written:
+            if copy.tensor not in fixed:
                 raise NotFit(
                     f"the kernel also writes to {copy.tensor.name or 'a tensor'} that it copies", copy.loc
                 )
@@ -94,7 +103,7 @@ def _specialised(kernel: Kernel, pipelined: list[ops.For], selector: Selector) -
     made = Builder(kernel, found)
     producer = made.producer()
     for op in walk(producer):
-        if id(op) not in made.started and not _may_run_twice(op, kernel, written):
+        if id(op) not in made.started and not _may_run_twice(op, fixed):
             raise NotFit(
                 f"where copies read from depends on {op.opcode}, which only one program may run", op.loc
             )
@@ -105,20 +114,10 @@ def _specialised(kernel: Kernel, pipelined: list[ops.For], selector: Selector) -
 UNFIT = (ops.WarpGroup, ops.ClusterArrive, ops.ClusterWait, ops.Remote)
 
 
-def _written(body: Region) -> set[Value]:
-    """Return the global tensors that a kernel writes to."""
-    return {
-        effect.value
-        for op in walk(body)
-        for effect in op.effects()
-        if effect.kind == "write" and effect.space == "global" and effect.value is not None
-    }
-
-
-def _may_run_twice(op: Operation, kernel: Kernel, written: set[Value]) -> bool:
+def _may_run_twice(op: Operation, fixed: set[Value]) -> bool:
     """Tell whether the producer may do what the consumers do too: what always gives the same and touches nothing."""
     if isinstance(op, (ops.LoadGlobal, ops.Gather)):
-        return op.tensor in kernel.params and op.tensor not in written
+        return op.tensor in fixed
     if isinstance(op, (ops.Dot, ops.ConvertLayout)) or not (op.pure or op.terminator):
         return isinstance(op, (ops.For, ops.Loop, ops.If, ops.Assume, ops.WaitForPrevious))
     return True
@@ -144,8 +143,8 @@ def qualify(op: ops.For, kernel: Kernel, selector: Selector) -> Loop:
         )
     if any(isinstance(x, ops.CopyAsync) and x not in copies for x in inside):
         raise NotFit("a copy stands under an if or a loop", op.loc)
-    for copy in copies:
-        _check_bulk_copy(copy, kernel)
+    # Which dimension of each tile is contiguous, in shared memory as in the tensor.
+    runs = {copy.shared: _check_bulk_copy(copy, kernel) for copy in copies}
     for x in inside:
         reads = own.intersection(x.inputs())
         if reads and not isinstance(x, (ops.CopyAsync, ops.LoadShared, ops.SharedPermute)):
@@ -156,7 +155,7 @@ def qualify(op: ops.For, kernel: Kernel, selector: Selector) -> Loop:
         assert isinstance(b, RegisterType)
         assert isinstance(c, RegisterType)
         for operand, fast in ((dot.a, 1), (dot.b, 0)):
-            major = _contiguous(operand, made, own)
+            major = _contiguous(operand, made, runs)
             if major is None:
                 raise NotFit("an operand of dot is not what a load of a shared tile gives", dot.loc)
             if major != fast and a.dtype.bits != 16:
@@ -169,22 +168,22 @@ def qualify(op: ops.For, kernel: Kernel, selector: Selector) -> Loop:
     return Loop(op, buffers, copies, dots)
 
 
-def _contiguous(operand: Value, made: dict[Value, Operation], own: set[Value]) -> int | None:
+def _contiguous(operand: Value, made: dict[Value, Operation], runs: dict[Value, int]) -> int | None:
     """Return which dimension of a dot's operand is contiguous in the shared tile that it is loaded from."""
     load = made.get(operand)
     if not isinstance(load, ops.LoadShared) or load.layout is not None:
         return None
     source = load.tensor
-    if source in own:
-        return 1
+    if source in runs:
+        return runs[source]
     view = made.get(source)
-    if isinstance(view, ops.SharedPermute) and view.tensor in own and view.perm == (1, 0):
-        return 0
+    if isinstance(view, ops.SharedPermute) and view.tensor in runs and view.perm == (1, 0):
+        return 1 - runs[view.tensor]
     return None
 
 
-def _check_bulk_copy(copy: ops.CopyAsync, kernel: Kernel) -> None:
-    """Raise NotFit if TMA cannot make a copy."""
+def _check_bulk_copy(copy: ops.CopyAsync, kernel: Kernel) -> int:
+    """Return which dimension of a tile TMA copies in runs; raise NotFit if it cannot make the copy."""
     type, shared = copy.tensor.type, copy.shared.type
     assert isinstance(type, GlobalType)
     assert isinstance(shared, SharedType)
@@ -193,11 +192,15 @@ def _check_bulk_copy(copy: ops.CopyAsync, kernel: Kernel) -> None:
         raise NotFit("TMA copies from parameters of the kernel, of rank 5 at most", copy.loc)
     if bits % 8 or type.align % TMA_ALIGN:
         raise NotFit(f"TMA takes whole bytes, from tensors aligned to {TMA_ALIGN} bytes", copy.loc)
-    if len(shared.shape) != 2 or type.strides[-1] != 1 or shared.shape[1] * bits // 8 % TMA_ALIGN:
+    fast = 0 if memory_order(type, 2) == (0, 1) else 1
+    run = type.strides[fast - 2] if type.rank > 1 else 0
+    if len(shared.shape) != 2 or run != 1 or shared.shape[fast] * bits // 8 % TMA_ALIGN:
         raise NotFit(f"the copy is not one of rows of whole {TMA_ALIGN} bytes", copy.loc)
-    steps = [s.divisor if isinstance(s, Symbol) else s for s in type.strides[:-1]]
+    others = type.strides[: fast - 2] + type.strides[type.rank + fast - 1 :]
+    steps = [s.divisor if isinstance(s, Symbol) else s for s in others]
     if any(step * bits // 8 % TMA_ALIGN for step in steps):
         raise NotFit(f"rows of the tensor are not known to begin at multiples of {TMA_ALIGN} bytes", copy.loc)
+    return fast
 
 
 class Builder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 from tilus import dtypes
@@ -17,6 +18,8 @@ from tilus.ir.core import Operation, Region, Value
 from tilus.ir.kernel import Kernel
 from tilus.ir.types import GlobalType, RegisterType, ScalarType
 from tilus.layout import Digit, RegisterLayout, SharedLayout
+from tilus.passes.constancy import constancy
+from tilus.passes.divisibility import Facts
 
 # PTX ISA, bar: barriers 0 to 15.
 HARDWARE_BARRIERS = 16
@@ -24,7 +27,7 @@ HARDWARE_BARRIERS = 16
 
 @dataclass(frozen=True)
 class GlobalTensor:
-    """A global tensor at run time: pointer, extents (i32), strides (i64, in elements)."""
+    """A global tensor at run time: pointer, extents (i32, or i64 in a view), strides (i64, in elements)."""
 
     type: GlobalType
     pointer: V
@@ -99,11 +102,11 @@ Lowered = V | Tile | GlobalTensor | SharedTensor | Barriers
 class Context:
     """The state of lowering one kernel for one target."""
 
-    def __init__(self, kernel: Kernel, target: Target, writer: Writer, divisors: dict[Value, int]) -> None:
+    def __init__(self, kernel: Kernel, target: Target, writer: Writer, facts: Facts) -> None:
         self.kernel = kernel
         self.target = target
         self.w = writer
-        self.divisors = divisors
+        self.facts = facts
         self.values: dict[Value, Lowered] = {}
         self.group = Group(0, kernel.warps, 0)
         self.barriers = {(0, kernel.warps): 0}
@@ -144,7 +147,12 @@ class Context:
 
     def divisor(self, value: Value) -> int:
         """Return an integer that divides a scalar for certain; 0 means that it is zero."""
-        return self.divisors.get(value, 1)
+        return self.facts.divisors.get(value, 1)
+
+    @cached_property
+    def runs(self) -> dict[Value, tuple[int, ...]]:
+        """For each tile, how many elements in a row are equal along each dimension."""
+        return constancy(self.kernel, self.facts.divisors)
 
     def layout(self, value: Value) -> RegisterLayout:
         """Return the layout of a register tile."""

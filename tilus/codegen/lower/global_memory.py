@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import gcd
 
-from tilus.codegen.llvm_text import V, integer
+from tilus.codegen.llvm_text import V, Writer, integer
 from tilus.codegen.lower.context import Context, GlobalTensor, lowers
 from tilus.codegen.lower.words import (
     load_words,
@@ -48,7 +48,7 @@ def plan_access(
     offsets: tuple[Value, ...],
     layout: RegisterLayout,
     checked: tuple[bool, ...],
-    masked: bool,
+    mask: Value | None,
     limit_bits: int = 128,
     along: int | None = None,
 ) -> Access:
@@ -58,8 +58,10 @@ def plan_access(
     dim = layout.rank - 1 if along is None else along
     fast = lead + dim
     run = 1
-    if layout.rank and not masked and tensor.type.strides[fast] == 1:
+    if layout.rank and tensor.type.strides[fast] == 1:
         run = local_run(layout, dim)
+        if mask is not None:
+            run = gcd(run, ctx.runs[mask][dim])
         # Every row must start at a multiple of the vector, and the tensor must end at one.
         run = gcd(run, ctx.divisor(offsets[fast]))
         for d in layout.spatial_digits + layout.local_digits:
@@ -136,8 +138,10 @@ class Addresses:
         thread = ctx.coordinates(layout)
         self.coordinates: list[V] = []
         for axis, value in enumerate(offsets):
-            at = w.convert("trunc", ctx.scalar(value), "i32")
-            self.coordinates.append(w.add(at, thread[axis - lead]) if axis >= lead else at)
+            at = ctx.scalar(value)
+            if axis >= lead:
+                at = w.add(at, w.convert("zext", thread[axis - lead], at.type))
+            self.coordinates.append(at)
         linear = integer(0, 64)
         for at, stride in zip(self.coordinates, tensor.strides, strict=True):
             linear = w.add(linear, w.mul(w.convert("sext", at, "i64"), stride))
@@ -179,12 +183,19 @@ class Addresses:
             position = index[axis - self.lead] if axis >= self.lead else 0
             key = (axis, position)
             if key not in self._inside:
-                # Unsigned, so that negative coordinates are outside too.
-                here = w.add(at, integer(position))
-                self._inside[key] = w.icmp("ult", here, self.tensor.dims[axis])
+                here = w.add(at, integer(position, int(at.type[1:])))
+                self._inside[key] = within(w, here, self.tensor.dims[axis])
             found = self._inside[key]
             result = found if result is None else w.binary("and", result, found)
         return result
+
+
+def within(w: Writer, at: V, extent: V) -> V:
+    """Return whether a coordinate lies in an extent; either may have 32 or 64 bits."""
+    if at.type != extent.type:
+        at, extent = w.convert("sext", at, "i64"), w.convert("zext", extent, "i64")
+    # Unsigned, so that negative coordinates are outside too.
+    return w.icmp("ult", at, extent)
 
 
 def both(ctx: Context, a: V | None, b: V | None) -> V | None:
@@ -225,7 +236,7 @@ def lower_load_global(ctx: Context, op: ops.LoadGlobal) -> None:
     layout = ctx.layout(op.result)
     dtype = tensor.type.dtype
     along = fastest(tensor, layout.rank)
-    access = plan_access(ctx, tensor, op.offsets, layout, op.checked, op.mask is not None, along=along)
+    access = plan_access(ctx, tensor, op.offsets, layout, op.checked, op.mask, along=along)
     addresses = Addresses(ctx, tensor, op.offsets, layout, op.checked)
     mask = elements_of(w, ctx.tile(op.mask)) if op.mask is not None else None
     other = fill_words(ctx, dtype, ctx.scalar(op.other) if op.other is not None else None)
@@ -249,7 +260,7 @@ def lower_store_global(ctx: Context, op: ops.StoreGlobal) -> None:
     tensor = ctx.tensor(op.tensor)
     tile = ctx.tile(op.value)
     along = fastest(tensor, tile.layout.rank)
-    access = plan_access(ctx, tensor, op.offsets, tile.layout, op.checked, op.mask is not None, along=along)
+    access = plan_access(ctx, tensor, op.offsets, tile.layout, op.checked, op.mask, along=along)
     addresses = Addresses(ctx, tensor, op.offsets, tile.layout, op.checked)
     mask = elements_of(w, ctx.tile(op.mask)) if op.mask is not None else None
     once = ctx.is_first_replica(tile.layout)
@@ -282,8 +293,7 @@ def element_inside(ctx: Context, tensor: GlobalTensor, index: list[V]) -> V | No
     w = ctx.w
     result: V | None = None
     for at, extent in zip(index, tensor.dims, strict=True):
-        here = w.icmp("ult", at, w.convert("zext", extent, at.type))
-        result = both(ctx, result, here)
+        result = both(ctx, result, within(w, at, extent))
     return result
 
 

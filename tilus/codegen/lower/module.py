@@ -27,7 +27,7 @@ from tilus.dtypes import DType
 from tilus.errors import ResourceExceeded, TargetNotSupported
 from tilus.ir.kernel import Kernel
 from tilus.ir.types import Extent, GlobalType, PointerType, ScalarType, Symbol
-from tilus.passes.divisibility import divisors
+from tilus.passes.divisibility import facts
 
 MAX_WARPS = 32
 
@@ -56,7 +56,7 @@ def lower_kernel(kernel: Kernel, target: Target) -> tuple[str, tuple[TensorMap, 
     from tilus import __version__
 
     writer = Writer(f"tilus {__version__}")
-    ctx = Context(kernel, target, writer, divisors(kernel))
+    ctx = Context(kernel, target, writer, facts(kernel))
     if kernel.loc is not None:
         ctx.scope = writer.subprogram(kernel.name, kernel.loc.file, kernel.loc.line)
         writer.locate(kernel.loc, ctx.scope)

@@ -9,7 +9,7 @@ from tilus.codegen.registers import Tile, elements_of, llvm_type
 from tilus.dtypes import DType
 from tilus.errors import TypeMismatch
 from tilus.ir import ops
-from tilus.ir.types import GlobalType, PointerType
+from tilus.ir.types import PointerType
 
 
 def constant(value: int | float | bool, dtype: DType) -> V:
@@ -49,7 +49,7 @@ def lower_cluster_rank(ctx: Context, op: ops.ClusterRank) -> None:
 
 @lowers(ops.Dim)
 def lower_dim(ctx: Context, op: ops.Dim) -> None:
-    ctx.values[op.result] = ctx.tensor(op.tensor).dims[op.axis]
+    ctx.values[op.result] = ctx.w.convert("trunc", ctx.tensor(op.tensor).dims[op.axis], "i32")
 
 
 @lowers(ops.Stride)
@@ -83,16 +83,16 @@ def lower_pointer_cast(ctx: Context, op: ops.PointerCast) -> None:
 @lowers(ops.GlobalView)
 def lower_global_view(ctx: Context, op: ops.GlobalView) -> None:
     w = ctx.w
-    assert isinstance(op.result.type, GlobalType)
+    type = ctx.facts.tensor(op.result)
     dims = [
-        integer(known) if isinstance(known, int) else w.convert("trunc", ctx.scalar(value), "i32")
-        for value, known in zip(op.shape, op.result.type.dims, strict=True)
+        integer(known, 32 if known < 1 << 31 else 64) if isinstance(known, int) else ctx.scalar(value)
+        for value, known in zip(op.shape, type.dims, strict=True)
     ]
     strides = [
         integer(known, 64) if isinstance(known, int) else w.convert("sext", ctx.scalar(value), "i64")
-        for value, known in zip(op.strides, op.result.type.strides, strict=True)
+        for value, known in zip(op.strides, type.strides, strict=True)
     ]
-    ctx.values[op.result] = GlobalTensor(op.result.type, ctx.scalar(op.pointer), tuple(dims), tuple(strides))
+    ctx.values[op.result] = GlobalTensor(type, ctx.scalar(op.pointer), tuple(dims), tuple(strides))
 
 
 @lowers(ops.Assume)

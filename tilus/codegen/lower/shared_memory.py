@@ -13,9 +13,12 @@ from tilus.codegen.lower.global_memory import (
     NOTHING,
     Addresses,
     both,
+    fastest,
     gather_global,
+    group_elements,
     plan_access,
     scatter_global,
+    within,
 )
 from tilus.codegen.lower.words import (
     load_words,
@@ -316,11 +319,11 @@ def lower_gather(ctx: Context, op: ops.Gather) -> None:
 def shared_element(ctx: Context, tensor: SharedTensor, index: list[V], checked: bool) -> tuple[V, V | None]:
     """Return the pointer of one element, and whether the index lies in the tensor."""
     w = ctx.w
-    index = [w.convert("trunc", i, "i32") for i in index]
     inside: V | None = None
     if checked:
         for at, extent in zip(index, tensor.layout.shape, strict=True):
-            inside = both(ctx, inside, w.icmp("ult", at, integer(extent)))
+            inside = both(ctx, inside, within(w, at, integer(extent)))
+    index = [w.convert("trunc", i, "i32") for i in index]
     bits = memory_dtype(tensor.dtype).bits
     if bits % 8:
         raise TypeMismatch(
@@ -348,15 +351,30 @@ def lower_scatter(ctx: Context, op: ops.Scatter) -> None:
         store_to(ctx, tensor, pointer, words, bits, predicate)
 
 
-def copy_layout(shape: tuple[int, ...], threads: int, bits: int) -> RegisterLayout:
+def copy_layout(shape: tuple[int, ...], threads: int, bits: int, along: int | None = None) -> RegisterLayout:
     """Return which thread copies which part of a tile: 16 bytes each, neighbours next to each other.
 
-    A tile of fewer such parts than threads is copied by some of them.
+    The parts lie along a dimension, by default the last. A tile of fewer such parts than threads is copied by some.
     """
     vector = max(1, 128 // bits)
     busy = gcd(threads, max(1, prod(shape) // vector))
-    layout = coalesced(shape, busy, vector)
+    order = None if along is None else (along, *(d for d in reversed(range(len(shape))) if d != along))
+    layout = coalesced(shape, busy, vector, order)
     return layout if busy == threads else layout.with_replication(threads // busy)
+
+
+def copy_run(layout: RegisterLayout, shared: SharedTensor, along: int | None) -> int:
+    """Return how many elements that follow one another along a dimension may go to shared memory at once."""
+    dim = layout.rank - 1 if along is None else along
+    bits = memory_dtype(shared.dtype).bits
+    run = max(1, min(128, shared.align * 8) // bits)
+    while run > 1:
+        found = contiguity(layout, shared.layout, run)
+        moves = found.vector == run and run * bits in (8, 16, 32, 64, 128)
+        if moves and set(found.groups) == set(group_elements(layout, dim, run)):
+            return run
+        run = min(run // 2, found.vector)
+    return 1
 
 
 @lowers(ops.CopyAsync)
@@ -364,11 +382,12 @@ def lower_copy_async(ctx: Context, op: ops.CopyAsync) -> None:
     w = ctx.w
     shared, tensor = ctx.shared(op.shared), ctx.tensor(op.tensor)
     bits = memory_dtype(shared.dtype).bits
-    layout = copy_layout(shared.layout.shape, ctx.group.threads, bits)
-    _, width = shared_access(layout, shared)
-    access = plan_access(ctx, tensor, op.offsets, layout, op.checked, False, width)
+    along = fastest(tensor, shared.layout.rank)
+    layout = copy_layout(shared.layout.shape, ctx.group.threads, bits, along)
+    width = bits * copy_run(layout, shared, along)
+    access = plan_access(ctx, tensor, op.offsets, layout, op.checked, None, width, along)
     if access.bits < 32 or not ctx.target.has("cp_async"):
-        copy_through_registers(ctx, op, tensor, shared, layout)
+        copy_through_registers(ctx, op, tensor, shared, layout, along)
         return
     addresses = Addresses(ctx, tensor, op.offsets, layout, op.checked)
     targets = SharedAddresses(ctx, layout, shared, [g[0] for g in access.groups])
@@ -393,11 +412,16 @@ def lower_copy_async(ctx: Context, op: ops.CopyAsync) -> None:
 
 
 def copy_through_registers(
-    ctx: Context, op: ops.CopyAsync, tensor: GlobalTensor, shared: SharedTensor, layout: RegisterLayout
+    ctx: Context,
+    op: ops.CopyAsync,
+    tensor: GlobalTensor,
+    shared: SharedTensor,
+    layout: RegisterLayout,
+    along: int | None,
 ) -> None:
     """Copy at once, where no asynchronous instruction moves so few bytes or the target has none."""
     w = ctx.w
-    access = plan_access(ctx, tensor, op.offsets, layout, op.checked, False)
+    access = plan_access(ctx, tensor, op.offsets, layout, op.checked, None, along=along)
     addresses = Addresses(ctx, tensor, op.offsets, layout, op.checked)
     words = []
     for group in access.groups:

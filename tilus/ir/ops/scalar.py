@@ -115,14 +115,15 @@ class PointerCast(Operation):
 
 @op("assume", pure=False)
 class Assume(Operation):
-    """A promise that `value` is a multiple of `divisor`; the result carries it."""
+    """A promise that an integer is a multiple of `divisor`, or a pointer of so many bytes; the result carries it."""
 
     value: Value = operand()
     divisor: int = attribute()
 
     def infer(self) -> tuple[Type, ...]:
-        if not (isinstance(self.value.type, ScalarType) and self.value.type.dtype.is_integer):
-            raise TypeMismatch(f"assume takes an integer, not {self.value.type}")
+        pointer = isinstance(self.value.type, PointerType)
+        if not pointer and not (isinstance(self.value.type, ScalarType) and self.value.type.dtype.is_integer):
+            raise TypeMismatch(f"assume takes an integer or a pointer, not {self.value.type}")
         if self.divisor < 1:
             raise TypeMismatch(f"assume takes a positive divisor, not {self.divisor}")
         return (self.value.type,)

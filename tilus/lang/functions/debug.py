@@ -31,21 +31,23 @@ def static_print(*values: Any) -> None:
 
 
 def assume(condition: Any, divisor: int | None = None) -> Any:
-    """Promise that an integer is a multiple of another.
+    """Promise that an integer is a multiple of another, or that a pointer is aligned to a number of bytes.
 
     `tilus.assume(m % 16 == 0)` is a promise about the name `m`, from here on; `m = tilus.assume(m, 16)` is the same.
+    `p = tilus.assume(p, 16)` says of a pointer that its address is a multiple of 16 bytes, so that a tensor made of
+    it moves 16 bytes at once.
 
     Parameters
     ----------
-    condition : Scalar
-        A comparison of that form, or the integer itself.
+    condition : Scalar or Pointer
+        A comparison of that form, or the integer or the pointer itself.
     divisor : int, optional
-        Known at compile time.
+        Known at compile time; in bytes for a pointer.
 
     Returns
     -------
-    Scalar
-        The integer, with the promise.
+    Scalar or Pointer
+        The value, with the promise.
     """
     raise only_in_kernel("tilus.assume")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tilus.dtypes import boolean
 from tilus.errors import TilusError, TypeMismatch
-from tilus.ir import RegisterType, ScalarType, Value, ops
+from tilus.ir import PointerType, RegisterType, ScalarType, Value, ops
 from tilus.lang import functions
 from tilus.lang.diagnostics import describe
 from tilus.lang.promotion import is_number
@@ -68,13 +68,10 @@ def assume(t: Tracer, condition: Any, divisor: Any) -> Any:
         if condition % amount:
             raise StaticAssertionFailed(f"assume: {condition} is no multiple of {amount}")
         return condition
-    if (
-        not isinstance(condition, Value)
-        or not isinstance(condition.type, ScalarType)
-        or not condition.type.dtype.is_integer
-    ):
+    type = condition.type if isinstance(condition, Value) else None
+    if not isinstance(type, PointerType) and not (isinstance(type, ScalarType) and type.dtype.is_integer):
         raise TypeMismatch(
-            f"assume is about an integer scalar, not {describe(condition)}",
+            f"assume is about an integer scalar or a pointer, not {describe(condition)}",
             hint="m = a.shape[0], then m = tilus.assume(m, 16)",
         )
     return t.value(ops.Assume, condition, amount)
