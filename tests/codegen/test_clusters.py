@@ -9,6 +9,7 @@ import tilus
 from tilus import Tensor, constexpr, float16, float32
 from tilus.codegen.assemble import available
 from tilus.errors import LaunchError, TargetNotSupported
+from tilus.runtime.signature import Signature
 
 TARGET = "sm_90a"
 
@@ -278,11 +279,17 @@ def test_targets_without_clusters_refuse_them(target):
         cluster_sums.compile(x, sums, target=target)
     assert error.value.location is not None
     assert error.value.hint == "leave out cluster="
-    for next in (False, True):
-        with pytest.raises(TargetNotSupported, match=f"{target} has no launches that overlap") as error:
-            waiting.compile(torch.zeros(32), target=target, next=next)
-        assert error.value.location is not None
-        assert error.value.location.line > 200
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_89", "sm_90a"])
+@pytest.mark.parametrize("next", [False, True])
+def test_launches_that_follow_one_another_need_not_wait(target, next):
+    out = torch.ones(32)
+    waiting.simulate(out, target=target, next=next).raise_if_hazards()
+    assert not out.any()
+    compiled = waiting.compile(out, target=target, next=next)
+    assert ("griddepcontrol" in compiled.ptx) == (target == "sm_90a")
+    assert Signature.of(compiled).overlaps == (target == "sm_90a" and not next)
 
 
 @pytest.mark.parametrize("how", ["load", "store", "atomic"])

@@ -11,6 +11,7 @@ from typing import Any
 from tilus import dtypes
 from tilus.codegen.compiler import Compiled
 from tilus.codegen.lower.hopper import TensorMap
+from tilus.codegen.target import target
 from tilus.dtypes import DType
 from tilus.errors import LaunchError
 from tilus.ir import Extent, GlobalType, PointerType, ScalarType, Symbol, ops, walk
@@ -103,7 +104,8 @@ class Signature:
             kernel.cluster,
             kernel.shared_bytes,
             compiled.tensor_maps,
-            any(isinstance(op, ops.WaitForPrevious) for op in walk(kernel.body)),
+            target(compiled.target).has("dependent_launch")
+            and any(isinstance(op, ops.WaitForPrevious) for op in walk(kernel.body)),
         )
 
     def to_json(self) -> dict[str, Any]:
