@@ -25,7 +25,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -229,7 +230,8 @@ class GpuTimer:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
                 plain()
-        except RuntimeError:
+        except Exception:
+            # Whatever a contender says against being captured, it can still be called.
             torch.cuda.synchronize()
             return plain
         return graph.replay
@@ -306,6 +308,7 @@ class Bench:
         self.out: Path | None = parsed.out
         self.rows: list[Row] = []
         self.facts: dict[str, Any] = {}
+        self.case: dict[str, Any] = {}
         self.info = device_info()
         self.timer = None if parsed.dry_run else GpuTimer()
         self._watchdog_seconds = watchdog_seconds
@@ -335,7 +338,8 @@ class Bench:
         return time.monotonic() > self.deadline
 
     def done(self, case: Mapping[str, Any]) -> bool:
-        """Tell whether an earlier process came to the end of a case."""
+        """Tell whether an earlier process came to the end of a case, which is now the current one."""
+        self.case = dict(case)
         names = [row for row in self.rows if row.case == dict(case)]
         return bool(names) and all(row.figures or row.status != "ok" for row in names)
 
@@ -399,12 +403,7 @@ class Bench:
             row.status, row.note = "skipped", str(reason)
             return None
         except Exception as error:
-            row.status = "failed"
-            row.note = (
-                f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[
-                    :300
-                ]
-            )
+            row.status, row.note = "failed", _in_short(error)
             self.survive(row)
             return None
         if not row.error <= bound:
@@ -412,6 +411,20 @@ class Bench:
             return None
         row.status = "ok" if self.timer is not None else "checked"
         return run
+
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Go on where a case fails outside of its contenders, such as while it makes operands or its reference."""
+        self.case = {}
+        try:
+            yield
+        except Exception as error:
+            status = "skipped" if isinstance(error, torch.OutOfMemoryError) else "failed"
+            row = Row(self.case, "tilus operands", status, _in_short(error))
+            self.rows.append(row)
+            self.save()
+            print(f"{' '.join(map(str, row.case.values()))}: {row.note}", flush=True)
+            self.survive(row)
 
     def _time(
         self, rows: dict[str, Row], runs: dict[str, Run], figures: Callable[[float], dict[str, float]]
@@ -422,12 +435,9 @@ class Bench:
         self.save()
         try:
             times = self.timer.rounds(runs, self.number_of_rounds)
-        except RuntimeError as error:
+        except Exception as error:
             for name in runs:
-                rows[name].status, rows[name].note = (
-                    "failed",
-                    f"while timed: {str(error).splitlines()[0]}"[:300],
-                )
+                rows[name].status, rows[name].note = "failed", f"while timed: {_in_short(error)}"
             self.survive(rows[next(iter(runs))])
             return
         for name, (cold, warm, host) in times.items():
@@ -490,6 +500,11 @@ class Bench:
             print(f"  {row.status}: {row.contender} on {row.case}: {row.note}")
         # Our own wrong results fail the benchmark, an opponent's do not.
         sys.exit(1 if any(row.contender.startswith("tilus") for row in bad) else 0)
+
+
+def _in_short(error: Exception) -> str:
+    """Return the first line of an error, with its class."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:300]
 
 
 class SkipContender(Exception):

@@ -424,10 +424,8 @@ def main() -> None:
     for layer, m, name in cases(bench.dry_run, parsed.types):
         if bench.out_of_time:
             break
-        try:
+        with bench.guarded():
             (run_routing if name in STEPS else run_case)(bench, layer, m, name, bandwidth)
-        except torch.OutOfMemoryError as error:
-            print(f"{layer.name} {name} m={m}: {str(error).splitlines()[0]}")
     bench.finish()
 
 

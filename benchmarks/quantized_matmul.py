@@ -260,10 +260,8 @@ def main() -> None:
     for case in cases(parsed.part, parsed.types, bench.dry_run):
         if bench.out_of_time:
             break
-        try:
+        with bench.guarded():
             run_case(bench, case, bandwidth)
-        except torch.OutOfMemoryError as error:
-            print(f"{case}: {str(error).splitlines()[0]}")
     bench.finish()
 
 

@@ -13,8 +13,10 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,8 @@ from calibrate import card_of, figures_from, measured_values
 RESTARTS = 6
 MARGIN = 20.0
 """Seconds between the moment when a benchmark ends by itself and the one when it is ended."""
+GRACE = 5.0
+"""Seconds for a process that is ended to be gone."""
 
 
 @dataclass(frozen=True)
@@ -91,26 +95,48 @@ def _watched(command: list[str], seconds: float) -> tuple[int, str]:
     environment = dict(os.environ)
     paths = [str(HERE.parent), environment.get("PYTHONPATH", "")]
     environment |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(
+    process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env=environment,
         errors="replace",
-    ) as process:
-        import threading
+        # What it starts, such as an assembler, ends with it.
+        start_new_session=True,
+    )
+    lines: list[str] = []
 
-        timer = threading.Timer(seconds, process.kill)
-        timer.start()
-        lines: list[str] = []
+    def pass_on() -> None:
         assert process.stdout is not None
         for line in process.stdout:
             lines.append(line)
             print(line, end="", flush=True)
-        status = process.wait()
-        timer.cancel()
+
+    reader = threading.Thread(target=pass_on, daemon=True)
+    reader.start()
+    try:
+        status = process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        status = _ended(process)
+    except BaseException:
+        _ended(process)
+        raise
+    # A process that the driver holds cannot be ended, and keeps its end of the pipe.
+    reader.join(GRACE)
     return status, "".join(lines)
+
+
+def _ended(process: subprocess.Popen[str]) -> int:
+    """End a process and what it started; return its status, or that of a signal if it does not end."""
+    if hasattr(os, "killpg"):
+        os.killpg(process.pid, signal.SIGKILL)
+    else:
+        process.kill()
+    try:
+        return process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        return -signal.SIGTERM
 
 
 def _last_json(text: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -190,3 +191,48 @@ def test_tables_say_how_many_times_faster(monkeypatch: pytest.MonkeyPatch) -> No
     lines = run_gpu._comparison_table(rows).splitlines()
     assert lines[0].endswith("| cublas / tilus |")
     assert lines[2] == "| m=1 | 10.0 | 5.0 | 100 | 2000 | 0.50 | 3.00 / 4.00 |"
+
+
+def test_a_child_that_outlives_its_benchmark_holds_nobody_up(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run_gpu = module("run_gpu", monkeypatch)
+    monkeypatch.setattr(run_gpu, "GRACE", 1.0)
+    child = "import time; time.sleep(60)"
+    (tmp_path / "parent.py").write_text(
+        f"import subprocess, sys, time\nsubprocess.Popen([sys.executable, '-c', {child!r}])\n"
+        "print('before', flush=True)\nif sys.argv[1:]:\n    time.sleep(60)\n"
+    )
+    command = [sys.executable, str(tmp_path / "parent.py")]
+    start = time.monotonic()
+    assert run_gpu._watched(command, 30.0) == (0, "before\n")
+    status, printed = run_gpu._watched([*command, "wait"], 3.0)
+    assert (status, printed) == (-9, "before\n")
+    assert time.monotonic() - start < 25
+
+
+def test_a_case_that_fails_before_its_contenders_costs_that_case(harness: ModuleType, tmp_path: Path) -> None:
+    bench = bench_of(harness, tmp_path / "out.json")
+    failures = (ValueError("no such type"), torch.OutOfMemoryError("too large"))
+    for m, failure in enumerate(failures):
+        with bench.guarded():
+            assert not bench.done({"m": m})
+            raise failure
+    assert [(row.case, row.status, row.note) for row in bench.rows] == [
+        ({"m": 0}, "failed", "ValueError: no such type"), ({"m": 1}, "skipped", "OutOfMemoryError: too large"),
+    ]  # fmt: skip
+    assert bench_of(harness, tmp_path / "out.json", resume=True).done({"m": 0})
+
+
+def test_an_error_of_any_class_while_timed_is_reported(harness: ModuleType, tmp_path: Path) -> None:
+    from tilus.errors import LaunchError
+
+    class Refuses:
+        def rounds(self, runs: dict[str, Any], rounds: int) -> dict[str, Any]:
+            raise LaunchError("launching k failed: an illegal memory access was encountered")
+
+    bench = bench_of(harness, tmp_path / "out.json")
+    bench.timer = Refuses()
+    rows = compare(harness, bench, {"good": REFERENCE})
+    assert rows["good"].status == "failed"
+    assert rows["good"].note.startswith("while timed: LaunchError: launching k failed")

@@ -35,6 +35,8 @@ def broken(x: Tensor[float32, "n"]):
 
 class group:
     inner = scale
+
+tuned = tilus.autotune(tilus.Space(block=(128, 256)))(scale)
 """
 needs_assembler = pytest.mark.skipif(
     available() is not None, reason="NVIDIA has no assembler for this platform"
@@ -112,7 +114,10 @@ def test_compile_writes_files_that_load(run, program: str, tmp_path: Path) -> No
             ["compile", "{}::scael", "--target", "sm_80"],
             "has no kernel 'scael'; its kernels are: scale, broken",
         ),
-        (["compile", "{}", "--target", "sm_80"], "has several kernels or none (scale, broken), expected"),
+        (
+            ["compile", "{}", "--target", "sm_80"],
+            "has several kernels or none (scale, broken, tuned), expected",
+        ),
         (["compile", "{}::", "--target", "sm_80"], "names no kernel, expected FILE::KERNEL"),
         (["compile", "missing.py::scale", "--target", "sm_80"], "there is no file missing.py"),
         (
@@ -186,6 +191,12 @@ def test_inspect_prints_each_stage(run, program: str) -> None:  # type: ignore[n
     assert "f16" not in stage("ptx")
     assert "f16" in stage("ptx", "--arg", "x=float16")
     assert "block_id" in stage("ir", "--locations")
+
+
+def test_a_kernel_that_tunes_itself_is_one_too(run, program: str) -> None:  # type: ignore[no-untyped-def]
+    result = run("inspect", f"{program}::tuned", "--set", "block=256", "--stage", "ir")
+    assert result.code == 0
+    assert "scale" in result.out
 
 
 def test_inspect_may_assume_nothing(run, program: str) -> None:  # type: ignore[no-untyped-def]

@@ -110,6 +110,29 @@ def test_a_division_by_zero_does_not_disturb_what_surrounds_it():
     assert made.arrays[2][32] == -2
 
 
+def overflowing(
+    a: Tensor["dtype", "n"], b: Tensor["dtype", "n"], out: Tensor["dtype", "rows n"], *, dtype: constexpr
+):
+    tilus.grid(1, warps=1)
+    x, y = tilus.load(a, 0, 32), tilus.load(b, 0, 32)
+    for row, z in enumerate((x // y, x // -1)):
+        tilus.store(out, z, (3 * row, 0))
+        tilus.store(out, tilus.where(z >= 0, 1, -1).to(dtype), (3 * row + 1, 0))
+        tilus.store(out, x % y if row == 0 else x % -1, (3 * row + 2, 0))
+
+
+@pytest.mark.parametrize("dtype", (int32, int64), ids=str)
+def test_the_least_number_divided_by_minus_one_wraps_and_is_what_it_is_to_all_that_use_it(dtype):
+    a, b = d.random(dtype, 32, seed=6), np.full(32, -1, dtype.numpy)
+    a[::2], b[::4] = dtype.min, 3
+    made = d.run(overflowing, a, b, np.zeros((6, 32), dtype.numpy), dtype=dtype)
+    quotients = np.where(b == -1, -a, a // np.maximum(b, 1))
+    np.testing.assert_array_equal(made.arrays[2][0], quotients)
+    np.testing.assert_array_equal(made.arrays[2][3], -a)
+    for row in (0, 3):
+        np.testing.assert_array_equal(made.arrays[2][row + 1], np.where(made.arrays[2][row] >= 0, 1, -1))
+
+
 def bits(
     a: Tensor["dtype", "n"], b: Tensor["dtype", "n"], out: Tensor["dtype", "rows n"], *, dtype: constexpr
 ):

@@ -271,3 +271,35 @@ def test_cache_hints():
     made = d.run(cached, d.random(float32, 256), np.zeros(256, np.float32))
     assert made.count("ld.global.cs.v4") == 1
     assert made.count("st.global.cs.v4") == 1
+
+
+def far(a: Tensor[int32, "n"], out: Tensor[int32, "m"], at: int64):
+    tilus.grid(1, warps=1)
+    tilus.store(out, tilus.load(a, (at,), (32,)), (0,))
+
+
+@pytest.mark.parametrize("at", [1 << 32, -(1 << 32), (1 << 33) + 8, (1 << 32) - 8, 8])
+def test_offsets_of_64_bits_are_not_cut_to_32(at):
+    a = d.random(int32, 64, low=1)
+    made = d.run(far, a, np.zeros(32, np.int32), at)
+    assert bool(made.arrays[1].any()) == (at == 8)
+
+
+def part_of_many(
+    bytes: Pointer[uint8], out: Tensor[uint8, "m"], indices: Tensor[int64, "m"], count: int64, at: int64
+):
+    tilus.grid(1, warps=1)
+    whole = tilus.view(bytes + -(1 << 33), uint8, (count,))
+    loaded = tilus.load(whole, (at,), (32,)).to(int32)
+    picked = tilus.load(whole, indices=tilus.load(indices, (0,), (32,))).to(int32)
+    tilus.store(out, (loaded + picked).to(uint8), (0,))
+
+
+def test_a_view_of_more_elements_than_32_bits_count():
+    """The elements beyond 2**33 are there, and those beyond 2**33 + 24 are not."""
+    a, first = d.random(uint8, 64, low=1, high=100), 1 << 33
+    indices = np.arange(first, first + 32)
+    made = d.run(part_of_many, a, np.zeros(32, np.uint8), indices, first + 24, first + 8)
+    np.testing.assert_array_equal(made.arrays[1][:16], a[8:24] + a[:16])
+    np.testing.assert_array_equal(made.arrays[1][16:24], a[16:24])
+    assert not made.arrays[1][24:].any()

@@ -257,3 +257,18 @@ def test_of_copies_among_threads_one_stores():
     a = d.random(float32, 16)
     made = d.run(copies, a, np.zeros_like(a), rtol=1e-6)
     np.testing.assert_allclose(made.arrays[1], 2 * a + 1, rtol=1e-6)
+
+
+def far_index(indices: Tensor[int64, "n"], out: Tensor[int32, "n"]):
+    tilus.grid(1, warps=1)
+    s = tilus.shared(int32, (32,))
+    tilus.store(s, tilus.arange(32) + 1)
+    tilus.sync()
+    at = tilus.load(indices, (0,), (32,))
+    tilus.store(out, tilus.load(s, indices=at), (0,))
+
+
+def test_an_index_of_64_bits_is_not_cut_to_32():
+    indices = np.arange(32) + np.where(np.arange(32) % 2, 1 << 32, 0)
+    made = d.run(far_index, indices, np.zeros(32, np.int32))
+    np.testing.assert_array_equal(made.arrays[1], np.where(np.arange(32) % 2, 0, np.arange(32) + 1))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import pickle
 import subprocess
 import sys
 
@@ -271,6 +272,20 @@ def test_foreign_types_with_other_bits_are_refused(theirs: object, message: str)
 def test_other_things_are_no_types(other: object) -> None:
     with pytest.raises(TypeError, match=r"a dtype was expected, not .*: write a tilus type such as"):
         dtype(other)
+
+
+@pytest.mark.parametrize("named", dtypes.NAMED, ids=str)
+def test_copies_of_a_named_type_are_the_type(named: DType) -> None:
+    assert copy.copy(named) is copy.deepcopy(named) is named
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        assert pickle.loads(pickle.dumps(named, protocol)) is named  # noqa: S301
+
+
+def test_other_types_are_pickled_by_their_fields() -> None:
+    for made in (dtypes.table_type([0.5, -3.0]), DType("float9_e3m5", 9, "float", "e3m5", 3, 5, 3)):
+        found = pickle.loads(pickle.dumps(made))  # noqa: S301
+        assert found == made
+        assert type(found) is type(made)
 
 
 def test_import_and_look_up_need_no_numpy() -> None:

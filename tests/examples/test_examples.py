@@ -26,10 +26,14 @@ RUN_HERE = sorted(
 )
 # These run on the simulator, whatever the machine has.
 SIMULATED = ["hopper_matmul.py"]
+# These run on the simulator unless the GPU is one of this capability.
+NEEDS_CAPABILITY = {"hopper_attention.py": (9, 0)}
 # These say what the simulator counts, beside what the GPU computes.
 SAYS_NO_DEVICE = ["quantized_matmul.py"]
 NO_DEFAULTS: dict[str, dict[str, object]] = {"mixture_of_experts.py": {"dtype": "uint4", "tokens": 65}}
 SMALL: dict[str, dict[str, object]] = {
+    "flash_attention.py": {"lengths": ((5, 70), (20, 9))},
+    "hopper_attention.py": {"lengths": ((5, 70), (20, 9))},
     "hopper_matmul.py": {"m": 128, "n": 256, "k": 128},
     "layer_norm.py": {"shapes": ((5, 333),)},
     "load_gptq_awq.py": {"k": 128, "n": 64},
@@ -38,6 +42,7 @@ SMALL: dict[str, dict[str, object]] = {
     "matmul/shared_memory.py": {"m": 70, "n": 72, "k": 40},
     "matmul/split_k.py": {"m": 10, "n": 72, "k": 500},
     "mixture_of_experts.py": {"dtype": "uint4", "tokens": 9},
+    "paged_attention.py": {"lengths": (70, 64), "names": "float16 int4"},
     "quantize_safetensors.py": {"hidden": 64},
     "quantized_matmul.py": {"n": 64, "names": "uint3 float6_e3m2"},
     "softmax.py": {"shapes": ((7, 333), (2, 2001))},
@@ -74,6 +79,8 @@ def test_example_runs_and_is_right(name: str, capsys: pytest.CaptureFixture[str]
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", [name for name in RUN_HERE if name not in SIMULATED])
 def test_example_runs_on_the_gpu(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if torch.cuda.get_device_capability() != NEEDS_CAPABILITY.get(name, torch.cuda.get_device_capability()):
+        pytest.skip("this example is written for another GPU")
     run(load(name), **NO_DEFAULTS.get(name, {}))
     printed = capsys.readouterr().out
     assert printed.strip() if name in SAYS_NO_DEVICE else "cuda" in printed

@@ -291,7 +291,7 @@ def test_random_numbers_take_counters_as_bits():
     assert line == str(expected.astype(np.uint64))
 
 
-def test_view_needs_layouts_only_where_bits_move():
+def test_view_needs_layouts_only_where_bits_leave_their_row():
     x = np.array([1.0, -2.0] * 16, np.float32)
     out = np.zeros(32, np.int32)
     params = "%a: global<f32, [32], [1]>, %out: global<i32, [32], [1]>"
@@ -302,7 +302,11 @@ def test_view_needs_layouts_only_where_bits_move():
     store_global %out, %v, [%zero], _ {checked = [true]}"""
     execute(body, params, x, out)
     assert out.tolist() == x.view(np.int32).tolist()
-    moved = body.replace("dtype = i32, shape = [32]", "dtype = i16, shape = [64]").replace(
+    halves = body.replace("dtype = i32, shape = [32]", "dtype = i16, shape = [64]")
+    short = np.zeros(64, np.int16)
+    execute(halves, params.replace("i32, [32]", "i16, [64]"), x, short)
+    assert short.tolist() == x.view(np.int16).tolist()
+    moved = body.replace("dtype = i32, shape = [32]", "dtype = i16, shape = [2, 32]").replace(
         "store_global", "//"
     )
     with pytest.raises(InterpreterError, match="needs the layouts of both"):

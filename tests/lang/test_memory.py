@@ -342,3 +342,18 @@ def pipelined(a: Tensor[float16, "m k"], out: Tensor[float32, "m"]):
 def test_loops_carry_the_wishes_of_pipeline_and_unroll():
     loops = operations(trace(pipelined), ops.For)
     assert [(loop.stages, loop.unroll) for loop in loops] == [(3, 0), (0, -1), (0, 2)]
+
+
+def unsigned_places(
+    a: Tensor[int32, "n"], u: Tensor["dtype", "k"], out: Tensor[int32, "k"], *, dtype: constexpr
+):
+    tilus.grid(1)
+    tilus.store(out, tilus.load(a, indices=tilus.load(u, 0, 8), other=-1), 0)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64])
+def test_places_of_any_unsigned_type_lie_inside_or_outside(dtype, execute):
+    places = np.array([0, 4, 5, 9, 1, 2, 255, np.iinfo(dtype).max], dtype)
+    out = np.zeros(8, np.int32)
+    execute(unsigned_places, np.arange(10, 15, dtype=np.int32), places, out, dtype=tilus.dtype(np.dtype(dtype).name))
+    assert out.tolist() == [10, 14, -1, -1, 11, 12, -1, -1]

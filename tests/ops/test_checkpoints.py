@@ -16,6 +16,8 @@ from tilus.ops.checkpoints import (
     from_compressed_tensors,
     from_fp8,
     from_gptq,
+    from_hqq,
+    from_int8,
     from_mxfp4,
     from_mxfp8,
     from_nf4,
@@ -78,6 +80,21 @@ def test_gptq_with_act_order_multiplies_as_its_unsorted_weight():
     assert (quantized_matmul(a, found).double() - reference).abs().max() <= bound
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_gptq_version_1_stores_a_zero_point_of_0_as_all_ones(bits):
+    codes, zeros, scales = made(32, 32, 1, bits)
+    zeros[:, ::8] = 0
+    qweight = words(np.array([bit_string(codes[:, j], bits) for j in range(32)]).T)
+    if bits == 3:
+        stored = [bit_string((row - 1) % 8, bits) for row in zeros]
+    else:
+        # One is taken from each zero point in the word at once, so that 0 borrows from its neighbour.
+        ones = bit_string([1] * (32 // bits), bits)[0]
+        stored = [[(word - ones) % (1 << 32) for word in bit_string(row, bits)] for row in zeros]
+    found = from_gptq(qweight, words(stored), scales, bits=bits)
+    assert torch.equal(found.dequantize(), values_of(codes, zeros, scales, np.zeros(32, int)))
+
+
 def test_gptq_refuses_groups_of_different_sizes():
     codes, zeros, scales = made(128, 32, 2, 4)
     qweight = words(np.array([bit_string(codes[:, j], 4) for j in range(32)]).T)
@@ -98,7 +115,7 @@ def test_awq():
     assert torch.equal(found.dequantize(), values_of(codes, zeros, scales, np.arange(k) // 64))
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("asymmetric", [False, True])
 def test_compressed_tensors(bits, asymmetric):
     k, n, groups = 64, 32, 2
@@ -109,6 +126,75 @@ def test_compressed_tensors(bits, asymmetric):
     points = words(np.array([bit_string(row, bits) for row in zeros]).T) if asymmetric else None
     found = from_compressed_tensors(packed, scales.t().contiguous(), points, bits=bits)
     assert torch.equal(found.dequantize(), values_of(codes, zeros, scales, np.arange(k) // 32))
+
+
+def test_compressed_tensors_that_do_not_fill_their_words():
+    n, k = 20, 48
+    codes, zeros, scales = made(k, n, 3, 6)
+    filled = np.zeros((64, n), int)
+    filled[:k] = codes
+    packed = words([bit_string(filled[:, j], 6)[: k * 6 // 32] for j in range(n)])
+    points = np.zeros((32, 3), int)
+    points[:n] = zeros.T
+    stored = words(np.array([bit_string(points[:, g], 6)[:4] for g in range(3)]).T)
+    shape = torch.tensor([n, k])
+    found = from_compressed_tensors(packed, scales.t().contiguous(), stored, bits=6, shape=shape)
+    assert torch.equal(found.dequantize(), values_of(codes, zeros, scales, np.arange(k) // 16))
+
+
+def test_compressed_tensors_with_an_order():
+    k, n, groups = 64, 32, 4
+    codes, zeros, scales = made(k, n, groups, 4)
+    index = np.random.default_rng(5).permutation(np.arange(k) // 16)
+    packed = words([bit_string(codes[:, j], 4) for j in range(n)])
+    points = words(np.array([bit_string(row, 4) for row in zeros]).T)
+    given = packed, scales.t().contiguous(), points
+    found = from_compressed_tensors(*given, torch.from_numpy(index.astype(np.int32)))
+    assert torch.equal(found.dequantize(), values_of(codes, zeros, scales, index))
+    # So the format stores that there is none.
+    found = from_compressed_tensors(*given, torch.full((k,), -1, dtype=torch.int32))
+    assert found.order is None
+    assert torch.equal(found.dequantize(), values_of(codes, zeros, scales, np.arange(k) // 16))
+    with pytest.raises(ShapeMismatch, match="weight_g_idx does not put 16 of 64 rows into each of 4 groups"):
+        from_compressed_tensors(*given, torch.zeros(k, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("activations", [None, torch.int8])
+@pytest.mark.parametrize("shape", [(), (1,), (32,), (32, 1), (32, 4)])
+def test_integers_of_8_bits(shape, activations):
+    rng = np.random.default_rng(0)
+    weight = torch.from_numpy(rng.integers(-128, 128, (32, 128)).astype(np.int8))
+    scale = torch.from_numpy(np.asarray(2.0 ** rng.integers(-6, 1, shape))).bfloat16()
+    found = from_int8(weight, scale, activations=activations)
+    wide = scale.double().reshape(-1, scale.shape[-1] if scale.ndim == 2 else 1)
+    exact = weight.double() * wide.repeat_interleave(128 // wide.shape[1], 1)
+    assert torch.equal(found.dequantize(), exact.t())
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
+def test_hqq(bits):
+    n, k, group = 12, 64, 32
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 1 << bits, (n * k // group, group))
+    scale = torch.from_numpy(2.0 ** rng.integers(-6, 1, (len(codes), 1))).half()
+    zero = torch.from_numpy(rng.uniform(0, 1 << bits, (len(codes), 1))).half()
+    parts = 10 if bits == 3 else 8 // bits
+    rows = -(-len(codes) // parts)
+    filled = np.zeros((rows * parts, group), int)
+    filled[: len(codes)] = codes
+    packed = np.zeros((rows, group), np.int32 if bits == 3 else np.uint8)
+    for part in range(parts):
+        packed |= (filled[part * rows : (part + 1) * rows] << bits * (parts - 1 - part)).astype(packed.dtype)
+    found = from_hqq(torch.from_numpy(packed), scale, zero, (n, k), bits=bits, group_size=group)
+    exact = (torch.from_numpy(codes) - zero.double()) * scale.double()
+    assert torch.equal(found.dequantize(), exact.reshape(n, k).t())
+    a = torch.randn(3, k, generator=torch.Generator().manual_seed(0)).half()
+    reference = a.double() @ found.dequantize()
+    plain = (a.float() @ found.dequantize().half().float()).half().double()
+    # Differences of codes and zero points are rounded too, which have no fewer bits than the weight.
+    assert (quantized_matmul(a, found).double() - reference).abs().max() <= 4 * (
+        plain - reference
+    ).abs().max()
 
 
 def test_fp8_with_one_scale_is_exact():
@@ -284,6 +370,18 @@ MISREAD = {
     "nf4 in words": lambda: from_nf4(zeros(256), torch.ones(8), (8, 64)),
     "nf4 in blocks of nothing": lambda: from_nf4(
         zeros(256, dtype=BYTE), torch.ones(8), (8, 64), block_size=0
+    ),
+    "hqq in words": lambda: from_hqq(zeros(8, 64), torch.ones(8, 1), torch.ones(8, 1), (8, 64)),
+    "hqq along the outputs": lambda: from_hqq(
+        zeros(32, 8, dtype=BYTE), torch.ones(1, 8), torch.ones(1, 8), (8, 64)
+    ),
+    "hqq with too few zero points": lambda: from_hqq(
+        zeros(4, 64, dtype=BYTE), torch.ones(8, 1), torch.ones(4, 1), (8, 64)
+    ),
+    "int8 of unsigned": lambda: from_int8(zeros(8, 32, dtype=BYTE), torch.ones(1)),
+    "int8 as a vector": lambda: from_int8(zeros(8, dtype=torch.int8), torch.ones(1)),
+    "compressed tensors of a shape with three sizes": lambda: from_compressed_tensors(
+        zeros(8, 4), zeros(8, 1, dtype=HALF), shape=torch.tensor([1, 8, 32])
     ),
     "bitnet in words": lambda: from_bitnet(zeros(8, 32), 1.0),
 }

@@ -511,14 +511,40 @@ def test_instructions_of_every_type(dtype: dtypes.DType) -> None:
     check_resources(made)
     text = sass(made)
     loop = main_loop(text)
-    # One more product stands before the loop.
+    # One more product stands before the loop, and each of the two consumers has its own code.
     assert len(re.findall(PRODUCTS[dtype], loop)) == 4
-    assert len(re.findall(PRODUCTS[dtype], text)) == 8
+    assert len(re.findall(PRODUCTS[dtype], text)) == 16
     assert loop.count("WARPGROUP.DEPBAR") == 1
     assert not re.search(r"\b(LDS|STS|LDG|STG|LDL|STL|LDSM|BAR)\b", loop)
     assert "UTMALDG" in text
     assert "UTMASTG" in text
     assert "STSM" in text
+
+
+@ASSEMBLES
+@pytest.mark.parametrize("shape", [TILES[0], PINGPONG], ids=str)
+@pytest.mark.parametrize("stream", [False, True], ids=["whole tiles", "shared tiles"])
+def test_nothing_long_stands_between_two_tiles(shape: tuple[int, int, int, bool], stream: bool) -> None:
+    """Where a tile lies takes divisions: they follow the first product of the tile before, not the epilogue.
+
+    And consumers do not wait for one another around a store: each has barriers of its own 128 threads.
+    """
+    text = sass(compiled(dtypes.bfloat16, shape, stream=stream, cluster_m=2))
+    lines = text.splitlines()
+    firsts = [i for i, line in enumerate(lines) if "HGMMA" in line and "RZ, !UPT" in line]
+    assert len(firsts) == 2
+    for first in firsts:
+        # The loop over tiles begins at the last label that a later branch comes back to.
+        back = [re.search(r"BRA.*`\((\.L_x_\d+)\)", line) for line in lines[first:]]
+        targets = {found[1] for found in back if found}
+        head = max(i for i in range(first) if lines[i].strip().rstrip(":") in targets)
+        while "PHASECHK" not in "".join(lines[head:first]):
+            head = max(i for i in range(head) if lines[i].strip().rstrip(":") in targets)
+        assert first - head < 60
+        assert not re.search(r"MUFU|I2F|F2I|BAR", "\n".join(lines[head:first]))
+    assert set(re.findall(r"BAR\.SYNC\.DEFER_BLOCKING (\S+, 0x\w+)", text)) <= {
+        f"{kind}, 0x80" for kind in ("0x1", "0x2", "0x3", "0x4", "0x5", "0x6")
+    }
 
 
 def sass(made: Compiled) -> str:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.ops.support import FLOATS, WEIGHT_TYPES, finite_codes
 from tilus import dtypes
-from tilus.dtypes import DType, decode, dtype, float16, uint4
+from tilus.dtypes import DType, decode, dtype, float4_e2m1, float8_e8m0, float16, uint4
 from tilus.errors import TilusError
 from tilus.ops import from_codes, gated_pair, quantize
 from tilus.ops.prepack import CODES, THREADS, UNIT_K, UNIT_N, pack_weight, unit_bytes, unpack_weight
@@ -187,6 +187,13 @@ def test_from_codes_keeps_what_it_is_given() -> None:
     assert made.bits_per_weight == pytest.approx(4 + 2 * 16 / 32)
 
 
+def test_from_codes_takes_names_of_types() -> None:
+    codes, scale = np.zeros((32, 8), np.uint8), torch.full((1, 8), 120, dtype=torch.uint8)
+    made = from_codes(codes, "e2m1", scale, None, 32, scale_type="float8_e8m0")
+    assert made.dtype == float4_e2m1
+    assert made.scale_type == float8_e8m0
+
+
 def test_from_codes_with_a_factor_and_an_order() -> None:
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 16, (64, 5)).astype(np.uint8)
@@ -240,6 +247,13 @@ REFUSED = {
     ),
     "order_out_of_range": lambda: from_codes(
         np.zeros((32, 8), np.uint8), uint4, torch.ones(1, 8).half(), None, 32, order=torch.arange(1, 33)
+    ),
+    "zero_not_finite": lambda: from_codes(
+        np.zeros((32, 8), np.uint8),
+        uint4,
+        torch.ones(1, 8).half(),
+        torch.full((1, 8), float("nan")).half(),
+        32,
     ),
     "gated_twice": lambda: gated_pair(*[gated_pair(*[quantize(torch.zeros(32, 8), "uint4", 32)] * 2)] * 2),
     "scale_shape": lambda: from_codes(np.zeros((32, 8), np.uint8), uint4, torch.ones(2, 8).half(), None, 32),

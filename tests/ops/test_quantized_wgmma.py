@@ -6,7 +6,9 @@ import importlib
 import importlib.util
 import inspect
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -337,7 +339,7 @@ BACKWARDS = (
 
 
 @pytest.mark.parametrize("order", [IN_ORDER, BACKWARDS], ids=["in order", "backwards"])
-def test_shares_are_added_in_the_order_of_k(order: tuple[str, str], tmp_path: Any) -> None:
+def test_shares_are_added_in_the_order_of_k(order: tuple[str, str], tmp_path: Path) -> None:
     """2**24 + 1 - 2**24 is 0 in float32 from left to right, and 1 from right to left."""
     k, n = 768, 128
     weight = from_codes(np.full((k, n), 4, np.uint8), dtypes.int4, torch.ones(1, n).half(), None, -1)
@@ -345,7 +347,7 @@ def test_shares_are_added_in_the_order_of_k(order: tuple[str, str], tmp_path: An
     a[:, :256], a[:, 300], a[:, 512:] = 2.0**14, 0.25, -(2.0**14)
     schedule = WgmmaSchedule(block_m=32, block_n=128, stages=2, stream=True)
     assert schedule.division(20, n, k, 3).clusters == 3
-    kernel = with_parts(*order, tmp_path)
+    kernel = changed(*order, tmp_path)
     found, report = multiply(a, weight, schedule, kernel, processors=3)
     report.raise_if_hazards()
     assert (found == (0 if order == IN_ORDER else 1)).all()
@@ -377,33 +379,33 @@ MISTAKES = {
     "a stage is filled while others still read it": (
         "tilus.wait(empty, 1 - phase if stage == 0 else phase, index=before)", "pass",
     ),
-    "fewer bytes are announced than come": ("taken = block_m * UNIT_K", "taken = block_m * UNIT_K // 2"),
+    "fewer bytes are announced than come": ("prod(buffer.shape[1:])", "prod(buffer.shape[1:]) // 2"),
 }  # fmt: skip
 
 
 MISTAKES_OF_PARTS = {
     "what a share left may not be there when it is read": ('order="acq_rel"', 'order="relaxed"'),
-    "the last one reads what nobody has left": ("== last - first\n    if done", ">= 0\n    if done"),
+    "the last one reads what nobody has left": ("== end - first\n        if last", ">= 0\n        if last"),
     "the bulk store may miss what threads stored": ('tilus.fence("async")', "pass"),
     "the piece before may still be on its way out": ("tilus.bulk_wait(0)\n", "pass\n"),
 }
 
 
 MISTAKES_OF_CLUSTERS = {
-    "a stage is filled while the other block still reads it": ("arrivals=size * warps", "arrivals=warps"),
+    "a stage is filled while the other block still reads it": ("arrivals=how.size * warps", "arrivals=warps"),
     "the other block never hears that a stage is free": (
-        "release(empty, before, size)",
+        "release(empty, before, how.size)",
         "release(empty, before, 1)",
     ),
     "the other block's half never comes": (
-        "rank % cluster_n, cluster_n, beside)",
-        "rank % cluster_n, cluster_n, 1 << rank)",
+        "rank % how.cluster_n, how.cluster_n, beside)",
+        "rank % how.cluster_n, how.cluster_n, 1 << rank)",
     ),
 }
 
 
 @pytest.mark.parametrize("mistake", list(MISTAKES))
-def test_a_planted_mistake_is_reported(mistake: str, tmp_path: Any) -> None:
+def test_a_planted_mistake_is_reported(mistake: str, tmp_path: Path) -> None:
     kernel = changed(*MISTAKES[mistake], tmp_path)
     weight = random_weight("uint4", 640, 128)
     _, report = multiply(torch.randn(60, 640).half(), weight, SMALL, kernel, processors=1)
@@ -413,27 +415,19 @@ def test_a_planted_mistake_is_reported(mistake: str, tmp_path: Any) -> None:
 SHARING = WgmmaSchedule(block_m=32, block_n=128, stages=2, pieces=2, stream=True)
 
 
-def with_parts(old: str, new: str, folder: Any) -> Kernel:
-    """Return the kernel with one place of its parts changed."""
-    from tilus.ops import quantized_wgmma_parts
-
-    parts = loaded(quantized_wgmma_parts, old, new, folder)
-    return changed("stages: constexpr = 3", "stages: constexpr = 4", folder, parts)
-
-
 @pytest.mark.parametrize("mistake", list(MISTAKES_OF_PARTS))
-def test_a_planted_mistake_in_the_parts_is_reported(mistake: str, tmp_path: Any) -> None:
-    kernel = with_parts(*MISTAKES_OF_PARTS[mistake], tmp_path)
+def test_a_planted_mistake_in_the_parts_is_reported(mistake: str, tmp_path: Path) -> None:
+    kernel = changed(*MISTAKES_OF_PARTS[mistake], tmp_path)
     weight, a = random_weight("uint4", 1024, 256), torch.randn(20, 1024).half()
     _, report = multiply(a, weight, SHARING, kernel, processors=5)
     assert report.hazards
 
 
 @pytest.mark.parametrize("reset", [True, False])
-def test_counters_are_left_as_they_were_found(reset: bool, tmp_path: Any) -> None:
+def test_counters_are_left_as_they_were_found(reset: bool, tmp_path: Path) -> None:
     """The next launch counts on it."""
     put_back = "tilus.store(arrived, 0, at)"
-    kernel = with_parts(put_back, put_back if reset else "pass", tmp_path)
+    kernel = changed(put_back, put_back if reset else "pass", tmp_path)
     weight, a = random_weight("uint4", 1024, 256), torch.randn(20, 1024).half()
     _, arguments, options = call(a, weight, SHARING, processors=5)
     kernel.simulate(*arguments, target="sm_90a", **options).raise_if_hazards()
@@ -444,7 +438,7 @@ def test_counters_are_left_as_they_were_found(reset: bool, tmp_path: Any) -> Non
 
 
 @pytest.mark.parametrize("mistake", list(MISTAKES_OF_CLUSTERS))
-def test_a_planted_mistake_in_a_cluster_is_reported(mistake: str, tmp_path: Any) -> None:
+def test_a_planted_mistake_in_a_cluster_is_reported(mistake: str, tmp_path: Path) -> None:
     kernel = changed(*MISTAKES_OF_CLUSTERS[mistake], tmp_path)
     weight = random_weight("uint4", 640, 256)
     schedule = WgmmaSchedule(block_m=16, block_n=128, stages=2, cluster_n=2)
@@ -452,26 +446,35 @@ def test_a_planted_mistake_in_a_cluster_is_reported(mistake: str, tmp_path: Any)
     assert report.hazards
 
 
-def test_the_copy_for_planted_mistakes_is_right_without_one(tmp_path: Any) -> None:
-    kernel = changed("stages: constexpr = 3", "stages: constexpr = 4", tmp_path)
+HARMLESS = {
+    "the kernel": ("stages: constexpr = 3", "stages: constexpr = 4"),
+    "its parts": ("turn += 1", "turn += 2 - 1"),
+}
+
+
+@pytest.mark.parametrize("where", list(HARMLESS))
+def test_the_copy_for_planted_mistakes_is_right_without_one(where: str, tmp_path: Path) -> None:
+    kernel = changed(*HARMLESS[where], tmp_path)
     weight = random_weight("uint4", 640, 128)
     _, report = multiply(torch.randn(60, 640).half(), weight, SMALL, kernel, processors=1)
     report.raise_if_hazards()
 
 
-def changed(old: str, new: str, folder: Any, parts: Any = None) -> Kernel:
-    """Return the kernel made of its module's source with one place changed."""
-    from tilus.ops import quantized_wgmma_kernel as module
-
-    made = loaded(module, old, new, folder)
-    if parts is not None:
-        for name in ("arrive_last", "in_order", "release", "sent"):
-            setattr(made, name, getattr(parts, name))
-    kernel: Kernel = made.quantized_wgmma_kernel
+def changed(old: str, new: str, folder: Path, name: str = "quantized_wgmma_kernel") -> Kernel:
+    """Return a kernel with one place of its module, or else of the parts that it is made of, changed."""
+    module = importlib.import_module(f"tilus.ops.{name}")
+    if old in inspect.getsource(module):
+        made = loaded(module, old, new, folder)
+    else:
+        made = loaded(module, "import tilus", "import tilus", folder)
+        parts = loaded(importlib.import_module("tilus.ops.quantized_wgmma_parts"), old, new, folder)
+        for key in vars(made).keys() & {key for key in vars(parts) if not key.startswith("__")}:
+            setattr(made, key, getattr(parts, key))
+    kernel: Kernel = getattr(made, name)
     return kernel
 
 
-def loaded(module: Any, old: str, new: str, folder: Any) -> Any:
+def loaded(module: ModuleType, old: str, new: str, folder: Path) -> ModuleType:
     """Return a copy of a module with one place changed."""
     source = inspect.getsource(module)
     assert old in source, f"{old!r} is not in {module.__name__} any more"
@@ -481,7 +484,8 @@ def loaded(module: Any, old: str, new: str, folder: Any) -> Any:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
+    # A dataclass looks for its module there.
+    sys.modules[name] = made = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(made)
     return made
 

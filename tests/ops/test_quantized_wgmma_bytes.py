@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +14,7 @@ import torch
 
 from tests.ops.support import WEIGHT_TYPES
 from tests.ops.test_quantized_bytes import FLOATS, FP8, INTEGERS, random_weight, tokens
+from tests.ops.test_quantized_wgmma import HARMLESS, changed
 from tilus import dtypes
 from tilus.codegen import target
 from tilus.codegen.assemble import available
@@ -43,6 +42,7 @@ from tilus.simulator import Report
 TARGET = target("sm_90a")
 SMALL = WgmmaSchedule(block_m=16, block_n=128, stages=2)
 INT8 = torch.int8
+SUMS = "quantized_wgmma_sums_kernel"
 
 
 def call(
@@ -287,21 +287,22 @@ MISTAKES = {
     "a stage is filled while others still read it": (
         "tilus.wait(empty, 1 - phase if stage == 0 else phase, index=before)", "pass",
     ),
-    "a stage is free before it has been read": ("release(empty, before, size)", "release(empty, stage, size)"),
-    "fewer bytes are announced than come": ("taken = block_m * UNIT_K", "taken = block_m * UNIT_K // 2"),
+    "a stage is free before it has been read": ("release(empty, before,", "release(empty, stage,"),
+    "fewer bytes are announced than come": ("prod(buffer.shape[1:])", "prod(buffer.shape[1:]) // 2"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("mistake", list(MISTAKES))
 def test_a_planted_mistake_is_reported(mistake: str, tmp_path: Path) -> None:
-    kernel = changed(*MISTAKES[mistake], tmp_path)
+    kernel = changed(*MISTAKES[mistake], tmp_path, SUMS)
     weight = random_weight(dtypes.uint4, 640, 128, 128, INT8)
     _, report = multiply(tokens(60, 640, INT8), weight, SMALL, kernel, processors=1)
     assert report.hazards
 
 
-def test_the_copy_for_planted_mistakes_is_right_without_one(tmp_path: Path) -> None:
-    kernel = changed("stages: constexpr = 3", "stages: constexpr = 4", tmp_path)
+@pytest.mark.parametrize("where", list(HARMLESS))
+def test_the_copy_for_planted_mistakes_is_right_without_one(where: str, tmp_path: Path) -> None:
+    kernel = changed(*HARMLESS[where], tmp_path, SUMS)
     weight = random_weight(dtypes.uint4, 640, 128, 128, INT8)
     _, report = multiply(tokens(60, 640, INT8), weight, SMALL, kernel, processors=1)
     report.raise_if_hazards()
@@ -309,28 +310,12 @@ def test_the_copy_for_planted_mistakes_is_right_without_one(tmp_path: Path) -> N
 
 def test_the_row_that_another_half_would_have_is_wrong(tmp_path: Path) -> None:
     """The comparison would see scales that belong to the other columns of a warp."""
-    kernel = changed("pairs[:, half : half + 1, :]", "pairs[:, 1 - half : 2 - half, :]", tmp_path)
+    kernel = changed("pairs[:, half : half + 1, :]", "pairs[:, 1 - half : 2 - half, :]", tmp_path, SUMS)
     weight = random_weight(dtypes.uint4, 256, 128, 128, INT8)
     a = tokens(16, 256, INT8)
     found, _ = multiply(a, weight, SMALL, kernel)
     exact = a.dequantize() @ weight.dequantize()
     assert ((found.double() - exact).abs() > allowed(a, weight, exact)).float().mean() > 0.5
-
-
-def changed(old: str, new: str, folder: Path) -> Kernel:
-    """Return the kernel made of its module's source with one place changed."""
-    module = importlib.import_module("tilus.ops.quantized_wgmma_sums_kernel")
-    source = inspect.getsource(module)
-    assert old in source, f"{old!r} is not in the kernel any more"
-    path = folder / "changed_sums_kernel.py"
-    path.write_text(source.replace(old, new))
-    spec = importlib.util.spec_from_file_location("changed_sums_kernel", path)
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    kernel: Kernel = loaded.quantized_wgmma_sums_kernel
-    return kernel
 
 
 FORMS = [

@@ -32,7 +32,8 @@ from tilus.ops import (
     sort_by_expert,
     stack_experts,
 )
-from tilus.torch import QuantizedLinear, QuantizedMoE, load_quantized, quantize_linears
+from tilus.ops.checkpoint_layers import from_layer
+from tilus.torch import QuantizedLinear, QuantizedMoE, load_checkpoint, load_quantized, quantize_linears
 
 
 def h(*shape: int) -> torch.Tensor:
@@ -191,7 +192,7 @@ quantize(torch.empty(128, 64, device="meta"), "int4", 64)
 quantize(f(128, 64).to_sparse(), "int4", 64)
 from_codes(np.zeros(128, np.uint8), tilus.uint4, h(2, 64), None, 64)
 from_codes(octets(128, 64), tilus.uint4, h(2, 64), None, 64)
-from_codes(np.zeros((128, 64), np.uint8), "uint4", h(2, 64), None, 64)
+from_codes(np.zeros((128, 64), np.uint8), "uint9", h(2, 64), None, 64)
 from_codes(np.zeros((128, 64), np.uint8), tilus.uint4, np.ones((2, 64)), None, 64)
 from_codes(np.full((128, 64), 200, np.uint8), tilus.uint4, h(2, 64), None, 64)
 from_codes(np.zeros((128, 64), np.uint8), tilus.uint4, f(2, 64), None, 64)
@@ -212,6 +213,15 @@ checkpoints.from_gptq(words(16, 64), None, h(1, 64))
 checkpoints.from_gptq(words(16, 64), words(1, 8), h(1, 64), torch.full((128,), -1))
 checkpoints.from_gptq(words(16, 64), words(1, 8), h(1, 64), [0] * 128)
 checkpoints.from_gptq(words(16, 64), words(1, 8), h(1, 64), bits="4")
+checkpoints.from_int8(f(64, 128), torch.ones(64))
+checkpoints.from_int8(torch.zeros(64, 128, dtype=torch.int8), 0.5)
+checkpoints.from_int8(torch.zeros(64, 128, dtype=torch.int8), torch.ones(63))
+checkpoints.from_hqq(octets(64, 64), torch.ones(128), torch.ones(128), (64, 128), bits=5)
+checkpoints.from_hqq(octets(64, 64), torch.ones(128), torch.ones(128), (64, 128), group_size=0)
+checkpoints.from_hqq(octets(64, 64), torch.ones(128), 0, (64, 128))
+from_layer([words(16, 64)], {})
+from_layer({"qweight": words(16, 64)}, "gptq")
+from_layer({"weight": f8(64, 128)}, {})
 checkpoints.from_gptq(words(16, 64), words(1, 8), h(1, 64), bits=[])
 checkpoints.from_awq(words(16), words(1, 8), h(1, 64))
 checkpoints.from_awq(np.zeros((16, 8), np.int32), words(1, 8), h(1, 64))
@@ -261,6 +271,10 @@ quantize_linears(nn.Sequential(nn.Linear(100, 10)), "uint4", 64)
 quantize_linears(nn.Linear(128, 64), "uint4", 64)
 quantize_linears(nn.Sequential(nn.Linear(128, 64)), "uint4", 64, select="0")
 load_quantized(nn.Sequential(nn.Linear(128, 64)), None)
+load_checkpoint(nn.Linear(128, 64), {"qweight": words(16, 64)}, {})
+load_checkpoint(nn.Sequential(nn.Linear(128, 64)), {}, {})
+load_checkpoint(nn.Sequential(nn.Linear(128, 64)), {"0.qweight": words(16, 64)}, {})
+load_checkpoint(nn.Sequential(nn.Linear(128, 64)), "model.safetensors", {})
 load_quantized(f(2), lay.state_dict())
 QuantizedMoE(f(2, 2), None, None, 2)
 QuantizedMoE.from_weights(f(128, 2), [f(128, 64)], [f(128, 64)] * 2, [f(64, 128)] * 2, 2, "uint4", 64)

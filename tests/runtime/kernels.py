@@ -37,6 +37,15 @@ def scalars(
     tilus.store(out, tilus.full([rows], 0.0, float32) + value + more.to(float32), [i * rows])
 
 
+OFFSET = 0
+
+
+@tilus.kernel
+def shifted(out: Tensor[float32, "n"], count: int32, *, shift: constexpr = 0):
+    tilus.grid(1, warps=1)
+    tilus.store(out, tilus.zeros(32) + (count + shift + OFFSET).to(float32), [0])
+
+
 @tilus.kernel
 def unpack_codes(codes: Tensor[uint4, "m k"], out: Tensor[uint8, "m k"]):
     m, k = codes.shape

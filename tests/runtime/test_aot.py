@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -659,3 +660,43 @@ def test_capabilities_follow_the_rules_of_compatibility() -> None:
     assert capabilities("sm_89", is_ptx=True) == (89, 9999)
     assert capabilities("sm_90a", is_ptx=True) == capabilities("sm_90a", is_ptx=False) == (90, 90)
     assert capabilities("sm_120a", is_ptx=False) == (120, 120)
+
+
+@tilus.kernel
+def exp(catch: Tensor[float32, "xor"], log: Tensor[float32, "xor"], nullptr: int32):
+    tilus.grid(1, warps=1)
+    tilus.store(log, tilus.exp(tilus.load(catch, 0, 32)) + nullptr.to(float32), 0)
+
+
+@pytest.mark.parametrize("language", ["-std=c99", "c++"])
+def test_names_of_the_c_library_and_keywords_of_c_plus_plus_get_an_underscore(
+    language: str, tmp_path: Path, c_compiler: str
+) -> None:
+    build(exp, ["sm_80"]).write(tmp_path)
+    assert {path.name for path in tmp_path.glob("exp_.*")} > {"exp_.h", "exp_.c", "exp_.json"}
+    (tmp_path / "main.c").write_text('#include "exp_.h"\n#include <math.h>\n')
+    command = [
+        c_compiler,
+        *(["-x", language] if language == "c++" else [language]),
+        "-fsyntax-only",
+        "-pedantic",
+    ]
+    command += [
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        f"-I{FAKE}",
+        str(tmp_path / "main.c"),
+        str(tmp_path / "exp_.c"),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if "cc1plus" in result.stderr:
+        pytest.skip("this C compiler comes without C++")
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_copy_of_what_holds_a_loaded_kernel_holds_the_same(package: Package, tmp_path: Path) -> None:
+    package.write(tmp_path)
+    kernel = tilus.load_manifest(tmp_path / "strided_scale.json")
+    assert copy.deepcopy([kernel])[0] is kernel
+    assert copy.copy(kernel) is kernel

@@ -134,6 +134,8 @@ def test_compiler_digest_covers_each_file_of_the_compiler(
         "lang/source.py",
         "layout/x.py",
         "dtypes/y.py",
+        "runtime/host_expression.py",
+        "runtime/signature.py",
     ]
     for name in [*files, "runtime/kernel.py"]:
         (package / name).parent.mkdir(parents=True, exist_ok=True)
@@ -204,6 +206,13 @@ def test_key_covers_source_values_types_and_target(folder: Path, compilations: l
     finally:
         del os.environ["TILUS_SIMULATOR_TARGET"]
     assert len(compilations) == 5
+
+
+def test_a_folder_may_begin_with_a_tilde(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.setenv("TILUS_CACHE_DIR", os.path.join("~", "kept"))
+    assert cache.directory() == tmp_path / "kept"
 
 
 def test_switched_off_cache_keeps_nothing(

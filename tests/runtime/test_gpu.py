@@ -12,7 +12,7 @@ import tilus
 from tests.runtime import kernels
 from tilus.errors import LaunchError
 from tilus.runtime import driver
-from tilus.runtime.aot import build
+from tilus.runtime.aot import VariantRequest, build
 
 pytestmark = pytest.mark.gpu
 
@@ -168,3 +168,21 @@ def test_package_compiled_ahead_of_time(tmp_path: Path) -> None:
     x.copy_(values(77))
     graph.replay()
     assert torch.equal(out, x * 3)
+
+
+def test_package_chooses_its_variant_by_each_calls_scalars(tmp_path: Path) -> None:
+    target = driver.target(torch.cuda.current_device()).name
+    build(kernels.shifted, [target], variants=[VariantRequest({"shift": 100}, "count == 1")]).write(tmp_path)
+    kernel = tilus.load_manifest(tmp_path / "shifted.json")
+    out = torch.zeros(32, device="cuda")
+    for count, expected in ((1, 101), (2, 2), (1, 101), (3, 3)):
+        kernel(out, count)
+        assert out.tolist() == [expected] * 32
+
+
+def test_a_global_that_is_bound_anew_counts_from_the_next_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, out = fresh(kernels.shifted), torch.zeros(32, device="cuda")
+    for offset in (0, 0, 5, 0):
+        monkeypatch.setattr(kernels, "OFFSET", offset)
+        kernel(out, 1)
+        assert out.tolist() == [1 + offset] * 32

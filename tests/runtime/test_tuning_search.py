@@ -381,7 +381,14 @@ def test_an_entry_says_what_it_is_about_and_holds_no_code(own_cache: Path) -> No
     body = json.loads(file.read_text().partition("\n")[2])
     assert body["about"]["kernel"] == "scale_add"
     assert body["about"]["sizes"] == {"n": 1000}
-    assert body["entries"] == [{"values": {"block": 32}, "status": "ok", "seconds": 2e-6, "note": ""}]
+    entry = {
+        "values": {"block": 32},
+        "status": "ok",
+        "seconds": 2e-6,
+        "note": "",
+        "compiler": store.compiler(),
+    }
+    assert body["entries"] == [entry]
     assert file.parent.name == "h100"
 
 
@@ -389,11 +396,55 @@ def test_a_candidate_at_which_the_process_ended_is_known(own_cache: Path) -> Non
     fake = FakeMeasure()
     tune(kernels.scale_add, vectors(), space=Space(block=[32]), measure=fake)
     (file,) = entry_files(own_cache)
-    store.add_entry(file, store.Entry({"block": 64}, "running"), {})
+    store.add_entry(file, store.Entry({"block": 64}, "running", compiler=store.compiler()), {})
     result = tune(kernels.scale_add, vectors(), space=Space(block=[32, 64]), measure=fake)
     assert statuses(result) == {32: "ok", 64: "failed"}
     assert result.trials[1].note == "the process ended while it was measured"
     assert fake.seen == [32]
+
+
+def test_another_compiler_tries_again_what_failed_and_keeps_times(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeMeasure(b32=1e-6)
+    space = Space(block=[32, 64])
+
+    def refuse(kernel: tilus.Kernel, args: Any) -> float:
+        fake.seen.append(kernel.bound["block"])
+        if kernel.bound["block"] == 64 and not newer:
+            raise tilus.errors.CompileError("a bug of this version")
+        return 1e-6
+
+    newer = False
+    for _ in range(2):
+        assert statuses(tune(kernels.scale_add, vectors(), space=space, measure=refuse)) == {
+            32: "ok",
+            64: "failed",
+        }
+    newer = True
+    monkeypatch.setattr(store, "compiler", lambda: "the next version")
+    assert statuses(tune(kernels.scale_add, vectors(), space=space, measure=refuse)) == {32: "ok", 64: "ok"}
+    assert fake.seen == [32, 64, 64]
+
+
+def test_an_interrupted_search_says_nothing_of_the_candidate_that_it_was_at(own_cache: Path) -> None:
+    seen = []
+
+    def interrupted(kernel: tilus.Kernel, args: Any) -> float:
+        seen.append(kernel.bound["block"])
+        if len(seen) == 2:
+            (file,) = entry_files(own_cache)
+            running = store.Entry({"block": 64}, "running", compiler=store.compiler())
+            store.add_entry(file, running, {})
+            raise KeyboardInterrupt
+        return 1e-6
+
+    space = Space(block=[32, 64])
+    with pytest.raises(KeyboardInterrupt):
+        tune(kernels.scale_add, vectors(), space=space, measure=interrupted)
+    result = tune(kernels.scale_add, vectors(), space=space, measure=interrupted)
+    assert statuses(result) == {32: "ok", 64: "ok"}
+    assert seen == [32, 64, 64]
 
 
 def test_a_cache_that_is_turned_off_or_cannot_be_written_to_only_costs_time(

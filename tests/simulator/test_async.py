@@ -407,6 +407,45 @@ def test_wgmma_may_read_what_cp_async_copied_and_a_bulk_copy_may_not() -> None:
     assert report.hazards[0].instruction.startswith("@%first cp.async.bulk.global")
 
 
+@pytest.mark.parametrize("warp", [0, 2])
+@pytest.mark.parametrize("waits", [True, False])
+def test_any_warp_may_say_that_its_warpgroup_has_read(warp: int, waits: bool) -> None:
+    _, _, data = operands()
+    wait = "wgmma.wait_group.sync.aligned 0;"
+    steps = [wait, "setp.eq.u32 %q, %t, {first}; @%q mbarrier.arrive.shared::cta.b64 _, [%bar];"]
+    body = wgmma(
+        proxy="@%first mbarrier.init.shared::cta.b64 [%bar], 1; fence.proxy.async.shared::cta;",
+        fence="setp.ge.u32 %p, %t, 128; @%p bra other; wgmma.fence.sync.aligned;",
+        # The other warps of the warpgroup have a wait of their own.
+        early="shr.u32 %v, %t, 5; setp.ne.u32 %q, %v, {warp}; @%q bra others; {steps}\nbra.uni joined; others: {wait} joined:",
+        wait=f"bra.uni last; other: {WAIT.format(n=0, parity=0)} st.shared.u32 [%buf], 0; ret; last:",
+    )
+    ordered = " ".join(steps if waits else steps[::-1]).format(first=32 * warp)
+    body = body.replace("{steps}", ordered).replace("{warp}", str(warp)).replace("{wait}", wait)
+    report, _ = run(body, block=160, before=np.resize(data, 4096))
+    if waits:
+        assert kinds(report) == []
+    else:
+        assert kinds(report)[0] in ("shared-race", "async-overwrite")
+        assert "st.shared.u32 [%buf], 0" in report.hazards[0].instruction
+
+
+@pytest.mark.parametrize("barrier", ["bar.sync 0;", ""])
+@pytest.mark.parametrize("shift", [0, 32])
+def test_a_warp_multiplies_rows_that_it_wrote_itself_without_a_barrier(shift: int, barrier: str) -> None:
+    _, _, data = operands()
+    # Thread t writes 16 bytes of row t // 16 * 8 + t % 8, so that a warp has the 16 rows that it multiplies.
+    body = wgmma().replace("bar.sync 0;", barrier)
+    place = f"xor.b32 %v, %t, {shift}; shl.b32 %u, %v, 4;"
+    assert "shl.b32 %u, %t, 4;" in body
+    body = body.replace("shl.b32 %u, %t, 4;", place)
+    body = body.replace("mul.wide.u32 %x, %t, 16; add.u64 %a, %in", "mul.wide.u32 %x, %v, 16; add.u64 %a, %in")
+    body = body.replace("setp.lt.u32 %q, %t, 16;", "setp.lt.u32 %q, %v, 16;")
+    found = kinds(run(body, before=data)[0])
+    assert (found == []) == bool(barrier or not shift)
+    assert set(found) <= {"shared-race", "missing-proxy-fence"}
+
+
 def test_a_warpgroup_must_come_as_a_whole() -> None:
     _, _, data = operands()
     body = wgmma().replace(

@@ -279,6 +279,22 @@ def test_a_flag_between_blocks(release: str, store: str, read: str, fence: str, 
         expect(report, "global-race", line_of("ld.global.u32 %v, [%out+64]", body), block=(1, 0, 0))
 
 
+@pytest.mark.parametrize("grid", [1, 2])
+@pytest.mark.parametrize("order", ["ld.global.u32 %w, [%a]; {}", "{} ld.global.u32 %w, [%a];"])
+def test_what_another_reads_is_overwritten_by_one_who_reads_it_too(order: str, grid: int) -> None:
+    body = (
+        f"{BEGIN}\nmad.lo.u32 %b, %b, 64, %t; mad.wide.u32 %a, %b, 4, %out;\n"
+        + order.format("ld.global.u32 %v, [%a+{next}];")
+        + "\nadd.u32 %w, %w, %v; bar.sync 0;\nst.global.u32 [%a], %w;"
+    )
+    assert run(body.format(next=0), grid, 64).hazards == []
+    report = run(body.format(next=4), grid, 64)
+    # The barrier keeps the threads of a block apart, and nothing the blocks.
+    assert [h.kind for h in report.hazards] == ["global-race"] * (grid - 1)
+    unordered = body.format(next=4).replace("bar.sync 0;", "")
+    assert [h.kind for h in run(unordered, grid, 64).hazards] == ["global-race"]
+
+
 def test_threads_of_a_block_through_global_memory() -> None:
     body = (
         f"{BEGIN}add.u64 %a, %out, %x;\nst.global.u32 [%a], %t;\n{{}}\n"

@@ -229,6 +229,10 @@ WEIGHTS: dict[str, Callable[[], QuantizedWeight]] = {
         torch.randint(0, 8, (64, 8)).numpy().astype("uint8"), uint3, torch.rand(2, 8).half(), None, 32, alpha=0.5,
         order=torch.randperm(64),
     ),
+    "an order of 32 bits": lambda: from_codes(
+        torch.randint(0, 8, (64, 8)).numpy().astype("uint8"), uint3, torch.rand(2, 8).half(), None, 32,
+        order=torch.randperm(64).int(),
+    ),
 }  # fmt: skip
 
 
@@ -240,6 +244,23 @@ def test_gradients_of_a_product_with_a_frozen_quantised_weight(name: str) -> Non
     wide = [x.detach().double().requires_grad_() for x in leaves]
     found = quantized_matmul(leaves[0], weight, leaves[1])
     check_gradients(found, wide[0] @ weight.dequantize() + wide[1], leaves, wide)
+
+
+FORWARD: dict[str, Callable[[torch.Tensor, QuantizedWeight], torch.Tensor]] = {
+    "matmul": lambda x, weight: matmul(x, torch.ones(64, 8).half()),
+    "quantized_matmul": quantized_matmul,
+    "quantize_tokens": lambda x, weight: quantize_tokens(x).scale,
+}
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_derivatives_in_forward_mode_are_refused(name: str) -> None:
+    """Torch would take them for zero."""
+    x, weight = torch.randn(3, 64).half(), quantize(torch.randn(64, 8), "uint4", 32)
+    with pytest.raises(NoGradient, match=f"{name} has no derivative in forward mode"):
+        torch.func.jvp(lambda x: FORWARD[name](x, weight), (x,), (x,))
+    with torch.autograd.forward_ad.dual_level():
+        assert FORWARD[name](x, weight).isfinite().all()
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -106,6 +106,79 @@ def test_quantised_model_is_close_to_the_original() -> None:
     assert nn.functional.cosine_similarity(original(x), made(x)).min() > 0.9999
 
 
+# Whole models.
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_transformers_of_torch_work_with_quantised_layers(batch_first: bool) -> None:
+    """Their fast path reads weights, so it must not be taken; attention reads its output projection's always."""
+    torch.manual_seed(0)
+    made = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(64, 2, 96, batch_first=batch_first), 1, enable_nested_tensor=False
+    ).eval()
+    x = torch.randn(2, 3, 64)
+    with torch.no_grad():
+        expected = made(x)
+        assert quantize_linears(made, "uint8", 32, zero_point=True) == [
+            "layers.0.linear1",
+            "layers.0.linear2",
+        ]
+        assert torch.allclose(made(x), expected, atol=0.03)
+        assert not torch.equal(made(x), expected)
+
+
+def test_a_layer_at_two_places_is_quantised_once() -> None:
+    made = model()
+    made.again = made[0]  # type: ignore[assignment]
+    assert quantize_linears(made, "uint4", 32) == ["0", "again", "2"]
+    assert made.again is made[0]
+    assert isinstance(made[0], QuantizedLinear)
+    other = model()
+    other.again = other[0]  # type: ignore[assignment]
+    assert load_quantized(other, saved(made.state_dict())) == ["0", "again", "2"]
+    assert other.again is other[0]
+    assert same(made[0], other[0])
+
+
+def test_a_head_that_shares_its_weight_with_an_embedding_is_left_unless_selected() -> None:
+    made = nn.ModuleDict({"embedding": nn.Embedding(96, 64), "inner": linear(64, 64), "head": linear(64, 96)})
+    made["head"].weight = made["embedding"].weight
+    selected = copy.deepcopy(made)
+    assert quantize_linears(made, "uint4", 32) == ["inner"]
+    assert made["head"].weight is made["embedding"].weight
+    assert quantize_linears(selected, "uint4", 32, select=lambda name, layer: name == "head") == ["head"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_scales_have_the_type_of_the_models_activations(dtype: torch.dtype) -> None:
+    layer = QuantizedLinear.from_linear(linear().to(dtype), "uint4", 32)
+    assert layer.scale.dtype == (torch.bfloat16 if dtype == torch.bfloat16 else torch.float16)
+    # float16 ends at 65504.
+    if dtype == torch.bfloat16:
+        assert layer(torch.full((1, 64), 1e6, dtype=dtype)).isfinite().all()
+
+
+def test_layers_keep_whether_they_are_trained() -> None:
+    made = model().eval()
+    quantize_linears(made, "uint4", 32)
+    assert not any(module.training for module in made.modules())
+
+
+def test_lazy_layers_are_refused() -> None:
+    with pytest.raises(TypeMismatch, match=r"^0: a lazy linear layer has no weight before its first call"):
+        quantize_linears(nn.Sequential(nn.LazyLinear(64)), "uint4", 32)
+
+
+def test_a_weight_is_no_tensor() -> None:
+    weight = QuantizedLinear.from_linear(linear(), "uint4", 32).weight
+    assert weight.device == torch.device("cpu")
+    assert repr(weight) == (
+        "QuantizedWeight(uint4, 64 x 40, group_size=32, scale=float16, zero_point=True, device='cpu')"
+    )
+    with pytest.raises(TypeMismatch, match="torch's linear does not take a quantised weight"):
+        nn.functional.linear(torch.randn(3, 64), weight)  # type: ignore[arg-type]
+
+
 # State dicts.
 
 
@@ -165,6 +238,38 @@ def test_a_quantised_model_loads_into_its_like() -> None:
     assert torch.equal(source(x), target(x))
 
 
+def test_a_model_on_the_meta_device_takes_over_the_tensors() -> None:
+    source = model()
+    quantize_linears(source, "uint4", 32)
+    with torch.device("meta"):
+        target = nn.Sequential(nn.Linear(64, 96), nn.GELU(), nn.Linear(96, 64, bias=False), nn.LayerNorm(64))
+    assert load_quantized(target, saved(source.state_dict())) == ["0", "2"]
+    x = torch.randn(3, 64)
+    assert torch.equal(source(x), target(x))
+
+
+@pytest.mark.parametrize("name", ["scale", "zero"])
+def test_scales_of_another_shape_are_refused(name: str) -> None:
+    state = QuantizedLinear.from_linear(linear(), "uint4", 32, zero_point=True).state_dict()
+    state[name] = state[name][:2]
+    with pytest.raises(
+        ShapeMismatch, match=rf"^{name} has shape \(2, 64\), expected \(4, 64\) for groups of 32"
+    ):
+        QuantizedLinear.from_state_dict(state)
+
+
+def test_whole_modules_are_pickled_and_their_types_stay_what_they_are() -> None:
+    layer = QuantizedLinear.from_linear(linear(), "float4_e2m1", 32, scale_dtype="float8_e8m0")
+    buffer = io.BytesIO()
+    torch.save(layer, buffer)
+    buffer.seek(0)
+    loaded = torch.load(buffer, weights_only=False)
+    x = torch.randn(3, 64).bfloat16()
+    assert torch.equal(loaded(x), layer(x))
+    assert loaded.scale_type is layer.scale_type
+    assert copy.deepcopy(layer).scale_type is layer.scale_type
+
+
 def test_wrong_state_dicts_are_refused() -> None:
     layer = QuantizedLinear.from_linear(linear(), "uint4", 32)
     other = QuantizedLinear.from_linear(linear(96, 40), "uint4", 32)
@@ -208,6 +313,64 @@ def test_conversion_of_a_model_keeps_codes_and_16_bit_scales() -> None:
     assert layer.scale.dtype == torch.bfloat16
     assert layer.packed.dtype == torch.uint8
     assert layer(torch.randn(3, 64).bfloat16()).dtype == torch.bfloat16
+
+
+CONVERTED = ["uint3", "uint4", "int7", "float4_e2m1", "float6_e3m2", "float8_e1m6", "nf4", "ternary"]
+
+
+@pytest.mark.parametrize("dtype", CONVERTED)
+@pytest.mark.parametrize("size", [1.0, 1e-5])
+def test_conversion_between_the_16_bit_floats_keeps_the_values(dtype: str, size: float) -> None:
+    """Codes lie in memory as the kernel for the type wants them, and small scales are no subnormal numbers."""
+    plain = linear(bias=False)
+    plain.weight.data *= size
+    layer = QuantizedLinear.from_linear(plain, dtype, 32, scale_dtype=torch.bfloat16)
+    original = layer.weight.dequantize()
+    for convert, kind in ((nn.Module.half, torch.float16), (nn.Module.bfloat16, torch.bfloat16)):
+        convert(layer)
+        assert layer.weight.result == kind
+        # Eight bits of a bfloat16 scale are exact in either type.
+        assert torch.equal(layer.weight.dequantize(), original)
+        x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)).to(kind)
+        check_product(
+            layer(x) / size, x.double() @ original / size, x @ in_activations_type(layer.weight) / size
+        )
+
+
+def test_conversion_keeps_the_order_of_rows_and_activations_of_8_bits() -> None:
+    for activations in (None, torch.int8):
+        weight = from_codes(
+            torch.randint(0, 8, (64, 40)).numpy().astype("uint8"), uint3, torch.ones(2, 40).half(),
+            torch.ones(2, 40).half(), 32, alpha=0.5, order=torch.randperm(64), activations=activations,
+        )  # fmt: skip
+        layer = QuantizedLinear(weight).bfloat16()
+        assert torch.equal(layer.weight.dequantize(), weight.dequantize())
+        assert layer.activations == activations
+        assert layer(torch.randn(3, 64).bfloat16()).dtype == torch.bfloat16
+
+
+def test_conversion_to_a_type_without_the_values_is_refused() -> None:
+    layer = QuantizedLinear.from_linear(linear(), "float8_e7m0", 32, scale_dtype=torch.bfloat16)
+    with pytest.raises(
+        TypeMismatch, match=r"a code of float8_e7m0 stands for .*, which torch.float16 does not hold"
+    ):
+        layer.half()
+
+
+def test_layers_with_scales_of_8_bits_stay_in_all_conversions() -> None:
+    layer = QuantizedLinear.from_linear(linear(), "float4_e2m1", 32, scale_dtype="float8_e8m0")
+    state, before = saved(layer.state_dict()), copy.deepcopy(layer)
+    x = torch.randn(3, 64)
+    for convert in (nn.Module.half, nn.Module.float, nn.Module.bfloat16):
+        assert torch.equal(convert(layer)(x), before(x))
+    empty = copy.deepcopy(layer).to("meta").to_empty(device="cpu")
+    empty.load_state_dict(state)
+    assert torch.equal(empty(x), before(x))
+    weight = before.weight.astype(torch.float16)
+    assert weight.result == torch.float16
+    assert torch.equal(weight.dequantize(), before.weight.dequantize())
+    with pytest.raises(TypeMismatch, match=r"float16 or bfloat16, not torch\.float32"):
+        weight.astype(torch.float32)
 
 
 def test_moving_to_meta_and_back_by_state_dict() -> None:

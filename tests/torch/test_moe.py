@@ -67,6 +67,26 @@ def test_a_layer_is_saved_and_keeps_its_types() -> None:
     assert "experts=6, top_k=2, dtype=uint4" in repr(layer)
 
 
+def test_loading_takes_over_the_types_of_the_experts() -> None:
+    """These two types have weights of one size: nothing else would tell them apart."""
+    router, matrices = weights()
+    layer, other = (
+        QuantizedMoE.from_weights(router, *matrices, TOP_K, dtype, GROUP) for dtype in ("float4_e2m1", "int4")
+    )
+    other.load_state_dict(layer.state_dict())
+    x = torch.randn(3, HIDDEN).half()
+    assert torch.equal(other(x), layer(x))
+    assert "dtype=float4_e2m1" in repr(other)
+    small = QuantizedMoE.from_weights(
+        router, *[[m[:, :64] for m in kind] for kind in matrices[:2]],
+        [m[:64] for m in matrices[2]], TOP_K, DTYPE, GROUP,
+    )  # fmt: skip
+    with pytest.raises(RuntimeError, match="but the state dict's experts are"):
+        small.load_state_dict(layer.state_dict())
+    with pytest.raises(RuntimeError, match="Missing key"):
+        layer.load_state_dict({k: t for k, t in layer.state_dict().items() if k != "config"})
+
+
 def test_shapes_that_make_no_layer() -> None:
     router, matrices = weights()
     layer = QuantizedMoE.from_weights(router, *matrices, TOP_K, DTYPE, GROUP)

@@ -58,9 +58,7 @@ def find_kernel(name: str) -> Kernel:
     if not place or (colons and not kernel_name):
         raise UsageError(f"{name!r} names no kernel, expected FILE::KERNEL")
     module = load_module(place)
-    from tilus.runtime.kernel import Kernel
-
-    kernels = {key: value for key, value in vars(module).items() if isinstance(value, Kernel)}
+    kernels = {key: made for key, value in vars(module).items() if (made := _kernel_of(value)) is not None}
     found = ", ".join(kernels) or "none"
     if not colons:
         own = {
@@ -74,9 +72,19 @@ def find_kernel(name: str) -> Kernel:
     value: Any = module
     for part in kernel_name.split("."):
         value = getattr(value, part, None)
-    if not isinstance(value, Kernel):
+    kernel = _kernel_of(value)
+    if kernel is None:
         raise UsageError(f"{place} has no kernel {kernel_name!r}; its kernels are: {found}")
-    return value
+    return kernel
+
+
+def _kernel_of(value: Any) -> Kernel | None:
+    """Return a kernel, also the one that tunes itself, or None for anything else."""
+    from tilus.runtime.kernel import Kernel
+    from tilus.runtime.tuning import Autotuned
+
+    found = value.kernel if isinstance(value, Autotuned) else value
+    return found if isinstance(found, Kernel) else None
 
 
 def load_module(place: str) -> Any:

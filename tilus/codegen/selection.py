@@ -39,18 +39,26 @@ class Mma:
         a: RegisterLayout | None,
         b: RegisterLayout | None,
         c: RegisterLayout | None,
+        along: int | None = None,
     ) -> DotChoice:
-        """Return the cheapest instruction and arrangement of warps that keep most of the layouts given."""
+        """Return the cheapest instruction and arrangement of warps that keep most of the layouts given.
+
+        With `along` the warps are spread over that dimension of the result as far as they can be.
+        """
         atoms = self._atoms(dtypes)
         found: list[tuple[tuple[float, ...], DotChoice]] = []
+
+        def rank(kept: int, atom: MmaAtom, choice: DotChoice) -> tuple[float, ...]:
+            shared = 0 if along is None else (choice.a, choice.b)[along].replication
+            return -kept, atom.cost, shared, _traffic(choice, shape)
+
         for atom in atoms:
             for choice in arrangements(shape, warps, atom):
                 kept = sum(x is not None and x == y for x, y in ((c, choice.c), (a, choice.a), (b, choice.b)))
-                found.append(((-kept, atom.cost, _traffic(choice, shape)), choice))
+                found.append((rank(kept, atom, choice), choice))
             given = complete(shape, warps, atom, a, b, c)
             if given is not None:
-                kept = sum(x is not None for x in (a, b, c))
-                found.append(((-kept, atom.cost, _traffic(given, shape)), given))
+                found.append((rank(sum(x is not None for x in (a, b, c)), atom, given), given))
         if not found:
             m, n, k = shape
             sizes = ", ".join(sorted({"m{}n{}k{}".format(*x.shape) for x in atoms}))
@@ -125,9 +133,9 @@ class Mma:
         """Return the wavefronts of moving a tile between registers and shared memory."""
         return _shared_cost(layout, shared, bits, self.target.has("ldmatrix" if load else "stmatrix"))
 
-    def copy_cost(self, shared: SharedLayout, threads: int, bits: int) -> float:
-        """Return the wavefronts of an asynchronous copy into shared memory."""
-        return _shared_cost(copy_layout(shared.shape, threads, bits), shared, bits, False)
+    def copy_cost(self, shared: SharedLayout, threads: int, bits: int, along: int | None = None) -> float:
+        """Return the wavefronts of an asynchronous copy, in pieces along a dimension, into shared memory."""
+        return _shared_cost(copy_layout(shared.shape, threads, bits, along), shared, bits, False)
 
 
 def attempt_rows(layout: RegisterLayout | None, atom: RegisterLayout) -> RegisterLayout | None:

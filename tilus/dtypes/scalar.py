@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 from tilus.errors import InvalidValue
 
@@ -57,6 +57,18 @@ class DType:
 
     def __hash__(self) -> int:
         return hash(self.name)
+
+    # The named types are told apart by identity in places: copies of them are they.
+    def __copy__(self) -> DType:
+        return self
+
+    def __deepcopy__(self, memo: object) -> DType:
+        return self
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        from . import lookup
+
+        return (lookup.dtype, (self.name,)) if self in lookup.NAMED else super().__reduce_ex__(protocol)
 
     @property
     def nbytes(self) -> int:

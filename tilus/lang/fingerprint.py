@@ -6,7 +6,6 @@ reads, so that a cache keyed by it is never stale.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
 import hashlib
@@ -18,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from tilus.dtypes import DType
-from tilus.lang.frontend.function import MISSING, FunctionSource
+from tilus.lang.frontend.function import FunctionSource
 from tilus.lang.inline import InlineFunction
+from tilus.lang.reads import Read, belongs_to_tilus, outside_reads
 from tilus.layout import RegisterLayout, SharedLayout
 
 PLAIN = (int, float, complex, str, bytes, bool, type(None), type(Ellipsis), range, slice)
@@ -32,6 +32,11 @@ class Fingerprint:
     ----------
     home : str
         The module of the kernel: functions of installed packages other than its own count by name and version.
+
+    Attributes
+    ----------
+    reads : list of Read
+        What the users' functions among those that were added read from outside.
     """
 
     def __init__(self, home: str = "") -> None:
@@ -39,6 +44,7 @@ class Fingerprint:
         self.lines: list[str] = []
         self.seen: dict[int, int] = {}
         self.alive: list[object] = []
+        self.reads: list[Read] = []
 
     def digest(self) -> str:
         """Return the hash of the text so far."""
@@ -85,15 +91,15 @@ class Fingerprint:
         if hasattr(value, "tobytes") and hasattr(value, "dtype"):
             # The text of a large array is shortened.
             return f"array:{value.dtype}:{getattr(value, 'shape', ())}:{hashlib.sha256(value.tobytes()).hexdigest()}"
-        if dataclasses.is_dataclass(value):
-            state = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        state = fields(value)
+        if state:
             return f"instance:{self.text(cls)}:{self.text(state)}"
-        if getattr(value, "__dict__", None):
-            return f"instance:{self.text(cls)}:{self.text(dict(vars(value)))}"
         name = getattr(value, "__qualname__", None)
         if name is not None:
             return f"{getattr(value, '__module__', cls.__module__)}.{name}"
-        return f"{cls.__module__}.{cls.__qualname__}:{value!r}"
+        # The text that Python gives an object by itself is its address, which is another in every process.
+        address: object = object.__repr__
+        return f"instance:{self.text(cls)}" + ("" if cls.__repr__ is address else f":{value!r}")
 
     def python_function(self, function: types.FunctionType) -> str:
         """Return the text of a Python function and of what it reads."""
@@ -103,30 +109,51 @@ class Fingerprint:
         try:
             return self.function(FunctionSource.of(function))
         except Exception:
-            code = function.__code__
-            return f"code:{code.co_code.hex()}:{code.co_consts!r}:{code.co_names!r}"
+            return self.sourceless(function)
+
+    def sourceless(self, function: types.FunctionType) -> str:
+        """Return the text of a function whose source cannot be read: of its code, and of what that can read."""
+        known = function.__globals__
+        names = {name: known[name] for name in all_names(function.__code__) if name in known}
+        cells = [_contents(cell) for cell in function.__closure__ or ()]
+        state = [names, cells, function.__defaults__, function.__kwdefaults__]
+        return f"code:{self.code(function.__code__)}:{self.text(state)}"
+
+    def code(self, code: types.CodeType) -> str:
+        """Return the text of compiled code and of the functions inside of it."""
+        constants = [self.code(v) if isinstance(v, types.CodeType) else self.text(v) for v in code.co_consts]
+        return f"{code.co_code.hex()}:{code.co_names!r}:{constants!r}"
 
     def python_class(self, cls: type) -> str:
-        """Return the text of a class."""
+        """Return the text of a class: of its source and bases, of what it holds, and of what its methods read."""
         name = f"class:{cls.__module__}.{cls.__qualname__}"
         foreign = self.foreign(cls)
         if foreign is not None:
             return foreign
-        try:
-            return f"{name}:{inspect.getsource(cls)}"
-        except (OSError, TypeError):
-            return name
+        source = _source(cls)
+        held: dict[str, object] = {}
+        for attribute, value in vars(cls).items():
+            method = method_of(value)
+            # Methods without source in a class that has one are made by a decorator, from what the class says.
+            if method is not None and (not source or _source(method)):
+                held[attribute] = method
+            elif method is None and not hasattr(type(value), "__get__") and not is_special(attribute):
+                held[attribute] = value
+        return f"{name}:{source}:{self.text([base for base in cls.__bases__ if base is not object])}:{self.text(held)}"
 
     def foreign(self, value: Any) -> str | None:
         """Return the name and version of what an installed package or Python defines, None for the user's own."""
-        if belongs_to_tilus(value):
-            return f"{value.__module__}.{value.__qualname__}"
-        module = sys.modules.get(value.__module__)
-        top = value.__module__.partition(".")[0]
-        file = getattr(module, "__file__", None)
+        home = value.__module__ or ""
+        if belongs_to_tilus(home):
+            return f"{home}.{value.__qualname__}"
+        module = sys.modules.get(home)
+        top = home.partition(".")[0]
         if module is None or top == self.home:
             return None
-        if file is None or any(Path(file).is_relative_to(folder) for folder in installed_folders()):
+        # What has no file is a notebook or made by a program, and the user's own.
+        file = getattr(module, "__file__", None)
+        installed = file is not None and any(Path(file).is_relative_to(f) for f in installed_folders())
+        if installed or top in sys.stdlib_module_names:
             version = getattr(sys.modules.get(top), "__version__", "")
             return f"{value.__module__}.{value.__qualname__}:{version}"
         return None
@@ -138,8 +165,11 @@ class Fingerprint:
         for parameter in source.signature.parameters.values():
             if parameter.default is not parameter.empty:
                 parts.append(f"{parameter.name}={self.text(parameter.default)}")
-        for path, value in globals_read(source):
-            parts.append(f"{path}={self.text(value)}")
+        reads = outside_reads(source)
+        if not (source.function.__module__ or "").startswith("tilus."):
+            self.reads += reads
+        for read in reads:
+            parts.append(f"{read.path}={self.text(read.value)}")
         return "\n".join(parts)
 
 
@@ -150,59 +180,50 @@ def installed_folders() -> tuple[str, ...]:
     return tuple({paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
-def belongs_to_tilus(value: Any) -> bool:
-    """Tell whether something is a part of the package, whose version is a part of every cache key."""
-    module = getattr(value, "__module__", None) or ""
-    return module == "tilus" or (module.startswith("tilus.") and not module.startswith("tilus.ops"))
+def fields(value: object) -> dict[str, object]:
+    """Return what an object holds by name: in its dictionary and in the slots of its classes."""
+    held = dict(getattr(value, "__dict__", None) or {})
+    for cls in type(value).__mro__:
+        slots = vars(cls).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else tuple(slots):
+            private = name.startswith("__") and not name.endswith("__")
+            attribute = f"_{cls.__name__.lstrip('_')}{name}" if private else name
+            if attribute not in ("__dict__", "__weakref__") and hasattr(value, attribute):
+                held[attribute] = getattr(value, attribute)
+    return held
 
 
-def globals_read(source: FunctionSource) -> list[tuple[str, Any]]:
-    """Return the values from outside that a function reads, through modules where it names them by attributes."""
-    found: dict[str, Any] = {}
-
-    def visit(node: ast.AST) -> None:
-        path = attribute_path(node)
-        if path is not None and path[0] not in source.local_names:
-            value = source.outer(path[0])
-            for used in range(1, len(path) + 1):
-                # The module is no value; what is set in a class or an object is, besides its source.
-                if value is not MISSING and not isinstance(value, types.ModuleType) and not is_builtin(value):
-                    found[".".join(path[:used])] = value
-                if used == len(path) or not has_static_attribute(value, path[used]):
-                    break
-                value = getattr(value, path[used])
-            return
-        for child in ast.iter_child_nodes(node):
-            visit(child)
-
-    visit(source.tree)
-    return sorted(found.items())
+def _source(value: Any) -> str:
+    try:
+        return inspect.getsource(value)
+    except (OSError, TypeError):
+        return ""
 
 
-def has_static_attribute(value: object, name: str) -> bool:
-    """Tell whether an attribute can be read without running code of a property."""
-    found = inspect.getattr_static(value, name, MISSING)
-    return (
-        found is not MISSING
-        and not isinstance(found, property)
-        or (isinstance(value, types.ModuleType) and hasattr(value, name))
-    )
+def _contents(cell: types.CellType) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
 
 
-def attribute_path(node: ast.AST) -> tuple[str, ...] | None:
-    """Return the names of `a.b.c`, or None for other syntax."""
-    if isinstance(node, ast.Name):
-        return (node.id,)
-    if isinstance(node, ast.Attribute):
-        base = attribute_path(node.value)
-        return None if base is None else (*base, node.attr)
+def all_names(code: types.CodeType) -> list[str]:
+    """Return the names that code, and the functions inside of it, read from outside or as attributes."""
+    names = set(code.co_names)
+    for value in code.co_consts:
+        if isinstance(value, types.CodeType):
+            names.update(all_names(value))
+    return sorted(names)
+
+
+def method_of(value: object) -> types.FunctionType | None:
+    """Return the function of a method, also of a static method, a class method or a property; None for a value."""
+    for found in (value, *(getattr(value, name, None) for name in ("__func__", "fget", "func"))):
+        if isinstance(found, types.FunctionType):
+            return found
     return None
 
 
-def is_builtin(value: object) -> bool:
-    """Tell whether a value is a function or class of Python itself, or one of tilus."""
-    if isinstance(value, types.BuiltinFunctionType):
-        return True
-    return isinstance(value, (type, types.FunctionType)) and (
-        value.__module__ == "builtins" or belongs_to_tilus(value)
-    )
+def is_special(name: str) -> bool:
+    """Tell whether a name is one that Python gives a meaning, such as `__doc__`."""
+    return name.startswith("__") and name.endswith("__")

@@ -23,6 +23,10 @@ class InlineFunction:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.function(*args, **kwargs)
 
+    def __reduce__(self) -> str:
+        # By name, as Python pickles and copies functions.
+        return self.function.__qualname__
+
     def __repr__(self) -> str:
         return f"<inline function {self.function.__qualname__}>"
 

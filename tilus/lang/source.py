@@ -11,6 +11,7 @@ from types import FunctionType
 from typing import Any
 
 from tilus.dtypes import DType, boolean, float32, int32
+from tilus.dtypes import dtype as dtype_named
 from tilus.errors import Location, NameNotFound, SyntaxNotSupported, TilusError, TypeMismatch
 from tilus.ir import Extent, GlobalType, Kernel, PointerType, ScalarType, Symbol, Type, Value, ops
 from tilus.lang.diagnostics import describe, nearest
@@ -18,6 +19,7 @@ from tilus.lang.fingerprint import Fingerprint
 from tilus.lang.frontend import attributes  # noqa: F401  (declares expressions)
 from tilus.lang.frontend.function import FunctionSource
 from tilus.lang.frontend.tracer import Flow, Frame, Tracer
+from tilus.lang.reads import Watched, watch
 from tilus.lang.types import PointerAnnotation, TensorAnnotation, constexpr
 
 MISSING = inspect.Parameter.empty
@@ -104,11 +106,19 @@ class KernelSource:
         str
             64 hexadecimal digits; different if anything that the kernel's meaning depends on is, but the compiler.
         """
-        collected = Fingerprint(self.function.__module__)
-        collected.lines.append(collected.function(self.source))
+        collected = self._collected()
         for name, value in sorted((constexprs or {}).items()):
             collected.add(name, value)
         return collected.digest()
+
+    def _collected(self) -> Fingerprint:
+        collected = Fingerprint(self.function.__module__ or "")
+        collected.lines.append(collected.function(self.source))
+        return collected
+
+    def watched(self) -> tuple[Watched, ...]:
+        """Return the names outside that the kernel and the functions it calls read, for `tilus.lang.reads.changed`."""
+        return watch(self._collected().reads)
 
     def complete(self, constexprs: dict[str, object]) -> dict[str, object]:
         """Return the constexpr values with defaults filled in.
@@ -273,6 +283,12 @@ def read_params(source: FunctionSource) -> tuple[ParamSpec, ...]:
     for name, parameter in source.signature.parameters.items():
         place = source.location(nodes[name])
         if name not in annotations:
+            if name in ("self", "cls"):
+                raise TypeMismatch(
+                    f"a kernel is no method, and has no {name}",
+                    place,
+                    f"the same without {name}, called as {source.function.__qualname__}(...)",
+                )
             raise TypeMismatch(
                 f"the parameter {name} has no annotation",
                 place,
@@ -285,12 +301,21 @@ def read_params(source: FunctionSource) -> tuple[ParamSpec, ...]:
     names = {p.name for p in params if p.kind == "constexpr"}
     for param in params:
         if isinstance(param.dtype, str) and param.dtype not in names:
+            missing = f"{param.dtype}: tilus.constexpr among the parameters"
             raise NameNotFound(
                 f"{param.name} has the dtype {param.dtype!r}, which is no constexpr parameter",
                 source.location(nodes[param.name]),
-                nearest(param.dtype, names) or f"{param.dtype}: tilus.constexpr among the parameters",
+                dtype_hint(param.dtype) or nearest(param.dtype, names) or missing,
             )
     return tuple(params)
+
+
+def dtype_hint(name: str) -> str | None:
+    """Return what to write for a text that names a dtype."""
+    try:
+        return f"Tensor[tilus.{dtype_named(name)}, ...], without quotes"
+    except ValueError:
+        return None
 
 
 def read_annotations(source: FunctionSource, nodes: dict[str, ast.arg]) -> dict[str, Any]:

@@ -90,6 +90,9 @@ def hopper_block_scaled_kernel(
         with tilus.warps(4 * lane, 4, registers=240 if budget else 0):
             width = gcd(block_n, 1024 // out_dtype.bits)
             sc = tilus.shared(out_dtype, (2, height, width))
+            # After a barrier the assembler knows that the warp's threads are together: it keeps stages and descriptors
+            # of the second consumer in uniform registers, too.
+            tilus.sync()
             stage, phase = 0, 0
             for unit in range(own + pieces):
                 tile, first, length = work_of(unit, own, whole, team, teams, shared_tiles, steps, stream)
@@ -122,12 +125,10 @@ def scaled_product(
     stages, _, block_m, _ = sa.shape
     block_n = sb.shape[1]
     acc = tilus.zeros((block_n, block_m) if swap else (block_m, block_n), float32)
+    scale, next_scale = column_scales(b_scale, matrix, column, first, block_n)
     for step in range(first, first + length):
-        # On their way while the operands are: a tile may lie in two blocks of columns.
-        scale = tilus.load(b_scale, (matrix, column // BLOCK, step))
-        next_scale = (
-            scale if BLOCK % block_n == 0 else tilus.load(b_scale, (matrix, column // BLOCK + 1, step))
-        )
+        # A step ahead, so that no product waits for memory.
+        ahead, next_ahead = column_scales(b_scale, matrix, column, step + 1, block_n)
         tilus.wait(full, phase, index=stage)
         if swap:
             sums = tilus.dot_async(sb[stage], sa[stage][lane].transpose(), out_dtype=float32)
@@ -141,8 +142,18 @@ def scaled_product(
             acc = acc + sums * (factors * scale)[None, :]
         else:
             acc = promoted(acc, sums, factors, scale, next_scale, column)
+        scale, next_scale = ahead, next_ahead
         stage, phase = following(stage, phase, stages)
     return acc, stage, phase
+
+
+@tilus.inline
+def column_scales(b_scale, matrix, column, step, block_n):
+    """Return the scales of a tile's columns in a step: it may lie in two blocks of columns."""
+    scale = tilus.load(b_scale, (matrix, column // BLOCK, step))
+    if BLOCK % block_n == 0:
+        return scale, scale
+    return scale, tilus.load(b_scale, (matrix, column // BLOCK + 1, step))
 
 
 @tilus.inline

@@ -2,7 +2,7 @@
 
 Each function takes the tensors of one layer as they stand in a safetensors file. Sources of the formats: AutoGPTQ and
 GPTQModel (GPTQ), AutoAWQ (AWQ), compressed-tensors, the OCP microscaling specification (MXFP4, MXFP8), NVIDIA ModelOpt
-(NVFP4), bitsandbytes (NF4), and the BitNet b1.58 models of Hugging Face transformers.
+(NVFP4), bitsandbytes (NF4, and integers of 8 bits), HQQ, and the BitNet b1.58 models of Hugging Face transformers.
 
 With `activations` of torch.int8 or torch.float8_e4m3fn codes are laid out for activations of 8 bits; see `quantize`.
 Scales of 8 bits stay as they are stored, unless a wider `scale_dtype` is asked for; then `activations` and `out_dtype`
@@ -27,6 +27,7 @@ from tilus.ops.weights import QuantizedWeight, from_codes
 Array = np.ndarray[Any, Any]
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 GPTQ_BITS = {2: dtypes.uint2, 3: dtypes.uint3, 4: dtypes.uint4, 8: dtypes.uint8}
+UNSIGNED = {bits: dtypes.dtype(f"uint{bits}") for bits in range(1, 9)}
 SCALES = (torch.float16, torch.bfloat16)
 FP8 = {torch.float8_e4m3fn: dtypes.float8_e4m3, torch.float8_e5m2: dtypes.float8_e5m2}
 
@@ -65,7 +66,8 @@ def from_gptq(
     qweight : Tensor of int32, shape (k * bits / 32, n)
         Codes packed along k.
     qzeros : Tensor of int32, shape (groups, n * bits / 32)
-        Zero points packed along n; version 1 stores one less than the zero point.
+        Zero points packed along n; version 1 stores one less than the zero point. In words: where a zero point is 0,
+        GPTQModel, which writes and reads them so, borrows from the next one.
     scales : Tensor of float16 or bfloat16, shape (groups, n)
     g_idx : Tensor of int32, shape (k,), optional
         The group of each row; with "act-order" rows of a group are not neighbours.
@@ -96,21 +98,34 @@ def from_gptq(
             f"fit {bits} bits"
         )
     codes = _bits(qweight, dtype, k, 0)
-    zeros = _bits(qzeros, dtype, n, 1).astype(np.int64)
-    if version == 1:
-        zeros = zeros + 1
-    order = None
-    if g_idx is not None:
-        index = g_idx.detach().cpu().numpy().astype(np.int64)
-        if index.shape != (k,) or not np.array_equal(np.sort(index), np.arange(k) // (k // groups)):
-            raise ShapeMismatch(f"g_idx does not put {k // groups} of {k} rows into each of {groups} groups")
-        if not np.array_equal(index, np.arange(k) // (k // groups)):
-            sort = np.argsort(index, kind="stable")
-            codes, order = codes[sort], torch.from_numpy(sort)
+    if version == 1 and bits != 3:
+        one_each = sum(1 << place for place in range(0, 32, bits))
+        qzeros = torch.from_numpy(
+            (qzeros.detach().cpu().numpy().view(np.uint32) + np.uint32(one_each)).view(np.int32)
+        )
+    zeros = _bits(qzeros, dtype, n, 1)
+    if version == 1 and bits == 3:
+        # Three bits cross words.
+        zeros = (zeros + 1) & dtype.code_mask
+    order = None if g_idx is None else _order("g_idx", g_idx, k, groups)
+    if order is not None:
+        codes = codes[order.numpy()]
     zero = torch.from_numpy(zeros.astype(np.float64)).to(scales.dtype)
     return from_codes(
         np.ascontiguousarray(codes), dtype, scales, zero, k // groups, order=order, activations=activations
     )
+
+
+def _order(name: str, groups_of: torch.Tensor, k: int, groups: int) -> torch.Tensor | None:
+    """Return the order that brings rows of one group together, None if they are, from the group of each row."""
+    index = groups_of.detach().cpu().numpy().astype(np.int64)
+    together = np.arange(k) // (k // groups)
+    if index.shape != (k,) or not np.array_equal(np.sort(index), together):
+        raise ShapeMismatch(
+            f"{name} does not put {k // groups} of {k} rows into each of {groups} groups",
+            hint=f"leave {name} out if rows of a group are neighbours",
+        )
+    return None if np.array_equal(index, together) else torch.from_numpy(np.argsort(index, kind="stable"))
 
 
 @checked_values
@@ -157,9 +172,10 @@ def from_compressed_tensors(
     weight_packed: torch.Tensor,
     weight_scale: torch.Tensor,
     weight_zero_point: torch.Tensor | None = None,
+    weight_g_idx: torch.Tensor | None = None,
     *,
     bits: int = 4,
-    shape: tuple[int, int] | None = None,
+    shape: tuple[int, int] | torch.Tensor | None = None,
     activations: torch.dtype | None = None,
 ) -> QuantizedWeight:
     """Import a layer of the compressed-tensors format "pack-quantized".
@@ -171,18 +187,20 @@ def from_compressed_tensors(
     weight_scale : Tensor of float16 or bfloat16, shape (n, groups)
     weight_zero_point : Tensor of int32, shape (n * bits / 32, groups), optional
         Zero points plus ``2 ** (bits - 1)``, packed along n.
+    weight_g_idx : Tensor of int32, shape (k,), optional
+        The group of each column ("actorder"); all -1 where there is none.
     bits : int
-        4 or 8.
-    shape : tuple of int, optional
+        1 to 8.
+    shape : tuple of int, or Tensor of 2 elements, optional
         (n, k), the layer's ``weight_shape``, where k does not fill the last word.
     """
-    if bits not in (4, 8):
-        raise TypeMismatch(f"compressed-tensors packs 4 and 8 bits, not {bits}")
+    if bits not in UNSIGNED:
+        raise TypeMismatch(f"compressed-tensors packs 1 to 8 bits, not {bits}")
     _expect("weight_packed", weight_packed, (torch.int32,), 2)
     _expect("weight_scale", weight_scale, SCALES, 2)
-    dtype = GPTQ_BITS[bits]
+    dtype = UNSIGNED[bits]
     rows, words = weight_packed.shape
-    n, k = (rows, words * 32 // bits) if shape is None else shape
+    n, k = (rows, words * 32 // bits) if shape is None else _pair("shape", shape)
     if n != rows or -(-k * bits // 32) != words:
         raise ShapeMismatch(f"packed codes of shape {(rows, words)} do not fit a weight of {n} x {k}")
     groups = weight_scale.shape[1]
@@ -199,14 +217,28 @@ def from_compressed_tensors(
             raise ShapeMismatch(f"zero points have shape {tuple(weight_zero_point.shape)}, expected {wanted}")
         zeros = _bits(weight_zero_point, dtype, n, 0).T.astype(np.float64)
     scale = weight_scale.t().contiguous()
+    turned, order = codes.T, None
+    if weight_g_idx is not None and not (weight_g_idx < 0).all():
+        order = _order("weight_g_idx", weight_g_idx, k, groups)
+    if order is not None:
+        turned = turned[order.numpy()]
     return from_codes(
-        np.ascontiguousarray(codes.T),
+        np.ascontiguousarray(turned),
         dtype,
         scale,
         torch.from_numpy(zeros).to(scale.dtype),
         k // groups,
+        order=order,
         activations=activations,
     )
+
+
+def _pair(name: str, sizes: tuple[int, int] | torch.Tensor) -> tuple[int, int]:
+    """Return two sizes that may be given as a tensor, as files hold them."""
+    values = sizes.tolist() if isinstance(sizes, torch.Tensor) else list(sizes)
+    if not isinstance(values, list) or len(values) != 2:
+        raise ShapeMismatch(f"{name} is {values}, expected (n, k)")
+    return int(values[0]), int(values[1])
 
 
 @checked_values
@@ -229,18 +261,55 @@ def from_fp8(
     """
     if weight.dtype not in FP8:
         raise TypeMismatch(f"from_fp8 takes float8_e4m3fn or float8_e5m2, not {weight.dtype}")
-    _expect("weight", weight, tuple(FP8), 2)
+    return _scaled_bytes(weight, FP8[weight.dtype], scale, scale_dtype, activations)
+
+
+@checked_values
+def from_int8(
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    *,
+    scale_dtype: torch.dtype = torch.bfloat16,
+    activations: torch.dtype | None = None,
+) -> QuantizedWeight:
+    """Import a layer of integers of 8 bits, as in the compressed-tensors format "int-quantized".
+
+    Parameters
+    ----------
+    weight : Tensor of int8, shape (n, k)
+    scale : Tensor, shape (), (1,), (n,), (n, 1), (n, groups) or blocks as for `from_fp8`
+        What values are multiplied with ("weight_scale"; of bitsandbytes "SCB" / 127).
+    scale_dtype : torch.dtype
+        float16 or bfloat16, of the activations; scales that differ are rounded to it.
+    activations : torch.dtype, optional
+        int8 for activations of 8 bits too; see `quantize`.
+    """
+    if weight.dtype != torch.int8:
+        raise TypeMismatch(f"from_int8 takes int8, not {weight.dtype}")
+    return _scaled_bytes(weight, dtypes.int8, scale, scale_dtype, activations)
+
+
+def _scaled_bytes(
+    weight: torch.Tensor,
+    dtype: DType,
+    scale: torch.Tensor,
+    scale_dtype: torch.dtype,
+    activations: torch.dtype | None,
+) -> QuantizedWeight:
+    """Import bytes of shape (n, k) with scales for the tensor, each row, or blocks."""
+    if weight.ndim != 2:
+        raise TypeMismatch(f"weight has shape {tuple(weight.shape)}, expected (n, k)")
     n, k = weight.shape
     codes = np.ascontiguousarray(weight.detach().cpu().view(torch.uint8).numpy().T)
     values = scale.detach().to(torch.float64).cpu().numpy()
     if values.size == 1:
         ones = torch.ones((1, n), dtype=scale_dtype)
         return from_codes(
-            codes, FP8[weight.dtype], ones, None, k, alpha=float(values.reshape(())), activations=activations
+            codes, dtype, ones, None, k, alpha=float(values.reshape(())), activations=activations
         )
     if values.size == n and values.ndim in (1, 2) and values.shape[0] == n:
         tensor, alpha = split_scales(values.reshape(1, n), scale_dtype)
-        return from_codes(codes, FP8[weight.dtype], tensor, None, k, alpha=alpha, activations=activations)
+        return from_codes(codes, dtype, tensor, None, k, alpha=alpha, activations=activations)
     if values.ndim == 2 and values.size:
         rows, columns = values.shape
         block_n, block_k = -(-n // rows), -(-k // columns)
@@ -248,9 +317,7 @@ def from_fp8(
         step_k = 1 << (block_k - 1).bit_length()
         if -(-n // step_n) == rows and -(-k // step_k) == columns and k % step_k == 0:
             tensor, alpha = split_scales(np.repeat(values.T, step_n, axis=1)[:, :n], scale_dtype)
-            return from_codes(
-                codes, FP8[weight.dtype], tensor, None, step_k, alpha=alpha, activations=activations
-            )
+            return from_codes(codes, dtype, tensor, None, step_k, alpha=alpha, activations=activations)
     raise ShapeMismatch(f"scales of shape {tuple(scale.shape)} do not fit a weight of {n} x {k}")
 
 
@@ -456,7 +523,8 @@ def from_bitnet(
     weight : Tensor of uint8, shape (n / 4, k)
         Bits 2i and 2i + 1 of row r hold value + 1 of output channel ``i * n / 4 + r``.
     scale : float or Tensor
-        What values are multiplied with.
+        What values are multiplied with. A layer of the class "autobitlinear" stores it as "weight_scale"; one of the
+        class "bitlinear" stores its inverse there.
     scale_dtype : torch.dtype
         float16 or bfloat16, of the activations.
     """
@@ -476,3 +544,59 @@ def from_bitnet(
         alpha=only_number("scale", scale),
         activations=activations,
     )
+
+
+@checked_values
+def from_hqq(
+    w_q: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor,
+    shape: tuple[int, int] | torch.Tensor,
+    *,
+    bits: int = 4,
+    group_size: int = 64,
+    scale_dtype: torch.dtype = torch.float16,
+) -> QuantizedWeight:
+    """Import an HQQ layer with groups along its inputs ("axis" 1).
+
+    Parameters
+    ----------
+    w_q : Tensor of uint8 (of int32 for 3 bits)
+        Rows of `group_size` codes each, one group below the other. All rows lie in as many parts as codes fit in an
+        element (10 for 3 bits), the first part in the highest bits.
+    scale, zero : Tensor, n * k / group_size elements
+        A value is ``(code - zero) * scale``.
+    shape : tuple of int, or Tensor of 2 elements
+        (n, k).
+    bits : int
+        1, 2, 3, 4 or 8.
+    group_size : int
+        Elements that share a scale; it divides k.
+    scale_dtype : torch.dtype
+        float16 or bfloat16, of the activations; scales and zero points are rounded to it.
+    """
+    n, k = _pair("shape", shape)
+    if bits not in (1, 2, 3, 4, 8):
+        raise TypeMismatch(f"HQQ packs 1, 2, 3, 4 and 8 bits, not {bits}")
+    stored_as = torch.int32 if bits == 3 else torch.uint8
+    _expect("w_q", w_q, (stored_as,), 2)
+    parts = 10 if bits == 3 else 8 // bits
+    groups = n * k // group_size if group_size > 0 else 0
+    if groups == 0 or k % group_size or tuple(w_q.shape) != (-(-groups // parts), group_size):
+        raise ShapeMismatch(
+            f"codes of shape {tuple(w_q.shape)} do not fit {bits} bits of {n} x {k} in groups of {group_size} along k",
+            hint="a group size that divides k, and a layer whose axis is 1",
+        )
+    if scale.numel() != groups or zero.numel() != groups:
+        raise ShapeMismatch(
+            f"{scale.numel()} scales and {zero.numel()} zero points do not fit {n} x {k} in groups of {group_size}"
+        )
+    words = w_q.detach().cpu().numpy()
+    top = bits * (parts - 1)
+    codes = np.concatenate([(words >> (top - bits * part)) & ((1 << bits) - 1) for part in range(parts)])
+    tensor, alpha = split_scales(
+        scale.detach().cpu().double().numpy().reshape(n, k // group_size).T, scale_dtype
+    )
+    shift = zero.detach().cpu().double().reshape(n, k // group_size).t().to(scale_dtype).contiguous()
+    rows = codes[:groups].astype(np.uint8).reshape(n, k)
+    return from_codes(np.ascontiguousarray(rows.T), UNSIGNED[bits], tensor, shift, group_size, alpha=alpha)

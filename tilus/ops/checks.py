@@ -142,7 +142,7 @@ def _check_kinds(function: str, given: Sequence[tuple[Parameter, Any]]) -> None:
                 f"{function}: {parameter.name} is {described(value)}, expected {' or '.join(expected)}",
                 hint=_other_way_round(parameter, value, given) or _instead(parameter, value),
             )
-        if parameter.element is not None and value is not None:
+        if parameter.element is not None and not isinstance(value, (torch.Tensor, type(None))):
             _check_elements(function, parameter, value)
 
 

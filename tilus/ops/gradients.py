@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from tilus.errors import NoGradient
 from tilus.ops.library import LIBRARY
@@ -23,7 +24,20 @@ LIBRARY.define(
 
 
 def operator(name: str, *tensors: torch.Tensor | None) -> Any:
-    """Return an operator of the library, or its twin that is recorded if one of the tensors wants a gradient."""
+    """Return an operator of the library, or its twin that is recorded if one of the tensors wants a gradient.
+
+    Raises
+    ------
+    NoGradient
+        Where a tensor has a tangent: torch would take the result's for zero.
+    """
+    if forward_ad._current_level >= 0:
+        for tensor in tensors:
+            if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+                raise NoGradient(
+                    f"{name} has no derivative in forward mode",
+                    hint="x.requires_grad_() and backward(), where it has a gradient",
+                )
     if torch.is_grad_enabled():
         for tensor in tensors:
             if tensor is not None and tensor.requires_grad:

@@ -1,7 +1,7 @@
 """The kernels behind `grouped_matmul_block_scaled`: each block of rows is multiplied with its own expert's matrix.
 
 Both are made as those of `block_scaled_kernel`: sums over 128 of k are exact enough in the tensor core, and are scaled
-and added up in float32 registers. Tiles come in the order of `grouped_kernel`.
+and added up in float32 registers.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from math import gcd
 import tilus
 from tilus import Tensor, constexpr, float16, float32, int32
 from tilus.ops.block_scaled_kernel import BLOCK, scaled_product
-from tilus.ops.grouped_hopper_kernel import located
-from tilus.ops.grouped_kernel import ORDER, owner
-from tilus.ops.hopper_matmul_kernel import fetch, following, place, send
+from tilus.ops.grouped_tiles import GroupedTiles, located, tile_of, tiles_of
+from tilus.ops.hopper_matmul_kernel import fetch, following, send
 
 
 @tilus.kernel
@@ -49,9 +48,9 @@ def hopper_grouped_block_scaled_kernel(
     n = c.shape[2]
     warps = 4 * consumers
     tilus.grid(blocks, warps=warps + 4, cluster=cluster_n)
-    team, teams = tilus.block_id(0) // cluster_n, tilus.max(tilus.grid_dim(0) // cluster_n, 1)
-    rank = tilus.cluster_rank() if cluster_n > 1 else 0
-    down, across = tilus.cdiv(rows, block_m), tilus.cdiv(n, block_n * cluster_n)
+    how = GroupedTiles(block_m, block_n, block, masked, cluster_n)
+    tiles, space = tiles_of(owners, groups, rows, n, how)
+    *_, rank = space
     steps = tilus.cdiv(k, BLOCK)
 
     # Each consumer multiplies rows, or swapped columns, of its own: rows at its own pace.
@@ -68,14 +67,11 @@ def hopper_grouped_block_scaled_kernel(
 
     with tilus.warps(warps, 4, registers=40 if budget else 0):
         with tilus.warps(warps, 1):
-            stage, phase, group, before = 0, 1, 0, 0
-            for tile in range(team, groups * down * across, teams):
-                group, before, batch, bi, bj, expert, last = located(
-                    owners, tile, group, before, groups, down, across, block, block_m, masked
-                )
-                if last:
+            stage, phase, found = 0, 1, (0, 0)
+            for tile in range(*tiles):
+                found, batch, row, column, expert, over = located(tile, found, space, how)
+                if over:
                     break
-                row, column = bi * block_m, (bj * cluster_n + rank) * block_n
                 for step in range(steps if expert >= 0 else 0):
                     tilus.wait(empty, phase, index=stage)
                     tilus.arrive(full, index=stage, bytes=(block_m + block_n) * BLOCK + 4 * lanes * scales)
@@ -94,15 +90,13 @@ def hopper_grouped_block_scaled_kernel(
         with tilus.warps(4 * lane, warps // lanes, registers=232 if budget else 0):
             width = gcd(block_n, 1024 // out_dtype.bits)
             sc = tilus.shared(out_dtype, (1, height, block_n) if swap else (2, height, width))
-            stage, phase, group, before = 0, 0, 0, 0
-            for tile in range(team, groups * down * across, teams):
-                group, before, batch, bi, bj, expert, last = located(
-                    owners, tile, group, before, groups, down, across, block, block_m, masked
-                )
-                if last:
+            stage, phase, found = 0, 0, (0, 0)
+            for tile in range(*tiles):
+                found, batch, row, column, expert, over = located(tile, found, space, how)
+                if over:
                     break
                 if expert >= 0:
-                    row, column = bi * block_m + lane * height, (bj * cluster_n + rank) * block_n
+                    row += lane * height
                     acc, stage, phase = scaled_product(
                         sa, sb, ss, b_scale, full, empty, stage, phase, lane, expert, column, 0, steps, cluster_n,
                         swap,
@@ -139,11 +133,9 @@ def grouped_block_scaled_kernel(
     """The same on every target: tensor cores that have no float8 (`native`) get it as float16, which is exact."""
     groups, rows, k = a.shape
     n = c.shape[2]
-    down, across = tilus.cdiv(rows, block_m), tilus.cdiv(n, block_n)
-    tilus.grid(down * across * groups, warps=warps)
-    batch, bi, bj = place(tilus.block_id(0), down, across, ORDER)
-    row, column = bi * block_m, bj * block_n
-    expert, used = owner(owners, bi, batch, block, block_m, masked)
+    tilus.grid(tilus.cdiv(rows, block_m) * tilus.cdiv(n, block_n) * groups, warps=warps)
+    how = GroupedTiles(block_m, block_n, block, masked)
+    batch, row, column, expert, used = tile_of(owners, rows, n, how)
     end = k if used else 0
     acc = tilus.zeros((block_m, block_n), float32)
     for k0 in tilus.pipeline(range(0, end, BLOCK), stages=stages):

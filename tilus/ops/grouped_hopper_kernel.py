@@ -11,8 +11,9 @@ from math import gcd
 
 import tilus
 from tilus import Tensor, constexpr, float32, int32
-from tilus.ops.grouped_kernel import ORDER, rescaled
-from tilus.ops.hopper_matmul_kernel import fetch, following, operand, place, release, send
+from tilus.ops.grouped_kernel import rescaled
+from tilus.ops.grouped_tiles import GroupedTiles, located, tiles_of
+from tilus.ops.hopper_matmul_kernel import fetch, following, operand, release, send
 from tilus.ops.matmul_kernel import activate
 
 
@@ -59,9 +60,9 @@ def grouped_hopper_kernel(
     n = c.shape[2]
     warps = 4 * consumers
     tilus.grid(blocks, warps=warps + 4, cluster=cluster_n)
-    team, teams = tilus.block_id(0) // cluster_n, tilus.max(tilus.grid_dim(0) // cluster_n, 1)
-    rank = tilus.cluster_rank() if cluster_n > 1 else 0
-    down, across = tilus.cdiv(rows, block_m), tilus.cdiv(n, block_n * cluster_n)
+    how = GroupedTiles(block_m, block_n, block, masked, cluster_n)
+    tiles, space = tiles_of(owners, groups, rows, n, how)
+    *_, rank = space
     steps = tilus.cdiv(k, block_k)
 
     sa = tilus.shared(dtype, (stages, block_m, block_k))
@@ -72,35 +73,29 @@ def grouped_hopper_kernel(
 
     with tilus.warps(warps, 4, registers=40 if budget else 0):
         with tilus.warps(warps, 1):
-            stage, phase, group, before = 0, 1, 0, 0
-            for tile in range(team, groups * down * across, teams):
-                group, before, batch, bi, bj, expert, last = located(
-                    owners, tile, group, before, groups, down, across, block, block_m, masked
-                )
-                if last:
+            stage, phase, found = 0, 1, (0, 0)
+            for tile in range(*tiles):
+                found, batch, row, column, expert, over = located(tile, found, space, how)
+                if over:
                     break
                 for step in range(steps if expert >= 0 else 0):
                     tilus.wait(empty, phase, index=stage)
                     tilus.arrive(full, index=stage, bytes=(block_m + block_n) * block_k * dtype.bits // 8)
-                    at, column = step * block_k, (bj * cluster_n + rank) * block_n
-                    fetch(
-                        sa[stage], a, batch, bi * block_m, at, True, full, stage, rank, cluster_n, (1 << cluster_n) - 1
-                    )  # fmt: skip
+                    at = step * block_k
+                    mask = (1 << cluster_n) - 1
+                    fetch(sa[stage], a, batch, row, at, True, full, stage, rank, cluster_n, mask)
                     fetch(sb[stage], b, expert, column, at, b_turned, full, stage, 0, 1, 0)
                     stage, phase = following(stage, phase, stages)
 
     with tilus.warps(0, warps, registers=232 if budget else 0):
         width = gcd(block_n, 1024 // out_dtype.bits)
         sc = tilus.shared(out_dtype, (1, block_m, block_n) if swap else (2, block_m, width))
-        stage, phase, group, before = 0, 0, 0, 0
-        for tile in range(team, groups * down * across, teams):
-            group, before, batch, bi, bj, expert, last = located(
-                owners, tile, group, before, groups, down, across, block, block_m, masked
-            )
-            if last:
+        stage, phase, found = 0, 0, (0, 0)
+        for tile in range(*tiles):
+            found, batch, row, column, expert, over = located(tile, found, space, how)
+            if over:
                 break
             if expert >= 0:
-                row, column = bi * block_m, (bj * cluster_n + rank) * block_n
                 tilus.wait(full, phase, index=stage)
                 acc = product(sa[stage], operand(sb[stage], b_turned), swap, acc_dtype)
                 read = stage
@@ -128,28 +123,6 @@ def grouped_hopper_kernel(
                     send(c, sc, out, batch, row, at, part, parts, bulk_store)
         if bulk_store:
             tilus.bulk_wait(0, read=False)
-
-
-@tilus.inline
-def located(owners, tile, group, before, groups, down, across, block, block_m, masked):
-    """Return where a tile is: its group and the tiles before that, batch, row and column of tiles, and its expert.
-
-    The expert is -1 where nothing uses the tile; the last result tells whether no tile from here on is used. With
-    `masked`, tiles are those of the rows in use, group by group, and the search goes on where it was for the tile
-    before; else they are those of all rows, and the blocks that nothing uses come last.
-    """
-    if masked:
-        own = tilus.cdiv(tilus.load(owners, group), block_m) * across
-        while group < groups and tile >= before + own:
-            before += own
-            group += 1
-            # Beyond the last group there are no rows.
-            own = tilus.cdiv(tilus.load(owners, group), block_m) * across
-        _, bi, bj = place(tile - before, tilus.max(own // across, 1), across, ORDER)
-        return group, before, group, bi, bj, group, group >= groups
-    _, bi, bj = place(tile, down, across, ORDER)
-    expert = tilus.load(owners, bi * block_m // block)
-    return group, before, 0, bi, bj, expert, tilus.load(owners, bi // ORDER * ORDER * block_m // block) < 0
 
 
 @tilus.inline

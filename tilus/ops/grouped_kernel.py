@@ -1,18 +1,14 @@
 """The kernels behind grouped products: each block of rows is multiplied with the matrix of its own expert.
 
 Who owns a block, or how many rows an expert has, is read on the device: the grid covers what there may be at most, and
-blocks of which nothing is used run no step and store nothing.
-
-Blocks that run together take `ORDER` tiles below one another before the next columns (`place`). A routing puts the rows
-of an expert below one another, so these tiles read the same part of its matrix, and all but the first find it in the
-L2 cache; the matrix need not fit there as a whole.
+blocks of which nothing is used run no step and store nothing. Their order is that of `tilus.ops.grouped_tiles`.
 """
 
 from __future__ import annotations
 
 import tilus
 from tilus import Tensor, constexpr, float16, float32, int32, uint8
-from tilus.ops.hopper_matmul_kernel import place
+from tilus.ops.grouped_tiles import GroupedTiles, tile_of
 from tilus.ops.matmul_kernel import activate
 from tilus.ops.prepack import UNIT_K, UNIT_N, unit_bytes
 from tilus.ops.quantized_parts import (
@@ -26,21 +22,6 @@ from tilus.ops.quantized_parts import (
     scales_of,
     stored,
 )
-
-ORDER = 8
-"""Rows of tiles that are worked on together."""
-
-
-@tilus.inline
-def owner(experts, bi, batch, block, block_m, masked):
-    """Return a block's expert and whether it has any rows.
-
-    With `masked`, `experts` holds the rows of each expert; else the expert of each block of `block` rows, or -1.
-    """
-    if masked:
-        return batch, bi * block_m < tilus.load(experts, batch)
-    expert = tilus.load(experts, bi * block_m // block)
-    return tilus.maximum(expert, 0), expert >= 0
 
 
 @tilus.inline
@@ -93,11 +74,9 @@ def grouped_matmul_kernel(
     """
     groups, rows, k = a.shape
     n = c.shape[2]
-    down, across = tilus.cdiv(rows, block_m), tilus.cdiv(n, block_n)
-    tilus.grid(down * across * groups, warps=warps)
-    batch, bi, bj = place(tilus.block_id(0), down, across, ORDER)
-    row, column = bi * block_m, bj * block_n
-    expert, used = owner(experts, bi, batch, block, block_m, masked)
+    tilus.grid(tilus.cdiv(rows, block_m) * tilus.cdiv(n, block_n) * groups, warps=warps)
+    how = GroupedTiles(block_m, block_n, block, masked)
+    batch, row, column, expert, used = tile_of(experts, rows, n, how)
     end = k if used else 0
     acc = tilus.zeros((block_m, block_n), acc_dtype)
     for k0 in tilus.pipeline(range(0, end, block_k), stages=stages):
@@ -155,11 +134,9 @@ def grouped_quantized_kernel(
 ):
     """The same with quantised weights, (b - zero) * scale * alpha of each expert."""
     groups, rows, k = a.shape
-    down, across = tilus.cdiv(rows, block_m), tilus.cdiv(n, block_n)
-    tilus.grid(down * across * groups, warps=warps)
-    batch, bi, bj = place(tilus.block_id(0), down, across, ORDER)
-    row, column = bi * block_m, bj * block_n
-    expert, used = owner(experts, bi, batch, block, block_m, masked)
+    tilus.grid(tilus.cdiv(rows, block_m) * tilus.cdiv(n, block_n) * groups, warps=warps)
+    how = GroupedTiles(block_m, block_n, block, masked)
+    batch, row, column, expert, used = tile_of(experts, rows, n, how)
     end = k if used else 0
     scales_deep = tilus.max(UNIT_K // group, 1)
     acc = tilus.zeros((block_n, block_m) if swap else (block_m, block_n), float32)

@@ -75,20 +75,26 @@ def hopper_matmul_kernel(
     own = tilus.cdiv(tilus.max(whole - team, 0), teams)
     pieces = pieces_of(team, teams, shared_tiles, steps) if stream else 0
 
-    sa = tilus.shared(dtype, (stages, block_k, block_m) if a_turned else (stages, block_m, block_k))
+    # Two consumers that share a tile have half of its rows each.
+    shares = 1 if pingpong else consumers
+    height = block_m // shares
+    sa = tilus.shared(dtype, (stages, shares, block_k, height) if a_turned else (stages, shares, height, block_k))
     sb = tilus.shared(b_dtype, (stages, block_n, block_k) if b_turned else (stages, block_k, block_n))
     full = tilus.barrier(stages)
     # A stage is free when all blocks that copy into it, and are copied to from it, have read theirs.
     empty = tilus.barrier(stages, arrivals=size * (4 if pingpong else warps))
-    # Each of two ping-pong consumers lets the other one multiply.
+    # Each of two ping-pong consumers lets the other one multiply. The first of two that share a tile lets the other one
+    # begin, so that it is a step ahead when it comes to its epilogue. (A tile of no more steps than stages might be
+    # over before the other one looks.)
     turn = tilus.barrier(2, arrivals=4)
-    # The tensor memory accelerator writes rows of 128 bytes of the output.
+    # Each consumer stores its own rows at its own pace: while it does, the other one multiplies, if only a few steps
+    # of the same tile. The tensor memory accelerator writes rows of 128 bytes of the output.
     width = gcd(block_n, 1024 // out_dtype.bits)
-    lanes, parts = 2 if pingpong else 1, block_n // width
+    parts, every = block_n // width, 2 if pingpong else 1
     buffers = parts if bulk_residual else 2
-    sc = tilus.shared(out_dtype, (lanes, buffers, block_m, width))
-    given = tilus.barrier(lanes * buffers)
-    taken = tilus.barrier(lanes * buffers, arrivals=4 if pingpong else warps)
+    sc = tilus.shared(out_dtype, (consumers, buffers, height, width))
+    given = tilus.barrier(consumers * buffers)
+    taken = tilus.barrier(consumers * buffers, arrivals=4)
     budget = consumers > 1
     if stream:
         # The kernel that adds up the parts is launched while this one runs.
@@ -107,62 +113,66 @@ def hopper_matmul_kernel(
                     tilus.wait(empty, phase, index=stage)
                     tilus.arrive(full, index=stage, bytes=(block_m + block_n) * block_k * dtype.bits // 8)
                     at = step * block_k
-                    fetch(
+                    fetch_shares(
                         sa[stage], a, batch, row, at, not a_turned, full, stage, rank_n, cluster_n, row_mask
                     )
                     fetch(
-                        sb[stage],
-                        b,
-                        b_batch,
-                        column,
-                        at,
-                        b_turned,
-                        full,
-                        stage,
-                        rank_m,
-                        cluster_m,
-                        column_mask,
+                        sb[stage], b, b_batch, column, at, b_turned, full, stage, rank_m, cluster_m, column_mask
                     )
                     stage, phase = following(stage, phase, stages)
 
-        for lane in tilus.static_range(lanes if bulk_residual else 0):
+        for lane in tilus.static_range(consumers if bulk_residual else 0):
             with tilus.warps(warps + 1 + lane, 1):
                 done = 0
-                for unit in range(lane, own + pieces, lanes):
+                for unit in range(lane if pingpong else 0, own + pieces, every):
                     tile, first, length = work_of(unit, own, whole, team, teams, shared_tiles, steps, stream)
                     batch, i, j = place(tile, rows, columns, group)
-                    row = (i * cluster_m + rank_m) * block_m
+                    row = (i * cluster_m + rank_m) * block_m + (0 if pingpong else lane * height)
                     column = (j * cluster_n + rank_n) * block_n
                     if length == steps:
                         for part in tilus.static_range(parts):
                             at = lane * buffers + part
                             tilus.wait(taken, done + 1, index=at)
-                            tilus.arrive(given, index=at, bytes=block_m * width * out_dtype.bits // 8)
+                            tilus.arrive(given, index=at, bytes=height * width * out_dtype.bits // 8)
                             offsets = (batch, row, column + part * width)
                             tilus.copy_bulk(sc[lane][part], residual, offsets, given, index=at)
                         done += 1
 
-    for consumer in tilus.static_range(lanes):
-        with tilus.warps(4 * consumer, 4 if pingpong else warps, registers=232 if budget else 0):
+    for consumer in tilus.static_range(consumers):
+        with tilus.warps(4 * consumer, 4, registers=232 if budget else 0):
+            share = 0 if pingpong else consumer
+            above = share * height
             # Read from memory, alpha keeps the arithmetic of a part behind the barriers of the part before: else the
             # assembler computes all parts at once, and has no registers for that.
             factor = tilus.shared(float32, 1)
             tilus.store(factor, tilus.full(1, alpha))
             tilus.sync()
             stage, phase, done, owed = 0, 0, 0, 0
-            for unit in range(consumer, own + pieces, lanes):
-                tile, first, length = work_of(unit, own, whole, team, teams, shared_tiles, steps, stream)
-                batch, i, j = place(tile, rows, columns, group)
-                row = (i * cluster_m + rank_m) * block_m
-                column = (j * cluster_n + rank_n) * block_n
+            start, begun = consumer if pingpong else 0, 0
+            tile, _, _ = work_of(start, own, whole, team, teams, shared_tiles, steps, stream)
+            batch, i, j = place(tile, rows, columns, group)
+            for unit in range(start, own + pieces, every):
+                _, first, length = work_of(unit, own, whole, team, teams, shared_tiles, steps, stream)
                 if pingpong:
                     past = steps_before(unit, own, team, teams, shared_tiles, steps, stream)
                     stage, phase = past % stages, past // stages
                     tilus.wait(turn, unit // 2 + 1 - consumer, index=consumer)
+                elif consumer == 1 and length > stages:
+                    tilus.wait(turn, begun, index=1)
+                    begun += 1
                 tilus.wait(full, phase, index=stage)
                 acc = tilus.dot_async(
-                    operand(sa[stage], a_turned), operand(sb[stage], b_turned), out_dtype=acc_dtype
+                    operand(sa[stage][share], a_turned), operand(sb[stage], b_turned), out_dtype=acc_dtype
                 )
+                if not pingpong and consumer == 0 and consumers == 2 and length > stages:
+                    tilus.arrive(turn, index=1)
+                # Where the next tile lies is computed while the tensor cores are busy.
+                next_tile, _, _ = work_of(
+                    unit + every, own, whole, team, teams, shared_tiles, steps, stream
+                )
+                next_batch, next_i, next_j = place(next_tile, rows, columns, group)
+                # Not in the epilogue, to which the compiler would move the last division.
+                next_j = tilus.inline_ptx("mov.b32 $0, $1;", (next_j,), int32, volatile=True)
                 if bulk_residual:
                     if owed > 0:
                         # The result before this one has left shared memory.
@@ -175,7 +185,9 @@ def hopper_matmul_kernel(
                 # One product stays in flight while the next one is started.
                 for _ in range(1, length):
                     tilus.wait(full, phase, index=stage)
-                    acc = tilus.dot_async(operand(sa[stage], a_turned), operand(sb[stage], b_turned), acc)
+                    acc = tilus.dot_async(
+                        operand(sa[stage][share], a_turned), operand(sb[stage], b_turned), acc
+                    )
                     tilus.dot_wait(pending=1)
                     release(empty, read, size)
                     read = stage
@@ -184,11 +196,13 @@ def hopper_matmul_kernel(
                     tilus.arrive(turn, index=1 - consumer)
                 acc = tilus.dot_wait(acc)
                 release(empty, read, size)
+                row = (i * cluster_m + rank_m) * block_m + above
+                column = (j * cluster_n + rank_n) * block_n
                 if stream and length < steps:
                     slot = 2 * team + (0 if unit == own else 1)
-                    tilus.store(partial, acc, (slot * size + rank, 0, 0))
+                    tilus.store(partial, acc, (slot * size + rank, above, 0))
                 else:
-                    layout = sums_layout(block_m, width, 4 if pingpong else warps)
+                    layout = sums_layout(height, width, 4)
                     for part in tilus.static_range(parts):
                         at = column + part * width
                         more = None
@@ -205,6 +219,7 @@ def hopper_matmul_kernel(
                         else:
                             send(c, sc[consumer], out, batch, row, at, part, parts, bulk_store)
                     done, owed = done + 1, 1
+                batch, i, j = next_batch, next_i, next_j
             if bulk_store:
                 tilus.bulk_wait(0, read=False)
 
@@ -234,6 +249,21 @@ def fetch(target, source, batch, first, at, k_last, full, stage, part, parts, ma
             here = target[low:high, :] if k_last else target[:, low:high]
             offsets = (batch, first + low, at) if k_last else (batch, at, first + low)
             tilus.copy_bulk(here, source, offsets, full, index=stage, multicast=mask)
+
+
+@tilus.inline
+def fetch_shares(target, source, batch, first, at, k_last, full, stage, part, parts, mask):
+    """Copy an operand's tile whose rows two consumers share: each block of a cluster copies one share, or part of it."""
+    shares = target.shape[0]
+    for share in tilus.static_range(shares):
+        size = target.shape[1 if k_last else 2]
+        here = first + share * size
+        if shares == parts and parts > 1:
+            if part == share:
+                offsets = (batch, here, at) if k_last else (batch, at, here)
+                tilus.copy_bulk(target[share], source, offsets, full, index=stage, multicast=mask)
+        else:
+            fetch(target[share], source, batch, here, at, k_last, full, stage, part, parts, mask)
 
 
 @tilus.inline

@@ -29,9 +29,8 @@ BULK_ALIGN = 16
 
 
 def bulk_readable(rows: torch.Tensor) -> bool:
-    """Tell whether bulk copies can read activations: they begin, and their rows follow, at multiples of 16 bytes."""
-    pitch = rows.stride(0) * rows.element_size()
-    return rows.stride(1) == 1 and pitch % BULK_ALIGN == 0 and rows.data_ptr() % BULK_ALIGN == 0
+    """Tell whether bulk copies can read activations."""
+    return fits_bulk_copies(rows)
 
 
 def wgmma_call(

@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import tilus
 from tilus import Tensor, constexpr, float32, int32, uint8
-from tilus.layout import Digit, RegisterLayout, local
-from tilus.ops.hopper_matmul_kernel import masks, pieces_of, work_of
-from tilus.ops.prepack import ATOMS, UNIT_K, UNIT_N, unit_bytes
+from tilus.ops.prepack import UNIT_K, UNIT_N
 from tilus.ops.quantized_parts import finished
 from tilus.ops.quantized_wgmma_parts import (
     ROW,
-    arrive_last,
-    bring_rows,
-    bring_units,
-    held_layout,
-    in_order,
-    place,
+    Tiles,
+    codes_of,
+    divided,
+    finishes,
+    own_place,
+    part_layout,
+    part_of,
+    prefetch,
     release,
-    row_layout,
     sent,
-    share_of,
+    stage_before,
+    summed,
     values_of,
+    went_on,
+    work_at,
 )
 
 # Columns of a warp whose sums are scaled at once: those that it has in one instruction.
@@ -86,91 +88,52 @@ def quantized_wgmma_sums_kernel(
     each span with `by_group`, else one.
     """
     m, k = a.shape
-    bits = b_dtype.bits
     warps = block_n // UNIT_N
-    size = cluster_m * cluster_n
-    height, width = cluster_m * block_m, cluster_n * block_n
-    tiles_m, tiles_n = tilus.cdiv(m, height), tilus.cdiv(n, width)
-    tiles = tiles_m * tiles_n
-    tilus.grid(clusters * size, warps=warps, cluster=size)
-    # What the last unit of k lacks is read as zeros.
-    steps = tilus.cdiv(k, UNIT_K)
-    team, teams = tilus.cluster_id(0), tilus.max(tilus.grid_dim(0) // size, 1)
-    rank = tilus.cluster_rank() if size > 1 else 0
-    rank_m, rank_n = rank // cluster_n, rank % cluster_n
-    whole_tiles = tiles - shared_tiles if stream else tiles
-    own = tilus.cdiv(tilus.max(whole_tiles - team, 0), teams)
-    works, turns = own, own * steps
-    if stream:
-        works += pieces_of(team, teams, shared_tiles, steps)
-        turns += share_of(team, teams, shared_tiles, steps)
+    how = Tiles(
+        block_m, block_n, stages, pieces, cluster_m, cluster_n, group_m, stream, b_dtype.bits, group
+    )  # fmt: skip
+    tilus.grid(clusters * how.size, warps=warps, cluster=how.size)
+    share, works, turns = divided(m, n, k, shared_tiles, how)
     groups = tilus.max(UNIT_K // group, 1) if by_group else 1
     part_k = span if span else 64
     parts = UNIT_K // part_k
     sum_dtype = int32 if a_dtype.is_integer else float32
-    rows = warps * unit_bytes(bits) // ROW
     sums = by_group and has_zero
     sa = tilus.shared(a_dtype, (stages, parts, block_m, part_k))
-    sb = tilus.shared(uint8, (stages, cluster_m, rows // cluster_m, ROW))
+    sb = tilus.shared(uint8, (stages, cluster_m, how.rows // cluster_m, ROW))
     factors = tilus.max(block_m, FEWEST_FACTORS)
-    ss = tilus.shared(s_dtype, (stages, groups, block_n)) if by_group else sb
-    sz = tilus.shared(out_dtype, (stages, groups, block_n)) if sums else sb
-    sr = tilus.shared(float32, (stages, 1, factors)) if by_block else sb
-    su = tilus.shared(float32, (stages, parts, factors)) if sums else sb
-    piece_m = block_m // pieces
-    sc = tilus.shared(c_dtype, (piece_m, block_n // 2 if gated else block_n))
-    full, empty = tilus.barrier(stages), tilus.barrier(stages, arrivals=size * warps)
-    taken = block_m * UNIT_K + rows * ROW
-    if by_group:
-        taken += groups * block_n * s_dtype.nbytes
-    if sums:
-        taken += groups * block_n * out_dtype.nbytes + parts * factors * 4
-    if by_block:
-        taken += factors * 4
+    ss = tilus.shared(s_dtype, (stages, groups, block_n)) if by_group else None
+    sz = tilus.shared(out_dtype, (stages, groups, block_n)) if sums else None
+    sr = tilus.shared(float32, (stages, 1, factors)) if by_block else None
+    su = tilus.shared(float32, (stages, parts, factors)) if sums else None
+    sc = tilus.shared(c_dtype, (how.piece_m, block_n // 2 if gated else block_n))
+    full, empty = tilus.barrier(stages), tilus.barrier(stages, arrivals=how.size * warps)
+    sources, buffers = (a, b, scale, zero, row_scale, row_sum), (sa, sb, ss, sz, sr, su)
     if has_zero:
         # The kernel before may still be adding up the rows.
         tilus.wait_for_previous()
     with tilus.warps(0, warps):
-        # What is fetched next: the copies run ahead, into the next tile too.
-        next_work = 0
-        ahead, next_step, left = work_of(0, own, whole_tiles, team, teams, shared_tiles, steps, stream)
-        next_row, next_column = place(ahead, tiles_m, tiles_n, height, width, group_m)
-        for turn in range(tilus.min(stages, turns)):
-            with tilus.warps(0, 1):
-                fetch(
-                    a, b, scale, zero, row_scale, row_sum, sa[turn], sb[turn], ss[turn], sz[turn], sr[turn], su[turn],
-                    full, turn, next_row + rank_m * block_m, next_column + rank_n * block_n, next_step, rank,
-                    cluster_m=cluster_m, cluster_n=cluster_n, bits=bits, group=group, by_group=by_group, sums=sums,
-                    by_block=by_block, taken=taken,
-                )  # fmt: skip
-            next_step, left = next_step + 1, left - 1
-            if left == 0:
-                next_work += 1
-                ahead, next_step, left = work_of(
-                    next_work, own, whole_tiles, team, teams, shared_tiles, steps, stream
-                )
-                next_row, next_column = place(ahead, tiles_m, tiles_n, height, width, group_m)
+        ahead = prefetch(sources, buffers, full, turns, share, how)
         turn, stage, phase = 0, 0, 0
         for work in range(works):
-            tile, _, length = work_of(work, own, whole_tiles, team, teams, shared_tiles, steps, stream)
-            row, column = place(tile, tiles_m, tiles_n, height, width, group_m)
-            row, column = row + rank_m * block_m, column + rank_n * block_n
+            tile, row, column, _, length = work_at(work, share, how)
+            row, column = own_place(row, column, share)
             # Sums of all of k, or of the first and the second half of each warp's columns.
             acc = tilus.zeros((HALF * warps if span else block_n, block_m), float32 if span else sum_dtype)
             other = tilus.zeros((HALF * warps if span else HALF, block_m), float32)
             for _ in range(length):
                 tilus.wait(full, phase, index=stage)
-                if not span and bits == 8:
+                if not span and how.bits == 8:
                     # The codes themselves are operands: a product that is under way reads these registers.
                     tilus.dot_wait(pending=0)
-                codes = tilus.load(sb[stage], layout=row_layout(bits, warps, cluster_m))
-                before = stages - 1 if stage == 0 else stage - 1
+                codes = codes_of(sb[stage], how)
+                before = stage_before(stage, how)
                 if span:
                     if turn > 0:
-                        release(empty, before, size)
+                        release(empty, before, how.size)
                     of_rows = tilus.load(sr[stage]) if by_block else 1.0
                     for number in tilus.static_range(parts):
-                        low = part_of(codes, b_dtype, number, part_k, warps)
+                        low = part_of(codes, b_dtype, number, part_k, part_layout(part_k, warps, 8))
                         weight = tilus.cast(low, w_dtype, arranged=True, exponent=exponent)
                         tile_of_rows = sa[stage][number].transpose()
                         # Both halves are under way while the first one's sums are scaled.
@@ -190,99 +153,39 @@ def quantized_wgmma_sums_kernel(
                         )
                 else:
                     for number in tilus.static_range(parts):
-                        low = part_of(codes, b_dtype, number, part_k, warps)
+                        low = part_of(codes, b_dtype, number, part_k, part_layout(part_k, warps, 8))
                         weight = tilus.cast(low, w_dtype, arranged=True, exponent=exponent)
                         acc = tilus.dot_async(weight.transpose(), sa[stage][number].transpose(), acc)
                         # The product before this one is done: the registers of its weights are free.
                         tilus.dot_wait(pending=1)
                         if number == 0 and turn > 0:
-                            release(empty, before, size)
-                # By now the other warps, too, are done with the stage before.
-                if turn > 0 and turn + stages - 1 < turns:
-                    with tilus.warps(0, 1):
-                        # That stage's last phase is the one of this stage, or the one before it.
-                        tilus.wait(empty, 1 - phase if stage == 0 else phase, index=before)
-                        fetch(
-                            a, b, scale, zero, row_scale, row_sum, sa[before], sb[before], ss[before], sz[before],
-                            sr[before], su[before], full, before, next_row + rank_m * block_m,
-                            next_column + rank_n * block_n, next_step, rank, cluster_m=cluster_m, cluster_n=cluster_n,
-                            bits=bits, group=group, by_group=by_group, sums=sums, by_block=by_block, taken=taken,
-                        )  # fmt: skip
-                    next_step, left = next_step + 1, left - 1
-                    if left == 0:
-                        next_work += 1
-                        ahead, next_step, left = work_of(
-                            next_work, own, whole_tiles, team, teams, shared_tiles, steps, stream
-                        )
-                        next_row, next_column = place(ahead, tiles_m, tiles_n, height, width, group_m)
-                turn += 1
-                phase = 1 - phase if stage == stages - 1 else phase
-                stage = 0 if stage == stages - 1 else stage + 1
+                            release(empty, before, how.size)
+                ahead, turn, stage, phase = went_on(
+                    sources, buffers, full, empty, ahead, turn, stage, phase, turns, share, how
+                )
             acc = joined(acc, other) if span else tilus.dot_wait(acc)
-            last = True
-            if stream and length < steps:
-                last = arrive_last(
-                    partial, arrived, acc, team, teams, tile - whole_tiles, shared_tiles, steps, rank, size=size,
-                    piece_m=piece_m,
-                )  # fmt: skip
-            if last:
+            if finishes(partial, arrived, acc, tile, length, share, how):
                 for piece in tilus.static_range(pieces):
-                    start = piece * piece_m
-                    held = acc[:, start : start + piece_m]
-                    if stream and length < steps:
-                        held = in_order(
-                            partial, held, start, team, teams, tile - whole_tiles, shared_tiles, steps, rank,
-                            size=size,
-                        )  # fmt: skip
+                    start = piece * how.piece_m
+                    held = summed(partial, acc, start, tile, length, share, how)
                     total = tilus.transpose(tilus.cast(held, float32))
                     if has_zero and not by_group:
                         points = (
                             tilus.cast(tilus.load(zero, (0, column), (1, block_n)), float32) * 2.0**-exponent
                         )
-                        of_sums = tilus.load(row_sum, (0, row + start), (1, piece_m))
+                        of_sums = tilus.load(row_sum, (0, row + start), (1, how.piece_m))
                         total = total - points * tilus.transpose(of_sums)
                     total = total * (alpha * 2.0**exponent)
                     if not by_group:
                         total = total * tilus.cast(tilus.load(scale, (0, column), (1, block_n)), float32)
                     if has_row_scale and not by_block:
-                        total = total * tilus.transpose(tilus.load(row_scale, (0, row + start), (1, piece_m)))
+                        total = total * tilus.transpose(
+                            tilus.load(row_scale, (0, row + start), (1, how.piece_m))
+                        )
                     out = tilus.cast(finished(total, bias, column, has_bias, activation, gated), c_dtype)
                     sent(c, sc, out, row + start, column // 2 if gated else column, bulk_store)
         if bulk_store:
             tilus.bulk_wait(0, read=False)
-
-
-@tilus.inline
-def fetch(
-    a, b, scale, zero, row_scale, row_sum, sa, sb, ss, sz, sr, su, full, stage, row, column, unit, rank, *,
-    cluster_m: constexpr, cluster_n: constexpr, bits: constexpr, group: constexpr, by_group: constexpr,
-    sums: constexpr, by_block: constexpr, taken: constexpr,
-):  # fmt: skip
-    """Start to copy what a block's tile needs of one unit along k, of which other blocks bring parts."""
-    beside, below = masks(rank, cluster_m, cluster_n)
-    tilus.arrive(full, index=stage, bytes=taken)
-    bring_rows(sa, a, row, unit, full, stage, rank % cluster_n, cluster_n, beside)
-    bring_units(sb, b, unit, column * 2 * bits // UNIT_N, full, stage, rank // cluster_n, cluster_m, below)
-    if by_group:
-        tilus.copy_bulk(ss, scale, (unit * UNIT_K // group, column), full, index=stage)
-    if sums:
-        tilus.copy_bulk(sz, zero, (unit * UNIT_K // group, column), full, index=stage)
-        tilus.copy_bulk(su, row_sum, (unit * sa.shape[0], row), full, index=stage)
-    if by_block:
-        tilus.copy_bulk(sr, row_scale, (unit, row), full, index=stage)
-
-
-@tilus.inline
-def part_of(codes, b_dtype: constexpr, number: constexpr, part_k: constexpr, warps: constexpr):
-    """Return one of the parts along k of a unit's codes."""
-    parts = UNIT_K // part_k
-    bits = b_dtype.bits
-    held = tilus.view(
-        codes, uint8, (32 * warps, parts, 16 * bits // parts), layout=held_layout(bits, parts, warps)
-    )
-    return tilus.view(
-        held[:, number : number + 1, :], b_dtype, (part_k, UNIT_N * warps), layout=part_layout(part_k, warps)
-    )
 
 
 @tilus.inline
@@ -320,12 +223,6 @@ def chosen(values, half: constexpr):
     (columns,) = values.shape
     pairs = tilus.reshape(values, (columns // UNIT_N, 2, HALF))
     return tilus.reshape(pairs[:, half : half + 1, :], (columns // 2, 1))
-
-
-def part_layout(part_k: int, warps: int) -> RegisterLayout:
-    """Return the layout of a part of k of the tile's codes, for operands of 8 bits."""
-    outer = RegisterLayout((1, warps), (Digit(warps, 1, 1),), ())
-    return outer * local(part_k // 32, UNIT_N // 8) * ATOMS[8].b
 
 
 @tilus.kernel

@@ -44,6 +44,8 @@ STORED_PER_CYCLE = 24
 """Elements of a result that a multiprocessor casts, moves to shared memory and stores in a cycle."""
 PART_CYCLES = 100
 """What each of a result's parts costs besides, between the barriers around its store."""
+PIECE_STAGES = 4
+"""How many times as many steps as stages a piece of a tile has, for its sums in float32 are stored and read again."""
 RESERVED_BYTES = 1024
 """Shared memory for barriers, each array at a multiple of 128 bytes."""
 LARGEST_NUMBER = (1 << 31) - 1
@@ -225,16 +227,17 @@ def tile_count(chosen: HopperSchedule, m: int, n: int, batches: int) -> int:
 def work_of(chosen: HopperSchedule, m: int, n: int, k: int, batches: int, processors: int) -> Work:
     """Return the blocks of a launch, and how many tiles (with clusters: groups of tiles) they share.
 
-    Whole waves of tiles stay whole; of what is left, and of one wave more so that no piece is short, each cluster
-    gets an equal share.
+    Whole waves of tiles stay whole; of what is left, and of one wave more where pieces would be short else, each
+    cluster gets an equal share.
     """
     tiles = tile_count(chosen, m, n, batches)
     teams = max(1, processors // chosen.cluster)
     left = tiles % teams
     if not chosen.stream or not left:
         return Work(min(tiles, teams) * chosen.cluster, 0)
-    shared = left if tiles < teams else left + teams
     steps = -(-k // chosen.block_k)
+    long = left * steps >= teams * PIECE_STAGES * chosen.stages
+    shared = left if tiles < teams or long else left + teams
     # No cluster is without work, and pieces are as long as the pipeline where they can be.
     sharing = max(1, min(teams, shared * steps // min(steps, chosen.stages)))
     if sharing == 1 or sharing * shared * steps > LARGEST_NUMBER:
@@ -263,17 +266,23 @@ def estimated_cycles(
     moved = (batches * (m * k + n * k) * bits / 8 + batches * m * n * 2) / tiles
     brought = moved / (DEVICE_BYTES_PER_CYCLE * processors)
     main = max(main, moved / (DEVICE_BYTES_ALONE * chosen.cluster))
-    store = chosen.block_m * chosen.block_n / STORED_PER_CYCLE
+    # Each consumer stores its own rows.
+    pair = chosen.consumers == 2 and not chosen.pingpong
+    store = chosen.block_m * chosen.block_n / STORED_PER_CYCLE / (2 if pair else 1)
     store += PART_CYCLES * chosen.block_n // part_width(chosen, 16)
     full, left = divmod(whole, teams)
     cycles = FILL_CYCLES + full * max(main, teams * brought)
     if left:
         cycles += max(main, left * brought)
-    # Of two ping-pong consumers one stores while the other multiplies: only the last store is seen.
-    cycles += store if chosen.pingpong else -(-whole // teams) * store
+    # While one of two ping-pong consumers stores the other multiplies a tile, and of two that share one, a step: only
+    # the last store is seen in full.
+    hidden = store if chosen.pingpong else min(store, tensor / 2) if pair else 0.0
+    cycles += store + max(0, -(-whole // teams) - 1) * (store - hidden)
     if work.shared_tiles:
-        # Each block leaves up to two sums of parts in float32, which a second kernel reads again.
-        parts = 2 * min(chosen.block_m, m) * chosen.block_n * 4 / DEVICE_BYTES_PER_CYCLE
+        # Each block leaves up to two sums of parts in float32, which a second kernel reads again. Of less than a tile
+        # there are fewer: as many as begin there, and that of the block itself.
+        sums = 1 + min(1.0, work.shared_tiles / teams)
+        parts = sums * min(chosen.block_m, m) * chosen.block_n * 4 / DEVICE_BYTES_PER_CYCLE
         cycles += work.shared_tiles * max(main / teams, brought) + 2 * parts + LAUNCH_CYCLES
     return cycles
 

@@ -46,8 +46,9 @@ def quantize_tokens_kernel(
 @tilus.inline
 def scale_of(largest, q_dtype):
     """Return what values are divided by so that the largest one gets the type's largest value."""
-    limit = 127.0 if q_dtype.is_integer else 448.0
-    return tilus.where(largest > 0.0, largest * (1.0 / limit), 1.0)
+    scale = largest * (1.0 / (127.0 if q_dtype.is_integer else 448.0))
+    # That of denormals may be zero, as that of zeros is.
+    return tilus.where(scale > 0.0, scale, 1.0)
 
 
 @tilus.inline

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -75,7 +76,7 @@ def operand_type(code_type: DType, activations: torch.dtype) -> DType:
     return operand
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class QuantizedWeight:
     """A weight of k x n elements in a type of 1 to 8 bits.
 
@@ -127,6 +128,11 @@ class QuantizedWeight:
         return self.out_dtype or self.scale.dtype
 
     @property
+    def device(self) -> torch.device:
+        """The device of the codes."""
+        return self.packed.device
+
+    @property
     def scale_name(self) -> str:
         """The name of `scale_type` as ops take it."""
         return "" if self.scale_type is None else self.scale_type.name
@@ -163,6 +169,24 @@ class QuantizedWeight:
         k, n = self.shape
         return scale_values(self.scale[: -(-k // self.group_size), :n], self.scale_type)
 
+    def __repr__(self) -> str:
+        k, n = self.shape
+        scale = self.scale_type or str(self.scale.dtype).removeprefix("torch.")
+        return (
+            f"QuantizedWeight({self.dtype}, {k} x {n}, group_size={self.group_size}, scale={scale}, "
+            f"zero_point={self.zero is not None}, device={str(self.device)!r})"
+        )
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Refuse to stand for a tensor in a function of torch."""
+        raise TypeMismatch(
+            f"torch's {getattr(func, '__name__', func)} does not take a quantised weight",
+            hint="tilus.ops.quantized_matmul(x, weight), or weight.dequantize()",
+        )
+
     def codes(self) -> np.ndarray[Any, Any]:
         """Return the codes as uint8, shape (k, n)."""
         found = unpack_weight(self.packed.cpu().numpy(), self.dtype, *self.shape, self.operand)
@@ -191,6 +215,37 @@ class QuantizedWeight:
         return replace(
             self, packed=self.packed.to(device), scale=self.scale.to(device), zero=zero, order=order
         )
+
+    def astype(self, dtype: torch.dtype) -> QuantizedWeight:
+        """Return the weight for activations of the other type of 16 bits, and with results of it.
+
+        Codes are laid out anew, for each type of activations has a layout of its own. Scales of 16 bits and zero points
+        are rounded to the type.
+
+        Raises
+        ------
+        TypeMismatch
+            Where the type does not hold all values, or leaves no room for block scales.
+        """
+        if dtype not in SCALES:
+            raise TypeMismatch(f"a weight is for activations of float16 or bfloat16, not {dtype}")
+        if dtype == self.result:
+            return self
+        k, n = self.shape
+        groups = -(-k // self.group_size)
+        codes = unpack_weight(self.packed.cpu().numpy(), self.dtype, k, n, self.operand)
+        zero = None if self.zero is None else self.zero[:groups, :n].cpu().to(dtype)
+        activations = self.activations if self.activations in BYTES else None
+        if self.scale_type is None:
+            highest = highest_scale(self.dtype, dtype, activations)
+            scale, alpha = split_scales(self.scales * self.alpha, dtype, highest)
+        else:
+            scale, alpha = self.scale[:groups, :n].cpu(), self.alpha
+        made = from_codes(
+            codes, self.dtype, scale, zero, self.group_size, alpha=alpha, order=self.order, activations=activations,
+            scale_type=self.scale_type, out_dtype=None if self.scale_type is None else dtype,
+        )  # fmt: skip
+        return replace(made, gated=self.gated).to(self.device)
 
 
 @checked_values
@@ -342,7 +397,7 @@ def check_group(k: int, group_size: int, activations: torch.dtype | None = None)
 @checked_values
 def from_codes(
     codes: np.ndarray[Any, Any],
-    dtype: DType,
+    dtype: DType | str,
     scale: torch.Tensor,
     zero: torch.Tensor | None,
     group_size: int,
@@ -350,7 +405,7 @@ def from_codes(
     alpha: float = 1.0,
     order: torch.Tensor | None = None,
     activations: torch.dtype | None = None,
-    scale_type: DType | None = None,
+    scale_type: DType | str | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> QuantizedWeight:
     """Make a weight of codes that exist already.
@@ -359,8 +414,8 @@ def from_codes(
     ----------
     codes : ndarray of uint8, shape (k, n)
         Codes of `dtype`, none of them infinite or NaN.
-    dtype : DType
-        Of 1 to 8 bits.
+    dtype : DType or str
+        Of 1 to 8 bits, such as ``uint4``.
     scale : Tensor of float16, bfloat16, float8_e4m3fn, float8_e8m0fnu or uint8, shape (groups, n)
         One row for each group of `group_size` elements along k. Scales of 2 and more, or by which the largest value
         would leave the results' type, are stored divided by a power of two, by which `alpha` grows; those of
@@ -375,11 +430,12 @@ def from_codes(
         Which element along k each row of codes holds.
     activations : torch.dtype, optional
         As for `quantize`.
-    scale_type : DType, optional
+    scale_type : DType or str, optional
         float8_e4m3 or float8_e8m0, if the scales are their codes in uint8.
     out_dtype : torch.dtype, optional
         As for `quantize`.
     """
+    dtype = dtypes.dtype(dtype)
     if codes.ndim != 2:
         raise ShapeMismatch(f"codes have shape {tuple(codes.shape)}, expected (k, n)")
     if not 1 <= dtype.bits <= 8 or dtype.kind in ("bool", "scale"):
@@ -394,35 +450,46 @@ def from_codes(
             raise ShapeMismatch(
                 f"{name} has shape {tuple(tensor.shape)}, expected {(groups, n)} for groups of {group}"
             )
+    stored = None if scale_type is None else dtypes.dtype(scale_type)
     if scale.dtype != torch.uint8:
-        scale_type = stored_type(scale.dtype)
-    elif scale_type not in STORED:
+        stored = stored_type(scale.dtype)
+    elif stored not in STORED:
         raise TypeMismatch(
             f"scales are bytes with the scale_type {scale_type}, expected float8_e8m0 or float8_e4m3",
             hint="scale_type=tilus.float8_e8m0 or tilus.float8_e4m3, or scales of float16 or bfloat16",
         )
-    made = result_type(scale.dtype if scale_type is None else scale_type, activations, out_dtype)
-    if scale_type is not None:
+    made = result_type(scale.dtype if stored is None else stored, activations, out_dtype)
+    if stored is not None:
         scale = scale.detach().view(torch.uint8)
     operand = operand_type(dtype, activations or made)
+    held = decode(np.unique(codes), dtype).astype(np.float64)
+    if operand == dtypes.dtype(made) and np.abs(held).max(initial=0.0) > torch.finfo(made).max:
+        raise TypeMismatch(
+            f"a code of {dtype} stands for {np.abs(held).max():g}, which {made} does not hold",
+            hint="scales and activations of torch.bfloat16",
+        )
     if zero is not None and zero.dtype != made:
-        owner = "scale's" if scale_type is None else "results'"
+        owner = "scale's" if stored is None else "results'"
         raise TypeMismatch(f"zero points are {zero.dtype}, expected the {owner} {made}")
-    if not (np.isfinite(scale_values(scale, scale_type)).all() and np.isfinite(alpha)):
+    if not (np.isfinite(scale_values(scale, stored)).all() and np.isfinite(alpha)):
         raise TypeMismatch("a scale is infinite or NaN", hint="finite scales")
-    if order is not None and not torch.equal(order.detach().cpu().sort().values, torch.arange(k)):
-        raise ShapeMismatch(f"the order is no permutation of the {k} rows of codes")
+    if zero is not None and not zero.isfinite().all():
+        raise TypeMismatch("a zero point is infinite or NaN", hint="finite zero points")
+    if order is not None:
+        order = order.detach().to("cpu", torch.int64)
+        if not torch.equal(order.sort().values, torch.arange(k)):
+            raise ShapeMismatch(f"the order is no permutation of the {k} rows of codes")
     highest = highest_scale(dtype, made, activations)
-    if scale_type == dtypes.float8_e8m0:
+    if stored == dtypes.float8_e8m0:
         scale, factor = moved_scales(scale.cpu(), dtype, highest, fewest_scale(dtype, made, activations))
         alpha *= factor
-    elif scale_type is None and (scale.abs() >= highest).any():
+    elif stored is None and (scale.abs() >= highest).any():
         scale, factor = split_scales(scale.detach().to("cpu", torch.float64).numpy(), scale.dtype, highest)
         alpha *= factor
     packed = torch.from_numpy(pack_weight(codes, dtype, operand))
     weight = QuantizedWeight(
-        dtype, (k, n), group, packed, scale, zero, alpha, order, activations, False, scale_type,
-        None if scale_type is None else made,
+        dtype, (k, n), group, packed, scale, zero, alpha, order, activations, False, stored,
+        None if stored is None else made,
     )  # fmt: skip
     return _filled(weight)
 

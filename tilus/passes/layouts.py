@@ -214,6 +214,7 @@ class Inference:
                         changed = True
 
     def _choose_dots(self) -> None:
+        chained = self._chained()
         for op in self.operations:
             if isinstance(op, ops.DotAsync):
                 self._choose_dot_async(op)
@@ -229,6 +230,7 @@ class Inference:
                     self.of(op.a),
                     self.of(op.b),
                     self.of(op.c),
+                    chained.get(id(op)),
                 )
             except TilusError as error:
                 raise error.at(op.loc) from None
@@ -237,6 +239,22 @@ class Inference:
             self.give(op.a, choice.a, "first operand of dot", op.loc)
             self.give(op.b, choice.b, "second operand of dot", op.loc)
             self._propagate()
+
+    def _chained(self) -> dict[int, int]:
+        """Return, of dots whose result goes into another's operand, the dimension over which to spread warps.
+
+        With all warps along the rows the result for a first operand stays in its warp, and so do the rows of what is
+        multiplied next; along the columns it is the same for a second operand.
+        """
+        dots = [op for op in self.operations if isinstance(op, ops.Dot)]
+        results = {self.find(op.result): op for op in dots}
+        found: dict[int, int] = {}
+        for op in dots:
+            for along, operand in enumerate((op.a, op.b)):
+                before = results.get(self.find(operand))
+                if before is not None and before is not op:
+                    found[id(before)] = found[id(op)] = along
+        return found
 
     def _choose_dot_async(self, op: ops.DotAsync) -> None:
         a, b, c = op.a.type, op.b.type, op.c.type

@@ -33,8 +33,11 @@ class Selector(Protocol):
         a: RegisterLayout | None,
         b: RegisterLayout | None,
         c: RegisterLayout | None,
+        along: int | None = None,
     ) -> DotChoice:
         """Return the instruction for a dot of shape (m, n, k); layouts that are given are kept where possible.
+
+        With `along` the warps are spread over that dimension of the result as far as they can be.
 
         Raises TilusError, saying why, where no instruction fits.
         """

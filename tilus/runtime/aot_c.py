@@ -29,11 +29,25 @@ _SCALARS = {
     "q": "int64_t", "e": "uint16_t", "f": "float", "d": "double",
 }  # fmt: skip
 _TAKEN = frozenset(
+    # Keywords of C and C++.
     """auto break case char const continue default do double else enum extern float for goto if inline int long
     register restrict return short signed sizeof static struct switch typedef union unsigned void volatile while
-    asm bool class delete explicit export false friend mutable namespace new operator private protected public
-    template this throw true try typename using virtual stream invalid problem
-    arguments grid status chosen main NULL""".split()
+    alignas alignof and_eq asm bitand bitor bool catch char16_t char32_t char8_t class co_await co_return co_yield compl
+    concept const_cast consteval constexpr constinit decltype delete dynamic_cast explicit export false friend mutable
+    namespace new noexcept not_eq nullptr operator or_eq private protected public reinterpret_cast requires
+    static_assert static_cast template this thread_local throw true try typeid typename using virtual wchar_t xor xor_eq
+    """
+    # Functions of the C library, which compilers know and other libraries call.
+    """abort abs accept acos asin atan atan2 atexit atof atoi bind bsearch calloc cbrt ceil clock close connect copysign
+    cos cosh div dup erf erfc exit exp exp2 expm1 fabs fclose fdim floor fma fmax fmin fmod fopen fork fread free frexp
+    fwrite gamma getc getenv gets hypot ilogb index j0 j1 jn kill labs ldexp lgamma link listen log log10 log1p log2
+    logb lrint lround malloc memchr memcmp memcpy memmove memset modf nan nearbyint open pipe poll pow printf putc puts
+    qsort rand random read realloc remainder remove rename rint round scalbn scanf select send signal sin sinh sleep snprintf
+    socket sprintf sqrt srand stat strcat strchr strcmp strcpy strlen sync system tan tanh tgamma time trunc wait write
+    y0 y1 yn
+    """
+    # What the generated code calls its own.
+    "stream invalid problem arguments grid status chosen main NULL".split()
 )
 _LOCAL = re.compile(r"size_.*|tilus_.*|passed_.*|.*_strides|.*_pointer", re.DOTALL)
 """Names that the generated code makes for itself."""

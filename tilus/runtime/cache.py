@@ -32,6 +32,8 @@ DIRECTORY_VARIABLE = "TILUS_CACHE_DIR"
 SWITCH_VARIABLE = "TILUS_CACHE"
 COMPILER_FOLDERS = ("dtypes", "layout", "ir", "lang", "passes", "codegen")
 """Parts of the package that decide what is generated."""
+ENTRY_FILES = ("binary.py", "host_expression.py", "signature.py")
+"""Files of this folder that decide what an entry says beside the machine code."""
 
 log = logging.getLogger("tilus.cache")
 
@@ -42,7 +44,7 @@ def directory() -> Path | None:
         return None
     named = os.environ.get(DIRECTORY_VARIABLE)
     if named:
-        return Path(named)
+        return Path(os.path.expanduser(named))
     from platformdirs import user_cache_path
 
     return user_cache_path("tilus", appauthor=False)
@@ -57,11 +59,12 @@ def compiler_digest() -> str:
 
     root = Path(tilus.__file__).parent
     digest = hashlib.sha256(f"tilus {tilus.__version__}".encode())
+    paths = [path for path in (root / "runtime" / name for name in ENTRY_FILES) if path.is_file()]
     for folder in COMPILER_FOLDERS:
-        for path in sorted((root / folder).rglob("*")):
-            if path.suffix in (".py", ".lark"):
-                digest.update(f"\n{path.relative_to(root).as_posix()}\n".encode())
-                digest.update(path.read_bytes())
+        paths += [p for p in sorted((root / folder).rglob("*")) if p.suffix in (".py", ".lark")]
+    for path in paths:
+        digest.update(f"\n{path.relative_to(root).as_posix()}\n".encode())
+        digest.update(path.read_bytes())
     try:
         digest.update(f"\nllvmlite {version('llvmlite')}".encode())
     except PackageNotFoundError:

@@ -6,13 +6,15 @@ import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import update_wrapper
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from tilus import dtypes
 from tilus.dtypes import DType
-from tilus.errors import LaunchError, TilusError
+from tilus.errors import LaunchError, SyntaxNotSupported, TilusError
 from tilus.ir import GlobalType, PointerType, ScalarType
 from tilus.lang import KernelSource, ParamSpec
+from tilus.lang.reads import Watched, changed
 from tilus.runtime import cache, driver
 from tilus.runtime.arguments import (
     Array,
@@ -93,11 +95,25 @@ class Kernel:
         self._variants: dict[_Key, Binary] = {}
         self._functions: dict[_Key, Any] = {}
         self._plans = PlanTable(memory, scalars)
+        self._watched: tuple[Watched, ...] | None = None
         update_wrapper(self, source.function)
 
     def __repr__(self) -> str:
         bound = "".join(f", {name}={value}" for name, value in self.bound.items())
         return f"<kernel {self.source.name}{bound}>"
+
+    def __copy__(self) -> Kernel:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Kernel:
+        # A kernel is a value: a module that holds one is copied with the same kernel.
+        return self
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        # By name, as Python pickles functions.
+        if self.bound:
+            return _bound, (self.__module__, self.__qualname__, self.bound)
+        return self.__qualname__
 
     # Launching.
 
@@ -118,6 +134,8 @@ class Kernel:
         HazardFound
             On the CPU, if the simulator finds a race, a bad address, or another hazard.
         """
+        if self._watched and changed(self._watched):
+            self._forget()
         try:
             if self._plans.launch(args, options):
                 return
@@ -324,6 +342,8 @@ class Kernel:
         with self._lock:
             found = self._variants.get(key)
             if found is None:
+                if self._watched is None:
+                    self._watched = self.source.watched()
                 stored = cache.key(
                     self.source.fingerprint(constexprs),
                     *map(str, types),
@@ -337,6 +357,14 @@ class Kernel:
                 self._variants[key] = found
         return found
 
+    def _forget(self) -> None:
+        """Drop what was compiled with other values of global names than these have now."""
+        with self._lock:
+            self._watched = None
+            self._variants.clear()
+            self._functions.clear()
+            self._plans.clear()
+
     def _constexpr_key(self, constexprs: dict[str, object]) -> _Key:
         if all(map(is_plain, constexprs.values())):
             return tuple((name, type(value), value) for name, value in constexprs.items())
@@ -346,6 +374,8 @@ class Kernel:
 
     def _check(self, args: tuple[Any, ...], options: Mapping[str, Any], meta: bool = False) -> Prepared:
         """Sort and check the arguments of a call."""
+        if self._watched and changed(self._watched):
+            self._forget()
         try:
             return self._checked(args, options, meta)
         except LaunchError as error:
@@ -437,7 +467,7 @@ class Kernel:
             )
 
 
-def kernel(function: Callable[..., Any]) -> Kernel:
+def kernel(function: Callable[..., Any] | None = None, **options: Any) -> Kernel:
     """Make a kernel of a function that is written in the language.
 
     Parameters
@@ -450,7 +480,22 @@ def kernel(function: Callable[..., Any]) -> Kernel:
     -------
     Kernel
     """
+    if function is None or options:
+        given = ", ".join(f"{name}=..." for name in options)
+        raise SyntaxNotSupported(
+            f"tilus.kernel takes a function and no options, but is written kernel({given})",
+            hint="@tilus.kernel, and in the kernel tilus.grid(..., warps=4)",
+        )
     return Kernel(KernelSource(function))
+
+
+def _bound(module: str, name: str, constexprs: dict[str, object]) -> Kernel:
+    """Return a kernel with values for constexpr parameters, for pickle."""
+    found: Any = import_module(module)
+    for part in name.split("."):
+        found = getattr(found, part)
+    bound: Kernel = found.bind(**constexprs)
+    return bound
 
 
 def compile_variant(

@@ -60,11 +60,22 @@ class LoadedKernel:
         memory = [i for i, parameter in enumerate(parameters) if parameter.kind != "scalar"]
         scalars = [i for i, parameter in enumerate(parameters) if parameter.kind == "scalar"]
         self._plans = PlanTable(memory, scalars)
+        # Plans are recognised by tensors alone.
+        self._keeps_plans = not any(
+            kind == "scalar" for variant in variants for kind, _ in leaves(variant.condition)
+        )
         self._functions: dict[tuple[int, int], Any] = {}
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
         return f"<kernel {self.name} with {len(self.variants)} variants, compiled ahead of time>"
+
+    def __copy__(self) -> LoadedKernel:
+        return self
+
+    def __deepcopy__(self, memo: object) -> LoadedKernel:
+        # A kernel is a value: a module that holds one is copied with the same kernel.
+        return self
 
     def __call__(self, *args: Any, **named: Any) -> None:
         """Launch, on the GPU or, with CPU tensors, on the simulator."""
@@ -180,7 +191,8 @@ class LoadedKernel:
                 found = self._functions[number, device] = (load_binary(binary, device, image), binary)
         loaded, binary = found
         plan = make_plan(binary, operands, loaded, torch)
-        self._plans.keep(plan, args, {})
+        if self._keeps_plans:
+            self._plans.keep(plan, args, {})
         if run:
             pointers = [array.pointer for array in arrays if array is not None]
             plan.run(pointers, [value for value, array in zip(values, arrays, strict=True) if array is None])

@@ -63,6 +63,12 @@ class PlanTable:
     def __len__(self) -> int:
         return len(self._plans)
 
+    def clear(self) -> None:
+        """Forget all plans."""
+        with self._lock:
+            self._plans.clear()
+            self._recent = ()
+
     def launch(self, args: tuple[Any, ...], options: Mapping[str, Any]) -> bool:
         """Launch if the call is like an earlier one, and tell whether it was.
 

@@ -3,7 +3,7 @@
 Facts that make better code become part of the types, and each set of facts makes a variant of the kernel:
 
 - the alignment of a pointer, as the largest power of two up to 16 bytes, the widest access there is;
-- a last stride of 1, and row-major strides that are products of extents, so that they are not passed at all;
+- a stride of 1, and row-major strides that are products of extents, so that they are not passed at all;
 - of an extent or stride that addresses depend on, the largest power of two that divides it, up to what 16 bytes of
   elements need. An extent that only stands first in tensors of rank 2 and more, such as a batch or a number of
   tokens, enters no address. It varies from launch to launch, and so makes no variants.
@@ -88,12 +88,15 @@ def _symbol(name: str, value: int, limits: Mapping[str, int]) -> Symbol:
 
 
 def _stride(parameter: Declared, operand: Operand, dims: tuple[Extent, ...], axis: int) -> Extent:
-    """Return a row-major stride as a constant or as the extent that it equals, any other by its divisor."""
+    """Return a row-major stride as a constant or as the extent that it equals, 1 as it is, any other by its divisor."""
     value = operand.strides[axis]
     if value == prod(operand.shape[axis + 1 :]):
         known = row_major_stride(dims, axis)
         if known is not None:
             return known
+    if value == 1 and operand.shape[axis] > 1 and operand.strides[-1] != 1:
+        # A transposed tensor: its columns are moved in vectors.
+        return 1
     return Symbol(stride_name(parameter.name, axis), power_of_two(value, useful_divisor(parameter.dtype)))
 
 

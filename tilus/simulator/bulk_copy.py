@@ -336,7 +336,7 @@ class LinearSource:
         if self.shared:
             index = shared_operand(operation, state, sel, address, False, 1)[:, None] + steps
             if state.races is not None:
-                state.races.async_read(operation, sel.index, index, None)
+                state.races.async_read(operation, sel.index, index, False)
             values = gather(state.memory.shared_view(np.dtype(np.uint8), CHUNK), index >> 4)
         else:
             values = read_chunks(operation, state, sel.index, Chunks(address[:, None] + steps, None, None))
@@ -494,7 +494,7 @@ class BulkGroups:
         if ready.any():
             entry.unread &= ~ready
             if self.state.races is not None and entry.token is not None:
-                self.state.races.async_read_done(entry.operation, entry.lanes, entry.token, ready)
+                self.state.races.async_read_done(entry.operation, entry.token, ready)
 
     def finish(self, entry: PendingStore, ready: Any) -> None:
         """The bytes of some lanes reach global memory."""
@@ -598,8 +598,7 @@ class BulkStore(_Bulk):
         lanes = sel.index[which]
         token = None
         if state.races is not None:
-            state.races.async_read(self, lanes, index, True)
-            token = index
+            token = state.races.async_read(self, lanes, index, True)
         values = gather(state.memory.shared_view(np.dtype(np.uint8), CHUNK), index >> 4)
         state.engine.counters.bulk_shared(self.instruction, index.size * CHUNK)
         group = state.bulk_groups.committed[lanes].copy()

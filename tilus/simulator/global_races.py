@@ -9,22 +9,82 @@ import numpy as np
 from .selection import Selection
 
 _STRONG = 1 << 31
-_BUDGET = 256 << 20
+_BUDGET = 384 << 20
+
+
+_MOST_RECENT = 1 << 20
 
 
 class Shadow:
-    """Last write and last reads of each cell of an allocation."""
+    """Last write and last reads of each cell of an allocation.
 
-    __slots__ = ("grain", "read", "reader", "shift", "writer", "written")
+    Two readers are kept of each cell, so that a thread which writes what it has read itself still meets the other:
+    the last one, and the last one of another warp, rather of another block. Most tensors are either read or written;
+    so the tables are made up to date only when somebody writes.
+    """
+
+    __slots__ = ("cells", "grain", "read", "reader", "recent", "recent_size", "shift", "writer", "written")
 
     def __init__(self, size: int, grain: int) -> None:
         self.grain = grain
         self.shift = grain.bit_length() - 1
-        cells = (size + grain - 1) // grain
-        self.written = np.zeros(cells, np.uint32)
-        self.writer = np.zeros(cells, np.uint32)
-        self.read = np.zeros(cells, np.uint32)
-        self.reader = np.zeros(cells, np.uint32)
+        self.cells = (size + grain - 1) // grain
+        self.written: Any = None
+        self.writer: Any = None
+        self.read = np.zeros((2, self.cells), np.uint32)
+        self.reader = np.zeros((2, self.cells), np.uint32)
+        # Reads of which the tables do not know yet, oldest first: time, byte offsets, readers and width.
+        self.recent: list[tuple[int, Any, Any, int]] = []
+        self.recent_size = 0
+
+    def cells_of(self, offset: Any, width: int) -> Any:
+        """Cells of each access: ``[n]`` or ``[n, k]``."""
+        first = offset >> self.shift
+        if width <= self.grain:
+            return first
+        # NumPy is fastest along the axis that is contiguous, and the accesses are many.
+        return (first + np.arange(width >> self.shift)[:, None]).T
+
+    def note(self, now: int, offset: Any, who: Any, width: int, per_block: int) -> None:
+        """Threads read."""
+        self.recent.append((now, offset, who, width))
+        self.recent_size += len(offset)
+        if self.recent_size > _MOST_RECENT:
+            self.settle(per_block)
+
+    def settle(self, per_block: int) -> None:
+        """Bring the tables of reads up to date."""
+        recent, self.recent, self.recent_size = self.recent, [], 0
+        for now, offset, who, width in recent:
+            cells = self.cells_of(offset, width)
+            who = np.broadcast_to(who[:, None], cells.shape).reshape(-1) if cells.ndim > 1 else who
+            self._settle(now, cells.reshape(-1), who, per_block)
+
+    def _settle(self, now: int, cells: Any, who: Any, per_block: int) -> None:
+        old, times = self.reader[0, cells], self.read[0, cells]
+        other = (times > 0) & (old >> 5 != who >> 5)
+        self.read[0, cells] = now
+        self.reader[0, cells] = who
+        if other.any():
+            # The reader of another block stays rather than another warp of one's own.
+            kept = (self.read[1, cells] > 0) & (self.reader[1, cells] // per_block != who // per_block)
+            other &= ~(kept & (old // per_block == who // per_block))
+            self.read[1, cells[other]] = times[other]
+            self.reader[1, cells[other]] = old[other]
+        # Threads that read the same cell by the same instruction.
+        last = self.reader[0, cells]
+        lost = np.flatnonzero(last >> 5 != who >> 5)
+        if len(lost):
+            far = who[lost] // per_block != last[lost] // per_block
+            lost = np.concatenate([lost[~far], lost[far]])
+            self.read[1, cells[lost]] = now
+            self.reader[1, cells[lost]] = who[lost]
+
+    def writes(self) -> tuple[Any, Any]:
+        """Time and thread of the last write of each cell."""
+        if self.written is None:
+            self.written, self.writer = np.zeros(self.cells, np.uint32), np.zeros(self.cells, np.uint32)
+        return self.written, self.writer
 
 
 class GlobalRaces:
@@ -43,7 +103,7 @@ class GlobalRaces:
         """The shadow of an allocation; None where it would take too much memory."""
         found: Any = self.shadows.get(allocation.base, self)
         if found is self:
-            cost = allocation.size // self.grain * 16
+            cost = allocation.size // self.grain * 24
             if self.spent + cost > _BUDGET:
                 self.unchecked.append(allocation.name)
                 found = None
@@ -52,13 +112,6 @@ class GlobalRaces:
                 found = Shadow(allocation.size, self.grain)
             self.shadows[allocation.base] = found
         return found
-
-    def _cells(self, shadow: Shadow, offset: Any, width: int) -> Any:
-        first = offset >> shadow.shift
-        if width <= shadow.grain:
-            return first
-        # NumPy is fastest along the axis that is contiguous, and the accesses are many.
-        return (first + np.arange(width >> shadow.shift)[:, None]).T
 
     def _identity(self, state: Any, sel: Selection) -> Any:
         """A number for each active lane that is unique in the launch: block and thread."""
@@ -71,23 +124,21 @@ class GlobalRaces:
         shadow = self.shadow(allocation)
         if shadow is None:
             return
-        cells = self._cells(shadow, offset, access.width)
         who = self._identity(state, sel)
-        if cells.ndim > 1:
-            who = who[:, None]
         if access.strong:
             if state.order.acquired:
                 # A strong read after one that saw a release is taken to be ordered as if a fence stood between.
                 state.order.take_pending(sel)
             self._strong(state, access, sel, allocation, offset, True, False)
         now = self.engine.tick(access.instruction)
-        written = shadow.written[cells]
-        if int(written.max()) > 0:
-            self._against_write(state, access, sel, allocation, shadow, cells, written, who, "reads", None)
-        if access.strong:
-            return
-        shadow.read[cells] = now
-        shadow.reader[cells] = who
+        if shadow.written is not None:
+            cells = shadow.cells_of(offset, access.width)
+            written = shadow.written[cells]
+            if int(written.max()) > 0:
+                wide = who[:, None] if cells.ndim > 1 else who
+                self._against_write(state, access, sel, allocation, shadow, cells, written, wide, "reads", None)
+        if not access.strong:
+            shadow.note(now, offset, who, access.width, state.warps * 32)
 
     def write(
         self, state: Any, access: Any, sel: Selection, allocation: Any, offset: Any, values: Any
@@ -96,14 +147,15 @@ class GlobalRaces:
         shadow = self.shadow(allocation)
         if shadow is None:
             return
-        cells = self._cells(shadow, offset, access.width)
+        cells = shadow.cells_of(offset, access.width)
         who = self._identity(state, sel)
         if cells.ndim > 1:
             who = who[:, None]
         if access.strong:
             self._strong(state, access, sel, allocation, offset, False, True)
         now = self.engine.tick(access.instruction)
-        written = shadow.written[cells]
+        last, writer = shadow.writes()
+        written = last[cells]
         if int(written.max()) > 0:
             view = allocation.view(
                 np.dtype(np.uint64) if access.type.bits == 128 else access.type.dtype,
@@ -113,13 +165,11 @@ class GlobalRaces:
             if np.ndim(same) > 1:
                 same = same.all(axis=1)
             self._against_write(state, access, sel, allocation, shadow, cells, written, who, "writes", same)
-        read = shadow.read[cells]
-        if int(read.max()) > 0:
-            self._against_read(state, access, sel, allocation, shadow, cells, read, who, "writes")
-        shadow.written[cells] = now
-        shadow.writer[cells] = who | np.uint32(_STRONG) if access.strong else who
+        self._against_reads(state, access, sel, allocation, shadow, cells, who, "writes")
+        last[cells] = now
+        writer[cells] = who | np.uint32(_STRONG) if access.strong else who
         if not access.strong and np.ndim(values):
-            clash = (shadow.writer[cells] & np.uint32(_STRONG - 1)) != who
+            clash = (writer[cells] & np.uint32(_STRONG - 1)) != who
             if clash.any():
                 self._same_instruction(state, access, sel, allocation, offset, values)
 
@@ -128,19 +178,19 @@ class GlobalRaces:
         shadow = self.shadow(allocation)
         if shadow is None:
             return
-        cells = self._cells(shadow, offset, access.width)
+        cells = shadow.cells_of(offset, access.width)
         who = self._identity(state, sel)
         if cells.ndim > 1:
             who = who[:, None]
         now = self.engine.tick(access.instruction)
-        written = shadow.written[cells]
+        last, writer = shadow.writes()
+        written = last[cells]
         if int(written.max()) > 0:
             self._against_write(state, access, sel, allocation, shadow, cells, written, who, "updates", None)
-        read = shadow.read[cells]
-        if int(read.max()) > 0 and not self.has_cas:
-            self._against_read(state, access, sel, allocation, shadow, cells, read, who, "updates")
-        shadow.written[cells] = now
-        shadow.writer[cells] = who | np.uint32(_STRONG)
+        if not self.has_cas:
+            self._against_reads(state, access, sel, allocation, shadow, cells, who, "updates")
+        last[cells] = now
+        writer[cells] = who | np.uint32(_STRONG)
         self._strong(state, access, sel, allocation, offset, True, True)
 
     def _strong(
@@ -208,7 +258,7 @@ class GlobalRaces:
         if bad.any():
             self._report(state, access, sel, allocation, shadow, cells, bad, other, written, verb, "wrote")
 
-    def _against_read(
+    def _against_reads(
         self,
         state: Any,
         access: Any,
@@ -216,14 +266,20 @@ class GlobalRaces:
         allocation: Any,
         shadow: Shadow,
         cells: Any,
-        read: Any,
         who: Any,
         verb: str,
     ) -> None:
-        other = shadow.reader[cells]
-        bad = self._unordered(state, sel, cells, read, other, who)
-        if bad.any():
-            self._report(state, access, sel, allocation, shadow, cells, bad, other, read, verb, "read")
+        if shadow.recent:
+            shadow.settle(state.warps * 32)
+        for times, readers in zip(shadow.read, shadow.reader):
+            read = times[cells]
+            if int(read.max()) == 0:
+                return
+            other = readers[cells]
+            bad = self._unordered(state, sel, cells, read, other, who)
+            if bad.any():
+                self._report(state, access, sel, allocation, shadow, cells, bad, other, read, verb, "read")
+                return
 
     def _report(
         self,

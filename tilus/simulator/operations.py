@@ -17,9 +17,13 @@ from .selection import Selection
 
 
 class Operation:
-    """Base class. ``sync`` operations need every (named) lane of a warp to be present."""
+    """Base class. ``sync`` operations need every (named) lane of a warp to be present.
+
+    An access of memory is ``collective`` where all lanes of a warp begin it together.
+    """
 
     sync = False
+    collective = False
     control = False
     copies = False
     reads: tuple[Any, ...] = ()

@@ -1,8 +1,8 @@
 """What happens before what: a vector clock per warp, moved by barriers, fences, atomics and mbarriers.
 
 Time counts memory instructions. ``known[layer, warp, agent]`` is the time up to which an agent's accesses happen
-before whatever the warp does next. Agents are the warps of the cluster and a few *channels*, through which
-asynchronous copies complete (an mbarrier each, as far as they reach). Layer 0 is the generic proxy; layer 1, kept
+before whatever the warp does next. Agents are the warps of the cluster, then its warpgroups, whose ``wgmma`` read
+shared memory, then a few *channels*, through which asynchronous copies complete (an mbarrier each). Layer 0 is the generic proxy; layer 1, kept
 only for kernels with asynchronous-proxy instructions, is what proxy fences have made visible to that proxy.
 Knowledge about warps of other clusters, needed for global memory only, is a dict from block to a vector.
 """
@@ -44,6 +44,11 @@ def latest(first: Any, second: Any) -> Any:
     return np.maximum(first, second)
 
 
+def _behind(known: Any, last: Any) -> Any:
+    """What is known of agents, where these have done more since; without end where they have not."""
+    return np.where(known < last, known, np.iinfo(np.int64).max)
+
+
 class Payload:
     """What a release hands on: knowledge about the own cluster, and about other blocks."""
 
@@ -66,7 +71,9 @@ class Order:
         self.channels = CHANNELS if engine.kernel.uses_async_proxy else 0
         self.layers = 2 if engine.kernel.uses_async_proxy else 1
         rows = state.warp_count
-        self.known = np.zeros((self.layers, rows, self.agents + self.channels), np.int64)
+        self.group_count = -(-self.warps // 4) if engine.kernel.wgmma_registers else 0
+        self.readers = self.agents + self.size * self.group_count
+        self.known = np.zeros((self.layers, rows, self.readers + self.channels), np.int64)
         # A channel on which nothing completed yet holds nothing to wait for.
         self.agent = (state.block_of_warp % self.size) * state.warps + state.warp_in_block
         self.cluster = state.block_of_warp // self.size
@@ -82,10 +89,12 @@ class Order:
         self._thresholds: dict[Any, tuple[int, int]] = {}
         self._floor = self._floor_reads = np.zeros(rows, np.int64)
         self._floor_version = -1
-        self.active = np.zeros(self.agents, bool)
-        self.all_active = False
-        self._noted: set[tuple[int, int]] = set()
-        self.channel_last = np.zeros((int(self.cluster.max()) + 1, CHANNELS), np.int64)
+        # When each warp last read and wrote shared memory.
+        self.last_read, self.last_write = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+        # When warpgroups read last, and when something last completed on each channel.
+        self.last = np.zeros((int(self.cluster.max()) + 1, self.readers - self.agents + self.channels), np.int64)
+        rank = state.block_of_warp % self.size
+        self.group_agent = self.agents + rank * self.group_count + state.warp_in_block // 4
 
     # -- time --------------------------------------------------------------------------------------------------
 
@@ -103,39 +112,27 @@ class Order:
         return value
 
     def _refresh_floor(self) -> None:
-        layer = self.known[0][:, : self.agents]
-        never = np.iinfo(np.int64).max
-        if self.all_active:
-            mine = layer[self.row_number, self.agent].copy()
-            layer[self.row_number, self.agent] = self.own
-            floor = layer.min(axis=1)
-            layer[self.row_number, self.agent] = mine
-        else:
-            # Warps that never touched shared memory have nothing to be ordered with.
-            known = np.where(self.active, layer, never)
-            known[self.row_number, self.agent] = np.where(self.active[self.agent], self.own, never)
-            floor = np.minimum(known.min(axis=1), self.engine.now)
-        self._floor_reads = self._floor = floor
-        if self.channels:
-            # A channel whose last completion a warp has waited for holds nothing back.
-            known = self.known[0][:, self.agents :]
-            behind = known < self.channel_last[self.cluster]
-            self._floor = np.minimum(floor, np.where(behind, known, never).min(axis=1))
+        layer = self.known[0][:, : self.agents].copy()
+        layer[self.row_number, self.agent] = self.own
+        self._floor_reads, self._floor = (self._floor_of(layer, last) for last in (self.last_read, self.last_write))
+        if self.last.shape[1]:
+            extra = _behind(self.known[0][:, self.agents :], self.last[self.cluster])
+            groups = self.readers - self.agents
+            if groups:
+                self._floor_reads = np.minimum(self._floor_reads, extra[:, :groups].min(axis=1))
+            if self.channels:
+                self._floor = np.minimum(self._floor, extra[:, groups:].min(axis=1))
         self._floor_version = self.version
 
-    def note(self, sel: Any) -> None:
-        """Warps touch shared memory."""
-        if self.all_active:
-            return
-        if sel.whole:
-            if sel.key in self._noted:
-                return
-            self._noted.add(sel.key)
-        agents = self.agent[sel.warp_slice]
-        if not self.active[agents].all():
-            self.active[agents] = True
-            self.all_active = bool(self.active.all())
-            self.version += 1
+    def _floor_of(self, layer: Any, last: Any) -> Any:
+        """The time up to which each row knows of everybody; what happens later has a later time."""
+        of_agent = np.zeros((len(self.last), self.agents), np.int64)
+        of_agent[self.cluster, self.agent] = last
+        return np.minimum(_behind(layer, of_agent[self.cluster]).min(axis=1), self.engine.now - 1)
+
+    def touched(self, sel: Any, now: int, writes: bool) -> None:
+        """Warps read or write shared memory."""
+        (self.last_write if writes else self.last_read)[sel.warp_slice] = now
 
     def knows(self, rows: Any, agents: Any) -> Any:
         """Known time of an agent for each row; for one's own warp the last time its lanes were synchronised."""
@@ -221,24 +218,35 @@ class Order:
         now = self.engine.tick()
         for slot in np.unique(slots):
             channel = self.channel_of(int(slot))
-            vector = np.zeros((self.layers, self.agents + self.channels), np.int64)
-            vector[0, self.agents + channel] = now
-            self.channel_last[int(slot >> 16) // self.size, channel] = now
+            vector = np.zeros((self.layers, self.readers + self.channels), np.int64)
+            vector[0, channel] = now
+            self.last[int(slot >> 16) // self.size, channel - self.agents] = now
             table.collect(int(slot), vector)
         self.version += 1
 
     def channel_of(self, slot: int) -> int:
-        """The channel that stands for an mbarrier."""
+        """The agent that stands for an mbarrier."""
         channel = slot & 0xFFFF
         while channel >= self.channels:
             self.channels += CHANNELS
-            self.known = np.concatenate(
-                [self.known, np.zeros((*self.known.shape[:-1], CHANNELS), np.int64)], axis=-1
+            self.known, self.last = (
+                np.concatenate([table, np.zeros((*table.shape[:-1], CHANNELS), np.int64)], axis=-1)
+                for table in (self.known, self.last)
             )
-            self.channel_last = np.concatenate(
-                [self.channel_last, np.zeros_like(self.channel_last[:, :CHANNELS])], 1
-            )
-        return channel
+        return self.readers + channel
+
+    def group_read(self, rows: Any) -> Any:
+        """The warpgroups of some warps have read: the agents and the time that stand for it."""
+        now = self.engine.tick()
+        agents = self.group_agent[rows]
+        self.last[self.cluster[rows], agents - self.agents] = now
+        self.version += 1
+        return agents, now
+
+    def group_waited(self, rows: Any) -> None:
+        """Warps have waited for ``wgmma``: whatever these have read, all warps of the warpgroup, was read before."""
+        self.known[0][rows, self.group_agent[rows]] = self.engine.tick()
+        self.version += 1
 
     # -- clusters ----------------------------------------------------------------------------------------------
 
@@ -255,7 +263,7 @@ class Order:
     def cluster_complete(self, cluster: int) -> None:
         """All arrived."""
         parts = self.cluster_pending.pop(cluster, [])
-        nothing = np.zeros((self.layers, self.agents + self.channels), np.int64)
+        nothing = np.zeros((self.layers, self.readers + self.channels), np.int64)
         self.cluster_done[cluster] = reduce(latest, parts, nothing)
 
     def cluster_wait(self, rows: Any) -> None:

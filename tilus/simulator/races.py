@@ -21,6 +21,16 @@ _THREAD = _ASYNC - 1
 _MOST_RECENT = 128
 
 
+class OpenRead:
+    """Cells ``[n, k]`` that the asynchronous proxy reads for ``n`` lanes, until it is done for each."""
+
+    __slots__ = ("cells", "lanes", "still")
+
+    def __init__(self, lanes: Any, cells: Any) -> None:
+        self.lanes, self.cells = lanes, cells
+        self.still = np.ones(len(lanes), bool)
+
+
 class SharedRaces:
     """The shadow of a batch's shared memory."""
 
@@ -37,10 +47,10 @@ class SharedRaces:
         self.writer = np.zeros(cells, np.uint32)
         self.last_read = np.zeros(cells, np.uint32)
         self.reader = np.zeros(cells, np.uint16)
-        self.read_by = np.zeros((self.agents, cells), np.uint32)
+        self.read_by = np.zeros((state.order.readers, cells), np.uint32)
         self.total = cells
         self.read_flat = self.read_by.reshape(-1)
-        self.open_reads: list[Any] = []
+        self.open_reads: list[OpenRead] = []
         # Reads of which the tables above do not know yet, oldest first: time, selection, byte indices and width.
         self.recent_reads: list[tuple[int, Selection, Any, int]] = []
         self.everyone = Selection(0, state.warp_count)
@@ -92,7 +102,7 @@ class SharedRaces:
         if access.strong:
             self._strong(access, sel, index, True, False)
             return
-        self.order.note(sel)
+        self.order.touched(sel, now, False)
         self.recent_reads.append((now, sel, index, width))
         if len(self.recent_reads) > _MOST_RECENT:
             self._settle_reads()
@@ -113,8 +123,8 @@ class SharedRaces:
                 self.reader[cells] = self._by_lane(self.thread[sel.lanes], cells)
                 self.read_flat[cells + self._by_lane(self.agent_base[sel.lanes], cells)] = now
         self.newest_read = max(self.newest_read, recent[-1][0])
-        for wanted, still in self.open_reads:
-            self.last_read[wanted[still]] = PENDING
+        for entry in self.open_reads:
+            self.last_read[entry.cells[entry.still]] = PENDING
 
     def _reads_matter(self, sel: Any) -> bool:
         """Whether there are reads that do not happen before the next step of all these warps."""
@@ -152,7 +162,7 @@ class SharedRaces:
 
     def _record_write(self, access: Any, sel: Selection, row: Any, width: int, now: int) -> None:
         self.generic_writes = True
-        self.order.note(sel)
+        self.order.touched(sel, now, True)
         self._mark(self.written, width, row, now)
         mark = self.thread[sel.lanes]
         if access.strong:
@@ -193,7 +203,6 @@ class SharedRaces:
         threshold = self.order.threshold(sel)
         written = gather(self._rows(self.written, width), row)
         self.engine.tick(copy.instruction)
-        self.order.note(sel)
         self.generic_writes = True
         if int(written.max()) > threshold:
             self._check_against_write(copy, sel, self.cells(index, width), written, "copies to", None)
@@ -204,7 +213,9 @@ class SharedRaces:
 
     def arrived(self, copy: Any, sel: Selection, index: Any, width: int) -> None:
         """The data is there; it counts as a write of the thread that waited."""
-        self._mark(self.written, width, self._row(index, width), self.engine.tick(copy.instruction))
+        now = self.engine.tick(copy.instruction)
+        self.order.touched(sel, now, True)
+        self._mark(self.written, width, self._row(index, width), now)
 
     def async_write(self, operation: Any, lanes: Any, index: Any, slots: Any) -> None:
         """The asynchronous proxy begins to write cells ``index`` ``[G, n]`` for lanes ``[G]``."""
@@ -216,7 +227,7 @@ class SharedRaces:
             self._check_reads(operation, sel, cells, "overwrites")
         self.written[cells] = PENDING
         channels = np.array([self.order.channel_of(int(s)) for s in slots], np.uint32)
-        self.writer[cells] = ((np.uint32(self.agents) + channels) * np.uint32(32))[:, None]
+        self.writer[cells] = (channels * np.uint32(32))[:, None]
 
     def async_words(self, operation: Any, lanes: Any, index: Any, slots: Any, width: int) -> None:
         """``st.async``: generic-proxy writes of a few bytes that complete at an mbarrier."""
@@ -232,63 +243,63 @@ class SharedRaces:
             self._check_reads(operation, sel, cells, "overwrites")
         self.written[cells] = PENDING
         channels = np.array([self.order.channel_of(int(s)) for s in slots], np.uint32)
-        self.writer[cells] = ((np.uint32(self.agents) + channels) * np.uint32(32))[:, None]
+        self.writer[cells] = (channels * np.uint32(32))[:, None]
 
     def async_arrived(self, operation: Any, index: Any) -> None:
         """The data of asynchronous writes is there."""
         cells = self._chunk_cells(index) if index.ndim > 1 else self.cells(index, operation.width)
         self.written[cells] = self.engine.tick(operation.instruction)
 
-    def async_read(self, operation: Any, lanes: Any, index: Any, holds: bool | None) -> None:
-        """The asynchronous proxy reads cells; with ``holds`` until `async_read_done`."""
+    def async_read(
+        self, operation: Any, lanes: Any, index: Any, holds: bool, parts: Any = None
+    ) -> OpenRead | None:
+        """The asynchronous proxy reads cells; with ``holds`` until `async_read_done`.
+
+        ``parts`` are lanes and indices again, by those whose knowledge counts, where these differ from ``lanes``.
+        """
         cells = self._chunk_cells(index)
         sel = _Copies(lanes)
         now = self.engine.tick(operation.instruction)
         written = self.written[cells]
         if not written.all():
             self._uninitialized(operation, sel, index, cells, written)
-        self._check_async(operation, sel, cells, "reads")
-        if holds:
-            self._settle_reads()
-            self.newest_read = PENDING
-            self.last_read[cells] = PENDING
-            self.reader[cells] = self.thread[lanes][:, None]
-            self.open_reads.append((cells, np.ones(len(cells), bool)))
-        else:
-            self._record_read(lanes, cells, now)
+        for some, places in parts or [(lanes, index)]:
+            self._check_async(operation, _Copies(some), self._chunk_cells(places), "reads")
+        if not holds:
+            self._record_read(lanes, cells, now, self.agent_base[lanes])
+            return None
+        self._settle_reads()
+        self.newest_read = PENDING
+        self.last_read[cells] = PENDING
+        self.reader[cells] = self.thread[lanes][:, None]
+        opened = OpenRead(lanes, cells)
+        self.open_reads.append(opened)
+        return opened
 
-    def async_read_done(self, operation: Any, lanes: Any, index: Any, ready: Any) -> None:
-        """The asynchronous proxy has read what some lanes asked it to."""
-        cells = self._chunk_cells(index)
-        for wanted, still in self.open_reads:
-            # Lanes of one instruction may wait at different times; `index` names all of them or those that are left.
-            for rows in (np.arange(len(wanted)), np.flatnonzero(still)):
-                if (
-                    len(rows) == len(cells)
-                    and np.array_equal(wanted[rows], cells)
-                    and still[rows[ready]].any()
-                ):
-                    still[rows[ready]] = False
-                    break
-            else:
-                continue
-            break
-        self.open_reads = [entry for entry in self.open_reads if entry[1].any()]
-        self._record_read(lanes[ready], cells[ready], self.engine.tick(operation.instruction))
-        for wanted, still in self.open_reads:
-            self.last_read[wanted[still]] = PENDING
+    def async_read_done(self, operation: Any, opened: OpenRead, ready: Any, group: bool = False) -> None:
+        """The asynchronous proxy has read what some lanes (or their warpgroups) asked it to."""
+        opened.still &= ~ready
+        self.open_reads = [entry for entry in self.open_reads if entry.still.any()]
+        lanes, now = opened.lanes[ready], self.engine.tick(operation.instruction)
+        base = self.agent_base[lanes]
+        if group:
+            agents, now = self.order.group_read(self.row_of_lane[lanes])
+            base = agents * self.total
+        self._record_read(lanes, opened.cells[ready], now, base)
+        for entry in self.open_reads:
+            self.last_read[entry.cells[entry.still]] = PENDING
 
     def _by_cp_async(self, time: int) -> bool:
         instruction = self.engine.instruction_at(time)
         return instruction is not None and instruction.opcode.startswith("cp.async.c")
 
-    def _record_read(self, lanes: Any, cells: Any, now: int) -> None:
-        self.order.note(_Copies(lanes))
+    def _record_read(self, lanes: Any, cells: Any, now: int, base: Any) -> None:
+        self.order.touched(_Copies(lanes), now, False)
         self._settle_reads()
         self.newest_read = max(self.newest_read, now)
         self.last_read[cells] = now
         self.reader[cells] = self.thread[lanes][:, None]
-        self.read_flat[cells + self.agent_base[lanes][:, None]] = now
+        self.read_flat[cells + base[:, None]] = now
 
     def _chunk_cells(self, index: Any) -> Any:
         cells = self.cells(index.reshape(-1), 16)
@@ -361,6 +372,9 @@ class SharedRaces:
         thread = writer & np.uint32(_THREAD)
         times = written[suspects].astype(np.int64)
         bad = thread != self.thread[lanes]
+        if access.collective:
+            # The lanes of the warp begin it together, each after what it did before.
+            bad = thread >> np.uint32(5) != self.agent[lanes]
         bad &= times > self.order.knows(self.row_of_lane[lanes], (thread >> np.uint32(5)).astype(np.int64))
         if access.strong or (self.has_cas and verb == "reads"):
             bad &= (writer & np.uint32(_STRONG)) == 0
@@ -402,9 +416,9 @@ class SharedRaces:
         lanes = sel.index[suspects[0]]
         rows, cell_numbers, times = self.row_of_lane[lanes], cells[suspects], read[suspects].astype(np.int64)
         by_agent = self.read_by[:, cell_numbers].astype(np.int64)
-        known = self.order.known[0][rows, : self.agents].T
+        known = self.order.known[0][rows, : self.order.readers].T
         own_agent = self.agent[lanes].astype(np.int64)
-        bad_agents = (by_agent > known) & (np.arange(self.agents)[:, None] != own_agent)
+        bad_agents = (by_agent > known) & (np.arange(self.order.readers)[:, None] != own_agent)
         # Within the warp: another lane read since the lanes last met.
         reader = self.reader[cell_numbers].astype(np.int64)
         inside = (reader != self.thread[lanes]) & (reader >> 5 == own_agent) & (times > self.order.own[rows])
@@ -415,7 +429,7 @@ class SharedRaces:
         if bad_agents[:, at].any():
             agent = int(np.flatnonzero(bad_agents[:, at])[0])
             time = int(by_agent[agent, at])
-            other = int(reader[at]) if int(reader[at]) >> 5 == agent else agent * 32
+            other = int(reader[at]) if agent >= self.agents or int(reader[at]) >> 5 == agent else agent * 32
         else:
             time, other = int(times[at]), int(reader[at])
         earlier = self.engine.instruction_at(time)

@@ -24,7 +24,7 @@ _GAP = 4096
 class Allocation:
     """A piece of global memory: the bytes of a NumPy array (or torch storage) at a device address."""
 
-    __slots__ = ("base", "data", "name", "owner", "readonly", "shadow", "size", "views")
+    __slots__ = ("base", "data", "name", "owner", "readonly", "size", "views")
 
     def __init__(self, base: int, data: Any, name: str, owner: Any = None, readonly: bool = False) -> None:
         self.base = base
@@ -34,7 +34,6 @@ class Allocation:
         self.owner = owner
         self.readonly = readonly
         self.views: dict[Any, Any] = {}
-        self.shadow: Any = None
 
     def view(self, dtype: Any, count: int = 1) -> Any:
         """The bytes as elements (rows of ``count`` elements); a tail that is no whole row is left out."""

@@ -26,6 +26,16 @@ Key = tuple[int, int]
 _CHANGED, _CONSTANT = 1, 2
 
 
+class Outstanding:
+    """A wgmma that runs: its number, its warps by warpgroup, the group of each, and what it reads."""
+
+    __slots__ = ("group", "number", "read", "waiting", "warps")
+
+    def __init__(self, number: int, warps: Any, group: Any, read: Any) -> None:
+        self.number, self.warps, self.group, self.read = number, warps, group.reshape(-1, 4), read
+        self.waiting = np.ones(warps.shape, bool)
+
+
 class Tracking:
     """The registers that wgmma uses: in flight until when, and written since the last fence."""
 
@@ -43,9 +53,9 @@ class Tracking:
         self.fenced = np.zeros(warps, bool)
         self.ever_fenced = np.zeros(warps, bool)
         self.number = 0
-        # Committed groups of each warp; outstanding (number, warps by warpgroup, their group, shared bytes).
+        # Committed groups of each warp.
         self.committed = np.zeros(warps, np.int64)
-        self.outstanding: list[tuple[int, Any, Any, Any]] = []
+        self.outstanding: list[Outstanding] = []
 
     def places(self, operation: Any) -> tuple[Any, Any]:
         """The tracked registers that an operation writes, and those that it reads (a wgmma: as multiplicands)."""
@@ -99,8 +109,11 @@ class Tracking:
         self.dirty[:, rows] = 0
         self.fenced[rows] = self.ever_fenced[rows] = True
 
-    def issue(self, operation: Any, sel: Selection, grouped: Any, index: Any, accumulates: Any) -> None:
-        """A wgmma starts; ``accumulates`` says for each warp whether it reads what it adds to."""
+    def issue(self, operation: Any, sel: Selection, grouped: Any, read: Any, accumulates: Any) -> None:
+        """A wgmma of the warps ``grouped`` by warpgroup starts to read shared memory.
+
+        ``accumulates`` says for each warp whether it reads what it adds to.
+        """
         rows = sel.warp_slice
         if not self.ever_fenced[rows].all():
             self.state.hazard(
@@ -129,7 +142,7 @@ class Tracking:
         self.number += 1
         self._set(self.flying, targets, rows, self.number)
         self._set(self.reading, multiplicands, rows, self.number)
-        self.outstanding.append((self.number, grouped, self.committed[grouped], index))
+        self.outstanding.append(Outstanding(self.number, grouped.reshape(-1, 4), self.committed[grouped], read))
 
     @staticmethod
     def _set(table: Any, places: Any, rows: Any, value: int) -> None:
@@ -142,33 +155,33 @@ class Tracking:
         self.fenced[rows] = False
         limit = np.full(self.state.warp_count, -1, np.int64)
         limit[rows] = self.committed[rows] - keep
-        kept = []
-        for number, warps, group, index in self.outstanding:
-            done = group < limit[warps]
+        for entry in self.outstanding:
+            done = entry.waiting & (entry.group < limit[entry.warps])
             if not done.any():
-                kept.append((number, warps, group, index))
                 continue
-            self.retired[warps[done]] = np.maximum(self.retired[warps[done]], number)
-            leaders = done.reshape(-1, 4)[:, 0]
-            if self.state.races is not None:
-                self.state.races.async_read_done(
-                    instruction.operation, warps.reshape(-1, 4)[:, 0] * 32, index, leaders
-                )
-            if not leaders.all():
-                left = ~np.repeat(leaders, 4)
-                kept.append((number, warps[left], group[left], index[~leaders]))
-        self.outstanding = kept
+            rows = entry.warps[done]
+            self.retired[rows] = np.maximum(self.retired[rows], entry.number)
+            entry.waiting &= ~done
+            # All four warps multiply together: what one has waited for is done for all of them.
+            first = done.any(axis=1) & entry.read.still
+            if first.any():
+                self.state.races.async_read_done(instruction.operation, entry.read, first, True)
+            self.state.order.group_waited(rows)
+        self.outstanding = [entry for entry in self.outstanding if entry.waiting.any()]
 
     def check_end(self, sel: Selection, instruction: Any) -> None:
         """Threads end: no wgmma may be outstanding."""
-        ended = set(sel.warps.tolist())
-        for _, warps, _, _ in self.outstanding:
-            hit = [w for w in warps.tolist() if w in ended]
-            if hit:
+        ended = np.isin(np.arange(self.state.warp_count), sel.warps)
+        for entry in self.outstanding:
+            late = entry.warps[entry.waiting & ended[entry.warps]]
+            if len(late):
                 self.state.hazard(
-                    "async-pending", "the thread ends while a wgmma is outstanding", instruction, hit[0] * 32
+                    "async-pending",
+                    "the thread ends while a wgmma is outstanding",
+                    instruction,
+                    int(late[0]) * 32,
                 )
-                self.outstanding = [o for o in self.outstanding if not set(o[1].tolist()) & ended]
+                self.outstanding = [o for o in self.outstanding if not ended[o.warps].any()]
                 return
 
 
@@ -179,6 +192,7 @@ def _keys(items: Any) -> list[Key]:
 class WarpgroupMultiply(Warp):
     """``wgmma.mma_async``."""
 
+    collective = True
     width = 16
     memory = True
     order, scope, strong = "weak", "cta", False
@@ -236,9 +250,12 @@ class WarpgroupMultiply(Warp):
         index = b_index if a_index is None else np.concatenate([a_index, b_index], axis=1)
         if state.races is not None:
             leaders = warps[order].reshape(-1, 4)[:, 0] * 32
-            state.races.async_read(self, leaders, index, True)
+            parts = [(leaders, b_index)]
+            if a_index is not None:
+                parts.append((warps[order] * 32, self._rows_of_warps(a_index)))
+            read = state.races.async_read(self, leaders, index, True, parts)
             accumulates = scale if scale is True else np.repeat(scale, 4)[inverse]
-            state.wgmma.issue(self, sel, warps[order], index, accumulates)
+            state.wgmma.issue(self, sel, warps[order], read, accumulates)
         if self.rows is not None:
             self._accumulate(state, warps[order], self.op.product(a, b, **extra), scale)
             return
@@ -246,6 +263,14 @@ class WarpgroupMultiply(Warp):
         result = self.op(a, b, c, scale, **extra)[inverse]
         for position, target in enumerate(self.writes):
             target.put_warp(state, sel, result[:, position])
+
+    def _rows_of_warps(self, index: Any) -> Any:
+        """The chunks of A for each warp, ``[warps, n]``: 16 of the 64 rows, which the warp may have written itself."""
+        if self.op.trans_a:
+            chunks = index.reshape(len(index), self.op.stored_k, 4, -1).swapaxes(1, 2)
+        else:
+            chunks = index.reshape(len(index), 4, -1)
+        return chunks.reshape(len(index) * 4, -1)
 
     def _accumulate(self, state: Any, warps: Any, product: Any, scale: Any) -> None:
         """Add the product to the registers, the warps in the order of its rows."""

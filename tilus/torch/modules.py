@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.parameter import UninitializedParameter
 
 from tilus.dtypes import DType
 from tilus.dtypes import dtype as find_dtype
@@ -77,12 +79,21 @@ class QuantizedLinear(nn.Module):
     @checked_values
     def from_linear(
         cls, linear: nn.Linear, dtype: DType | str, group_size: int = 128, *, zero_point: bool = False,
-        scale_dtype: torch.dtype | DType | str = torch.float16, activations: torch.dtype | None = None,
+        scale_dtype: torch.dtype | DType | str | None = None, activations: torch.dtype | None = None,
         out_dtype: torch.dtype | None = None,
     ) -> QuantizedLinear:  # fmt: skip
-        """Quantise a linear layer; see `tilus.ops.quantize` for the arguments."""
+        """Quantise a linear layer; see `tilus.ops.quantize` for the arguments.
+
+        Unless given, `scale_dtype` is bfloat16 for a weight of bfloat16, so that activations keep their type and range,
+        and float16 for others.
+        """
+        if isinstance(linear.weight, UninitializedParameter):
+            raise TypeMismatch(
+                "a lazy linear layer has no weight before its first call", hint="call the model once"
+            )
         weight = quantize(
-            linear.weight.detach().t(), dtype, group_size, zero_point=zero_point, scale_dtype=scale_dtype,
+            linear.weight.detach().t(), dtype, group_size, zero_point=zero_point,
+            scale_dtype=scale_dtype or default_scale(linear.weight),
             activations=activations, out_dtype=out_dtype,
         )  # fmt: skip
         return cls(weight.to(linear.weight.device), linear.bias)
@@ -112,6 +123,15 @@ class QuantizedLinear(nn.Module):
                 f"{prefix}packed is {packed.dtype} of shape {tuple(packed.shape)}, expected torch.uint8 of shape "
                 f"{expected} for {code_type} of {shape[0]} x {shape[1]}"
             )
+        rows, columns = padded(*shape)
+        groups = -(-rows // config["group_size"]), columns
+        for name in ("scale", "zero"):
+            tensor = found[name]
+            if tensor is not None and tuple(tensor.shape) != groups:
+                raise ShapeMismatch(
+                    f"{prefix}{name} has shape {tuple(tensor.shape)}, expected {groups} for groups of "
+                    f"{config['group_size']} in {code_type} of {shape[0]} x {shape[1]}"
+                )
         weight = QuantizedWeight(
             code_type, shape, config["group_size"], packed, scale, found["zero"], config["alpha"], found["order"],
             type_named(config, "activations"), scale_type=scale_type_named(config),
@@ -175,16 +195,20 @@ class QuantizedLinear(nn.Module):
         )
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> QuantizedLinear:
-        """Move, or convert between the 16-bit floats.
+        """Move, or convert between the 16-bit floats, for which codes are laid out anew.
 
         `float()` of a model leaves quantised layers as they are; those with scales of 8 bits stay so with all types.
         """
-        before = {name: getattr(self, name) for name in ("scale", "zero", "bias")}
+        weight, before = self.weight, {name: getattr(self, name) for name in ("scale", "zero", "bias")}
         super()._apply(fn, recurse)
+        changed = {n: x for n, x in before.items() if x is not None and x.dtype != getattr(self, n).dtype}
         if self.scale_type is not None or self.scale.dtype not in SCALE_DTYPES:
-            for name, tensor in before.items():
-                if tensor is not None:
-                    setattr(self, name, tensor.to(self.scale.device))
+            for name, tensor in changed.items():
+                setattr(self, name, tensor.to(self.scale.device))
+        elif "scale" in changed and not (self.packed.is_meta or weight.packed.is_meta):
+            made = weight.astype(self.scale.dtype).to(self.packed.device)
+            self.packed, self.scale, self.zero, self.order = made.packed, made.scale, made.zero, made.order
+            self.alpha, self.activations = made.alpha, made.activations
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -195,7 +219,7 @@ class QuantizedLinear(nn.Module):
             "activations": name_of(self.activations), "scale_type": self._scale_name(),
             "out_dtype": name_of(self.out_dtype),
         }  # fmt: skip
-        destination[prefix + CONFIG] = torch.tensor(list(json.dumps(config).encode()), dtype=torch.uint8)
+        destination[prefix + CONFIG] = stored_config(config)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, missing_keys: list[str],
@@ -226,23 +250,33 @@ class QuantizedLinear(nn.Module):
         )
 
 
+def default_scale(weight: torch.Tensor) -> torch.dtype:
+    """Return the type of scales that suits the activations of a model with such weights."""
+    return torch.bfloat16 if weight.dtype == torch.bfloat16 else torch.float16
+
+
 def packed_shape(k: int, n: int, bits: int) -> tuple[int, int, int]:
     """Return the shape of a packed weight."""
     rows, columns = padded(k, n)
     return rows // UNIT_K, columns // UNIT_N, unit_bytes(bits)
 
 
-def read_config(stored: torch.Tensor) -> dict[str, Any]:
+def stored_config(config: Mapping[str, Any]) -> torch.Tensor:
+    """Return what is to be said about a layer's tensors as a tensor."""
+    return torch.tensor(list(json.dumps(config).encode()), dtype=torch.uint8)
+
+
+def read_config(stored: torch.Tensor, keys: Sequence[str] = KEYS) -> dict[str, Any]:
     """Return what a layer's state dict says about its tensors."""
     try:
         config: dict[str, Any] = json.loads(bytes(stored.cpu().tolist()))
-        lacking = [name for name in KEYS if name not in config]
+        lacking = [name for name in keys if name not in config]
     except (TypeError, ValueError):
-        lacking = list(KEYS)
+        lacking = list(keys)
     if lacking:
         raise InvalidValue(
             f"a quantised layer's {CONFIG!r} does not say {', '.join(lacking)}",
-            hint="the state dict of a QuantizedLinear, or of a model that has some",
+            hint="the state dict of a quantised layer, or of a model that has some",
         )
     return config
 
@@ -271,22 +305,27 @@ def quantize_linears(
     group_size: int = 128,
     *,
     zero_point: bool = False,
-    scale_dtype: torch.dtype | DType | str = torch.float16,
+    scale_dtype: torch.dtype | DType | str | None = None,
     activations: torch.dtype | None = None,
     out_dtype: torch.dtype | None = None,
-    select: Callable[[str, nn.Linear], bool] = lambda name, linear: True,
+    select: Callable[[str, nn.Linear], bool] | None = None,
     progress: Callable[[str], None] = lambda name: None,
 ) -> list[str]:
     """Replace linear layers of a model by quantised ones, in place.
+
+    A layer that stands at several places of the model is quantised once. The output projection of
+    `torch.nn.MultiheadAttention`, which reads the layer's weight itself, stays as it is. Hooks of a layer that is
+    replaced are not kept.
 
     Parameters
     ----------
     model : Module
         Changed in place.
     dtype, group_size, zero_point, scale_dtype, activations, out_dtype
-        As for `tilus.ops.quantize`.
+        As for `QuantizedLinear.from_linear`.
     select : callable
-        From a layer's name and the layer to whether it is replaced.
+        From a layer's name and the layer to whether it is replaced. Unless given all are, but those that share their
+        weight with a module of another kind, such as the embedding of a language model: quantising them saves nothing.
     progress : callable
         Called with the name of each layer after it was replaced.
 
@@ -300,8 +339,9 @@ def quantize_linears(
             "the model is itself a linear layer, expected a module that holds linear layers",
             hint="tilus.torch.QuantizedLinear.from_linear(model, dtype)",
         )
-    chosen = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and select(n, m)]
-    for name, linear in chosen:
+    wanted = _own_weight(model) if select is None else select
+    chosen = linears(model, wanted)
+    for linear, names in chosen.items():
         try:
             made = QuantizedLinear.from_linear(
                 linear,
@@ -313,15 +353,18 @@ def quantize_linears(
                 out_dtype=out_dtype,
             )
         except TilusError as error:
-            raise type(error)(f"{name}: {error.message}", error.location, hint=error.hint) from error
-        _replace(model, name, made)
-        progress(name)
-    return [name for name, _ in chosen]
+            raise type(error)(f"{names[0]}: {error.message}", error.location, hint=error.hint) from error
+        for name in names:
+            replace_module(model, name, made.train(linear.training))
+            progress(name)
+    return [name for names in chosen.values() for name in names]
 
 
 @checked
 def load_quantized(model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> list[str]:
     """Load the state dict of a model whose linear layers are quantised into one whose layers are not, in place.
+
+    What of the model is on the meta device becomes the state dict's tensors themselves; the rest is copied into.
 
     Parameters
     ----------
@@ -335,21 +378,49 @@ def load_quantized(model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> 
     list of str
         Names of the layers that were replaced.
     """
-    chosen = [
-        (n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and f"{n}.{CONFIG}" in state_dict
-    ]
-    for name, linear in chosen:
-        made = QuantizedLinear.from_state_dict(state_dict, f"{name}.")
+    chosen = linears(model, lambda name, linear: f"{name}.{CONFIG}" in state_dict)
+    for linear, names in chosen.items():
+        made = QuantizedLinear.from_state_dict(state_dict, f"{names[0]}.")
         if (made.in_features, made.out_features) != (linear.in_features, linear.out_features):
             raise ShapeMismatch(
-                f"{name} is {linear.in_features} x {linear.out_features}, but the state dict's weight is "
+                f"{names[0]} is {linear.in_features} x {linear.out_features}, but the state dict's weight is "
                 f"{made.in_features} x {made.out_features}"
             )
-        _replace(model, name, made.to(linear.weight.device))
-    model.load_state_dict(state_dict)
-    return [name for name, _ in chosen]
+        if not linear.weight.is_meta:
+            made = made.to(linear.weight.device)
+        for name in names:
+            replace_module(model, name, made.train(linear.training))
+    on_meta = any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+    model.load_state_dict(state_dict, assign=on_meta)
+    return [name for names in chosen.values() for name in names]
 
 
-def _replace(model: nn.Module, name: str, made: nn.Module) -> None:
+def linears(
+    model: nn.Module, select: Callable[[str, nn.Linear], bool] = lambda name, linear: True
+) -> dict[nn.Linear, list[str]]:
+    """Return the linear layers that can be replaced and are selected, with all their names."""
+    found: dict[nn.Linear, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        replaceable = isinstance(module, nn.Linear) and not isinstance(
+            module, NonDynamicallyQuantizableLinear
+        )
+        if replaceable and select(name, module):
+            found.setdefault(module, []).append(name)
+    return found
+
+
+def _own_weight(model: nn.Module) -> Callable[[str, nn.Linear], bool]:
+    """Return whether no module of another kind has a linear layer's weight, as a function to select by."""
+    others = {
+        id(parameter)
+        for module in model.modules()
+        if not isinstance(module, nn.Linear)
+        for parameter in module.parameters(recurse=False)
+    }
+    return lambda name, linear: id(linear._parameters.get("weight")) not in others
+
+
+def replace_module(model: nn.Module, name: str, made: nn.Module) -> None:
+    """Put a module in a model's place of that name."""
     parent, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(parent), leaf, made)

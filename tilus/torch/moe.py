@@ -4,19 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
 
 from tilus.dtypes import DType
+from tilus.dtypes import dtype as find_dtype
 from tilus.errors import InvalidValue, ShapeMismatch, TypeMismatch
 from tilus.ops.checks import checked, checked_values
 from tilus.ops.grouped import QuantizedExperts, grouped_quantized_matmul, stack_experts
 from tilus.ops.quantized_matmul import EPILOGUES
 from tilus.ops.routing import SCORINGS, combine, gather_rows, route, sort_by_expert
 from tilus.ops.weights import PAIR, QuantizedWeight, interleave, quantize
+from tilus.torch.modules import (
+    CONFIG,
+    default_scale,
+    name_of,
+    read_config,
+    scale_type_named,
+    stored_config,
+    type_named,
+)
 
 BLOCKS = (8, 16, 32, 64)
+PARTS = ("packed", "scale", "zero", "alpha")
 
 
 def rows_of_block(rows: int, experts: int) -> int:
@@ -28,7 +40,8 @@ def rows_of_block(rows: int, experts: int) -> int:
 class QuantizedMoE(nn.Module):
     """Experts of a gated feed-forward layer: ``down(activation(gate(x)) * up(x))``, summed over a token's experts.
 
-    All sizes depend on shapes alone, so that the layer can be captured in a CUDA graph and compiled.
+    All sizes depend on shapes alone, so that the layer can be captured in a CUDA graph and compiled. Its state dict
+    says of which types the experts are; loading takes them over.
 
     Parameters
     ----------
@@ -74,7 +87,7 @@ class QuantizedMoE(nn.Module):
             for name, e in (("gate_up", gate_up), ("down", down))
         }
         for name, e in (("gate_up", gate_up), ("down", down)):
-            for part in ("packed", "scale", "zero", "alpha"):
+            for part in PARTS:
                 self.register_buffer(f"{name}_{part}", getattr(e, part))
 
     @classmethod
@@ -82,12 +95,14 @@ class QuantizedMoE(nn.Module):
     def from_weights(
         cls, router: torch.Tensor, gates: Sequence[torch.Tensor], ups: Sequence[torch.Tensor],
         downs: Sequence[torch.Tensor], top_k: int, dtype: DType | str, group_size: int = 128, *,
-        zero_point: bool = False, scale_dtype: torch.dtype | DType | str = torch.float16,
+        zero_point: bool = False, scale_dtype: torch.dtype | DType | str | None = None,
         out_dtype: torch.dtype | None = None, scoring: str = "softmax", renormalise: bool = True,
         activation: str = "silu",
     ) -> QuantizedMoE:  # fmt: skip
-        """Quantise the matrices of experts, each as in ``x @ matrix``; see `tilus.ops.quantize` for the arguments."""
+        """Quantise the matrices of experts, each as in ``x @ matrix``.
 
+        See `tilus.ops.quantize` for the arguments. Unless given, the type of scales is as for a `QuantizedLinear`.
+        """
         if not len(gates) == len(ups) == len(downs) == router.shape[-1]:
             raise ShapeMismatch(
                 f"{len(gates)} gates, {len(ups)} ups and {len(downs)} downs with a router of shape "
@@ -105,8 +120,9 @@ class QuantizedMoE(nn.Module):
 
         def made(matrix: torch.Tensor) -> QuantizedWeight:
             weight = quantize(
-                matrix, dtype, group_size, zero_point=zero_point, scale_dtype=scale_dtype, out_dtype=out_dtype
-            )
+                matrix, dtype, group_size, zero_point=zero_point,
+                scale_dtype=scale_dtype or default_scale(downs[0]), out_dtype=out_dtype,
+            )  # fmt: skip
             return weight.to(matrix.device)
 
         gate_up = stack_experts([paired(g, u) for g, u in zip(gates, ups, strict=True)])
@@ -119,9 +135,7 @@ class QuantizedMoE(nn.Module):
     def experts(self, name: str) -> QuantizedExperts:
         """Return "gate_up" or "down"."""
         dtype, shape, group_size, gated, scale_type, out_dtype = self._forms[name]
-        packed, scale, zero, alpha = (
-            getattr(self, f"{name}_{part}") for part in ("packed", "scale", "zero", "alpha")
-        )
+        packed, scale, zero, alpha = (getattr(self, f"{name}_{part}") for part in PARTS)
         return QuantizedExperts(
             dtype, shape, group_size, packed, scale, zero, alpha, gated, scale_type, out_dtype
         )
@@ -167,3 +181,42 @@ class QuantizedMoE(nn.Module):
             if moved.dtype != tensor.dtype:
                 setattr(self, name, tensor.to(moved.device))
         return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        config = {
+            name: {
+                "dtype": dtype.name, "shape": list(shape), "group_size": group_size,
+                "scale_type": "" if scale_type is None else scale_type.name, "out_dtype": name_of(out_dtype),
+            }
+            for name, (dtype, shape, group_size, _, scale_type, out_dtype) in self._forms.items()
+        }  # fmt: skip
+        destination[prefix + CONFIG] = stored_config(config)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, missing_keys: list[str],
+        unexpected_keys: list[str], error_msgs: list[str],
+    ) -> None:  # fmt: skip
+        stored = state_dict.pop(prefix + CONFIG, None)
+        if stored is None:
+            missing_keys.append(prefix + CONFIG)
+        else:
+            config = read_config(stored, tuple(self._forms))
+            for name, (_, shape, _, gated, _, _) in self._forms.items():
+                said = config[name]
+                if tuple(said["shape"]) != shape:
+                    error_msgs.append(
+                        f"{prefix}{name} is {shape}, but the state dict's experts are {tuple(said['shape'])}"
+                    )
+                    return
+                self._forms[name] = (
+                    find_dtype(said["dtype"]), shape, said["group_size"], gated, scale_type_named(said),
+                    type_named(said, "out_dtype"),
+                )  # fmt: skip
+                for part in PARTS:
+                    found = state_dict.get(f"{prefix}{name}_{part}")
+                    kept = None if found is None else torch.empty_like(found, device=self.router.device)
+                    setattr(self, f"{name}_{part}", kept)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )

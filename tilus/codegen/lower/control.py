@@ -297,7 +297,8 @@ def lower_warps(ctx: Context, op: ops.WarpGroup) -> None:
                 f"{ctx.target.name} has no register budgets", hint="leave out registers="
             )
         action = "inc" if op.registers >= registers_at_launch(ctx.kernel) else "dec"
-        w.asm("void", f"setmaxnreg.{action}.sync.aligned.u32 {op.registers};", "", effects=True)
+        text = f"setmaxnreg.{action}.sync.aligned.u32 {op.registers};"
+        w.asm("void", text, "", effects=True, convergent=True)
     frame = IfFrame(after)
     ctx.ifs.append(frame)
     with ctx.in_group(group):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from tilus import dtypes
@@ -264,10 +265,19 @@ def floor_division(ctx: Context, kind: str, dtype: DType, a: V, b: V) -> V:
         if kind == "mod":
             return w.binary("and", a, integer(known - 1, bits))
         return w.binary("ashr" if dtype.is_signed else "lshr", a, integer(known.bit_length() - 1, bits))
-    zero = integer(0, bits)
-    if known is None or known == 0:
-        # LLVM takes it for granted that a divisor is not zero, and would drop the test of a `where` around it.
-        b = w.select(w.icmp("eq", b, zero), integer(1, bits), b)
+    zero, one, minus_one = integer(0, bits), integer(1, bits), integer(-1, bits)
+    # LLVM takes it for granted that a divisor is not zero, nor -1 under the least number, and would drop tests of that.
+    if known == 0:
+        b = one
+    elif known == -1 and dtype.is_signed:
+        return zero if kind == "mod" else w.binary("sub", zero, a)
+    negated: V | None = None
+    if known is None:
+        bad = w.icmp("eq", b, zero)
+        if dtype.is_signed:
+            negated = w.icmp("eq", b, minus_one)
+            bad = w.binary("or", bad, negated)
+        b = w.select(bad, one, b)
     if not dtype.is_signed:
         return w.binary("udiv" if kind == "floordiv" else "urem", a, b)
     quotient, remainder = w.binary("sdiv", a, b), w.binary("srem", a, b)
@@ -275,7 +285,8 @@ def floor_division(ctx: Context, kind: str, dtype: DType, a: V, b: V) -> V:
     fix = w.binary("and", w.icmp("ne", remainder, zero), apart)
     if kind == "mod":
         return w.add(remainder, w.select(fix, b, zero))
-    return w.add(quotient, w.convert("sext", fix, a.type))
+    rounded = w.add(quotient, w.convert("sext", fix, a.type))
+    return rounded if negated is None else w.select(negated, w.binary("sub", zero, a), rounded)
 
 
 _PREDICATES = {"eq": "eq", "ne": "ne", "lt": "lt", "le": "le", "gt": "gt", "ge": "ge"}
@@ -384,10 +395,14 @@ def lower_inline_ptx(ctx: Context, op: ops.InlinePtx) -> None:
     template = op.template.replace("\\", "\\5C").replace('"', "\\22").replace("\n", "\\0A")
     types = [_operand_type(x) for x in outs]
     result = "void" if not outs else types[0] if len(outs) == 1 else "{ " + ", ".join(types) + " }"
+    # What several threads execute together must not come under a condition, or stand in two branches.
+    convergent = re.search(r"\.sync\b|\.aligned\b|\bbar\.|\bactivemask\b", op.template) is not None
 
     def once(*args: V) -> list[V]:
         given = [w.convert("trunc", a, _operand_type(x)) for a, x in zip(args, ins, strict=True)]
-        made = w.asm(result, template, constraints, *given, effects=op.volatile or not outs)
+        made = w.asm(
+            result, template, constraints, *given, effects=op.volatile or not outs, convergent=convergent
+        )
         parts = [made][: len(outs)] if len(outs) <= 1 else [w.member(made, i, t) for i, t in enumerate(types)]
         return [
             wrap(

@@ -113,7 +113,8 @@ def lower_barrier_alloc(ctx: Context, op: ops.BarrierAlloc) -> None:
                 effects=True,
             )
         w.asm("void", "fence.mbarrier_init.release.cluster;", "~{memory}", effects=True)
-        w.asm("void", "fence.proxy.async;", "~{memory}", effects=True)
+        # Barriers lie in shared memory alone: a fence of all memory would wait for the whole GPU.
+        w.asm("void", "fence.proxy.async.shared::cta;", "~{memory}", effects=True)
     ctx.barrier()
     ctx.values[op.result] = Barriers(base, op.count)
 

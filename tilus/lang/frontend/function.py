@@ -7,7 +7,7 @@ import builtins
 import inspect
 from dataclasses import dataclass
 from functools import cached_property
-from types import FunctionType
+from types import CellType, FunctionType
 from typing import Any
 
 from tilus.errors import Location, SyntaxNotSupported
@@ -60,8 +60,12 @@ class FunctionSource:
         try:
             lines, first_line = inspect.getsourcelines(function)
         except (OSError, TypeError):
+            nameless = "Python keeps none of code given to exec, to python -c or to its plain prompt"
+            reason = nameless if file.startswith("<") else f"there is no such file as {file}"
             raise SyntaxNotSupported(
-                f"the source of {function.__name__} cannot be read", hint="define the function in a file"
+                f"the source of {function.__name__} cannot be read: {reason}",
+                Location(file, function.__code__.co_firstlineno),
+                "the function in a file that is imported or run, or in a cell of a notebook",
             ) from None
         text = "".join(lines)
         indented = lines[0][:1].isspace()
@@ -107,11 +111,15 @@ class FunctionSource:
         return frozenset(a.arg for a in every) | frozenset(assigned(self.tree.body))
 
     @cached_property
+    def cells(self) -> dict[str, CellType]:
+        """The variables of enclosing functions that the function reads."""
+        return dict(zip(self.function.__code__.co_freevars, self.function.__closure__ or (), strict=True))
+
+    @property
     def closure(self) -> dict[str, Any]:
-        """The names of enclosing functions that the function reads."""
-        cells = zip(self.function.__code__.co_freevars, self.function.__closure__ or (), strict=True)
+        """What these variables hold now; one that is not bound yet is left out."""
         found = {}
-        for name, cell in cells:
+        for name, cell in self.cells.items():
             try:
                 found[name] = cell.cell_contents
             except ValueError:
@@ -132,11 +140,19 @@ class FunctionSource:
 
     def outer(self, name: str) -> object:
         """Return what a name that is not local means: of an enclosing function, the module or Python itself."""
-        if name in self.closure:
-            return self.closure[name]
+        closure = self.closure
+        if name in closure:
+            return closure[name]
         if name in self.function.__globals__:
             return self.function.__globals__[name]
         return getattr(builtins, name, MISSING)
+
+    def owner(self, name: str) -> object:
+        """Return what holds a name that is not local: a closure's variable, or what a module defines."""
+        if name in self.cells:
+            return self.cells[name]
+        known = self.function.__globals__
+        return known if name in known else builtins
 
     def outer_names(self) -> set[str]:
         """Return all names that `outer` knows."""

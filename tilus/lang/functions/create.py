@@ -166,8 +166,9 @@ def view(
 ) -> Any:
     """See a pointer as a tensor in global memory, or a tile's bits as another dtype, shape and layout.
 
-    The bits of a tile are, for each thread, the little-endian concatenation of the elements that it holds; seeing
-    them otherwise costs nothing.
+    With a layout, the bits of a tile are, for each thread, the little-endian concatenation of the elements that it
+    holds, in the layout that was said for the tile; seeing them otherwise costs nothing. Without one, they are those of
+    each row in memory, as NumPy has it: 8 numbers of 4 bits are 4 bytes, whichever threads hold them.
 
     Parameters
     ----------

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, Any
 
-from tilus.dtypes import DType, boolean, int64, uint32
+from tilus.dtypes import DType, boolean, int64, uint32, uint64
 from tilus.errors import ShapeMismatch, TypeMismatch
 from tilus.ir import BarrierType, GlobalType, PointerType, RegisterType, ScalarType, SharedType, Value, ops
 from tilus.lang import functions
@@ -252,6 +253,9 @@ def inside(t: Tracer, source: Value, tiles: tuple[Value, ...], mask: Value | Non
     extents: tuple[object, ...] = type.shape if isinstance(type, SharedType) else type.dims
     for axis, (tile, extent) in enumerate(zip(tiles, extents, strict=True)):
         size = extent if isinstance(extent, int) else t.value(ops.Dim, source, axis)
+        if operand_dtype("load", tile) in (uint32, uint64):
+            # Extents are signed; what is beyond them as an unsigned number is negative here.
+            tile = convert(t, tile, int64)
         for part in (compare(t, ">=", tile, 0), compare(t, "<", tile, size)):
             mask = part if mask is None else t.value(ops.Binary, "and", mask, part)
     assert mask is not None
@@ -391,18 +395,25 @@ def view(t: Tracer, source: Any, dtype: Any, shape: Any, strides: Any, layout: A
     if strides is not None:
         raise TypeMismatch("view of a tile has a layout, and no strides")
     old = source.type
-    if shape is None and layout is not None:
-        shape = layout.shape
-    if shape is None:
-        bits = old.shape[-1] * old.dtype.bits
-        if bits % chosen.bits:
-            raise ShapeMismatch(
-                f"view of {describe(source)} as {chosen}: the {bits} bits of a row are no multiple of {chosen.bits}",
-                hint="a shape for the view",
-            )
-        shape = (*old.shape[:-1], bits // chosen.bits)
-    extents = static_shape("view", shape)
-    return t.value(ops.View, source, chosen, extents, register_layout(t, "view", layout, extents))
+    if layout is not None:
+        extents = static_shape("view", layout.shape if shape is None and hasattr(layout, "shape") else shape)
+        return t.value(ops.View, source, chosen, extents, register_layout(t, "view", layout, extents))
+    bits = old.shape[-1] * old.dtype.bits
+    if shape is not None:
+        extents = static_shape("view", shape)
+        if bits % chosen.bits and prod(extents) * chosen.bits == old.size * old.dtype.bits:
+            source, bits = t.value(ops.Reshape, source, (old.size,)), old.size * old.dtype.bits
+    elif bits % chosen.bits:
+        raise ShapeMismatch(
+            f"view of {describe(source)} as {chosen}: the {bits} bits of a row are no multiple of {chosen.bits}",
+            hint="a shape for the view",
+        )
+    rows = tile_type("view", source).shape[:-1]
+    natural = (*rows, bits // chosen.bits)
+    if shape is None or extents == natural or prod(natural) != prod(extents):
+        # The operation says what is wrong with a shape of other bits.
+        return t.value(ops.View, source, chosen, natural if shape is None else extents, None)
+    return t.value(ops.Reshape, t.value(ops.View, source, chosen, natural, None), extents)
 
 
 def view_pointer(t: Tracer, pointer: Value, dtype: DType, shape: object, strides: object) -> Value:

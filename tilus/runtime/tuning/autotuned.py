@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import update_wrapper
 from typing import Any
 
-from tilus.errors import LaunchError
+from tilus.errors import LaunchError, SyntaxNotSupported
 from tilus.runtime.arguments import is_torch_tensor
 from tilus.runtime.kernel import Kernel
 from tilus.runtime.tuning.result import Result
@@ -24,6 +25,9 @@ class Autotuned:
     error that says to tune before.
     """
 
+    __name__: str
+    __qualname__: str
+
     def __init__(
         self, kernel: Kernel, space: Space, *, bucket: Sequence[str] = ("m",), **options: Any
     ) -> None:
@@ -33,8 +37,11 @@ class Autotuned:
         self.options = options
         self._chosen: dict[str, Kernel] = {}
         self._lock = threading.RLock()
-        self.__name__ = kernel.source.name
-        self.__doc__ = kernel.__doc__
+        update_wrapper(self, kernel, updated=())
+
+    def __reduce__(self) -> str:
+        # By name, as Python pickles and copies functions.
+        return self.__qualname__
 
     def __repr__(self) -> str:
         return f"<autotuned {self.kernel!r} of {', '.join(self.space.names)}>"
@@ -107,4 +114,13 @@ def autotune(
     function
         From a kernel to an `Autotuned`.
     """
-    return lambda kernel: Autotuned(kernel, space, bucket=bucket, **options)
+
+    def decorate(kernel: Kernel) -> Autotuned:
+        if not isinstance(kernel, Kernel):
+            raise SyntaxNotSupported(
+                f"tilus.autotune takes a kernel, not {kernel!r}",
+                hint="@tilus.autotune(...) above @tilus.kernel",
+            )
+        return Autotuned(kernel, space, bucket=bucket, **options)
+
+    return decorate

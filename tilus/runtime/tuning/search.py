@@ -142,7 +142,7 @@ def tune(
     # What the model says costs little, and is another thing for each version of it.
     measured = method not in ("model", "simulate")
     file = entry_path(setting, method, bucket) if use_cache and measured else None
-    known = store.read_entries(file)
+    known = {name: entry for name, entry in store.read_entries(file).items() if entry.holds}
     candidates = list(space.candidates(setting.sizes))
     if not candidates:
         raise TilusError(f"the constraints leave no candidate for {kernel.source.name}")
@@ -384,6 +384,10 @@ class _Search:
                 self.interrupted = (
                     "the device does not answer after a candidate that failed; search again to go on"
                 )
+        except BaseException:
+            # The user has enough, which says nothing about the candidate.
+            store.remove_entry(self.file, candidate.values, self.about())
+            raise
         else:
             self.finish(candidate, "ok", seconds, **more)
 
@@ -392,15 +396,19 @@ class _Search:
         self.add(candidate, status, seconds, **more)
 
     def keep(self, candidate: Candidate, status: str, seconds: float | None, note: str) -> None:
-        about = {
+        values = {name: store.as_json(value) for name, value in candidate.values.items()}
+        entry = store.Entry(values, status, seconds, note, store.compiler())
+        store.add_entry(self.file, entry, self.about())
+
+    def about(self) -> dict[str, Any]:
+        """Return what the file of the results is about."""
+        return {
             "kernel": self.setting.kernel.source.name,
             "device": self.setting.device_name,
             "method": self.method,
             "sizes": self.setting.sizes,
             "fixed": {name: store.as_json(value) for name, value in self.setting.fixed.items()},
         }
-        values = {name: store.as_json(value) for name, value in candidate.values.items()}
-        store.add_entry(self.file, store.Entry(values, status, seconds, note), about)
 
     def measured(self, candidate: Candidate, resources: Resources | None, measure: Measure | None) -> float:
         """Return the seconds of a candidate, by whatever method the search has."""

@@ -3,7 +3,8 @@
 As in the cache of compiled kernels, an entry is JSON with a checksum, written beside its place and renamed into it; a
 damaged one counts as none. Each candidate is kept on its own, so that a larger space measures only what is new, and
 two processes that tune at once keep what both found. The key knows the kernel's source, its other constexpr
-values, the dtypes and the shape class, and nothing of the driver's or the compiler's version: a choice outlives both.
+values, the dtypes and the shape class, and nothing of the driver's or the compiler's version: a time outlives both.
+What failed is tried again by another compiler.
 """
 
 from __future__ import annotations
@@ -40,12 +41,25 @@ class Entry:
         Its time, if it was measured.
     note : str
         Why it failed.
+    compiler : str
+        The compiler that made its code, as `compiler` names it.
     """
 
     values: dict[str, Any]
     status: str
     seconds: float | None = None
     note: str = ""
+    compiler: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Whether there is nothing to find out anew."""
+        return self.status == "ok" or self.compiler == compiler()
+
+
+def compiler() -> str:
+    """Return a short name of this compiler."""
+    return cache.compiler_digest()[:16]
 
 
 def slug(name: str) -> str:
@@ -144,6 +158,7 @@ def read_entries(file: Path | None) -> dict[str, Entry]:
                 str(item["status"]),
                 None if item["seconds"] is None else float(item["seconds"]),
                 str(item["note"]),
+                str(item.get("compiler", "")),
             )
             for item in data["entries"]
         ]
@@ -165,9 +180,20 @@ def add_entry(file: Path | None, entry: Entry, about: Mapping[str, Any]) -> None
     about : mapping
         What the file is about, for people.
     """
+    _change(file, identity(entry.values), entry, about)
+
+
+def remove_entry(file: Path | None, values: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Remove a candidate, of which nothing is known; `file` and `about` as for `add_entry`."""
+    _change(file, identity(values), None, about)
+
+
+def _change(file: Path | None, name: str, entry: Entry | None, about: Mapping[str, Any]) -> None:
     if file is None:
         return
     with locked(file):
         entries = read_entries(file)
-        entries[identity(entry.values)] = entry
+        entries.pop(name, None)
+        if entry is not None:
+            entries[name] = entry
         write(file, {"about": dict(about), "entries": [asdict(e) for e in entries.values()]})
