@@ -283,3 +283,39 @@ def test_device_print_goes_to_stdout(capsys: pytest.CaptureFixture[str]) -> None
 
     program(torch.zeros(5))
     assert "n is 5" in capsys.readouterr().out
+
+
+@tilus.kernel
+def row_sums(
+    x: Tensor["dtype", "rows d"], out: Tensor[float32, "rows"], *, dtype: constexpr, d: constexpr
+) -> None:
+    tilus.grid(x.shape[0], warps=1)
+    i = tilus.block_id()
+    total = tilus.sum(tilus.cast(tilus.load(x, (i, 0), (1, d)), float32), axis=1)
+    tilus.store(out, total, i)
+
+
+def test_sizes_and_dtypes_that_are_constexprs_come_from_the_tensors() -> None:
+    kernel = fresh(row_sums)
+    for shape, dtype in (((3, 64), torch.float16), ((3, 32), torch.float16), ((2, 32), torch.float32)):
+        x, out = torch.randint(-9, 9, shape).to(dtype), torch.full(shape[:1], torch.nan)
+        kernel(x, out)
+        assert torch.equal(out, x.float().sum(1))
+    assert variants(kernel) == 3
+    x = torch.ones(3, 64)
+    with pytest.raises(LaunchError, match="expected 32"):
+        kernel(x, torch.empty(3), d=32)
+    assert kernel.specialize(x, torch.empty(3))[0] == {"dtype": tilus.float32, "d": 64}
+
+
+def test_a_packed_tensor_does_not_say_its_last_size() -> None:
+    @tilus.kernel
+    def codes(x: Tensor[tilus.uint4, "rows d"], out: Tensor[float32, "rows"], *, d: constexpr) -> None:
+        tilus.grid(x.shape[0], warps=1)
+        tilus.store(out, tilus.full(1, float(d)), tilus.block_id())
+
+    packed, out = torch.zeros(3, 32, dtype=torch.uint8), torch.empty(3)
+    with pytest.raises(tilus.TilusError, match="takes a value for its constexpr parameter d"):
+        codes(packed, out)
+    codes(packed, out, d=64)
+    assert out.eq(64).all()

@@ -23,6 +23,7 @@ from tilus.runtime.arguments import (
     bind,
     check_scalar,
     is_numpy_array,
+    is_packed,
     is_torch_tensor,
     read_array,
 )
@@ -259,7 +260,7 @@ class Kernel:
             numbers = {name: 0 if isinstance(value, ScalarType) else value for name, value in numbers.items()}
             call = self._check((), {**chosen, **tensors, **numbers}, meta=True)
             return call.constexprs, call.types
-        self._infer_dtypes(chosen, {n: v.dtype for n, v in given.items() if hasattr(v, "dtype")})
+        self._infer(chosen, given)
         constexprs = self.source.complete(chosen)
         declared = self.declared(constexprs)
         types = {
@@ -408,14 +409,7 @@ class Kernel:
             None if param.kind == "scalar" else self._read(param, value, meta)
             for param, value in zip(self._runtime, given, strict=True)
         ]
-        self._infer_dtypes(
-            chosen,
-            {
-                param.name: array.dtype
-                for param, array in zip(self._runtime, arrays, strict=True)
-                if array is not None
-            },
-        )
+        self._infer(chosen, {p.name: a for p, a in zip(self._runtime, arrays, strict=True) if a is not None})
         constexprs = self.source.complete(chosen)
         declared = self.declared(constexprs)
         operands, _ = bind(declared, arrays)
@@ -435,15 +429,29 @@ class Kernel:
             )
         return read_array(param.name, value, meta)
 
-    def _infer_dtypes(self, chosen: dict[str, object], found: Mapping[str, Any]) -> None:
-        """Take a dtype constexpr that is neither given nor has a default from the tensor that it types."""
+    def _infer(self, chosen: dict[str, object], found: Mapping[str, Any]) -> None:
+        """Take constexpr dtypes and sizes that are neither given nor have a default from the tensors."""
         required = {
             param.name for param in self.source.params if param.kind == "constexpr" and param.required
         }
         for param in self._runtime:
+            argument = found.get(param.name)
             name = param.dtype
-            if isinstance(name, str) and name in required and name not in chosen and param.name in found:
-                chosen[name] = dtypes.dtype(found[param.name])
+            if (
+                isinstance(name, str)
+                and name in required
+                and name not in chosen
+                and hasattr(argument, "dtype")
+            ):
+                chosen[name] = dtypes.dtype(argument.dtype)
+            shape = getattr(argument, "shape", None)
+            if param.kind == "tensor" and shape is not None and len(shape) == len(param.dims):
+                dtype = chosen.get(name) if isinstance(name, str) else name
+                # The last dimension of a packed tensor has another size than its array.
+                whole = len(shape) - (isinstance(dtype, DType) and is_packed(dtype))
+                for dim, size in zip(param.dims[:whole], shape[:whole], strict=True):
+                    if isinstance(dim, str) and dim in required and isinstance(size, int):
+                        chosen.setdefault(dim, size)
 
     def _too_many(self, args: tuple[Any, ...]) -> LaunchError:
         constexprs = ", ".join(f"{name}=..." for name in self.source.constexprs[:2])
