@@ -182,12 +182,15 @@ def run(
     print(f"error {error:.1e} (allowed {allowed:.1e})")
 
 
-def main(lengths: tuple[tuple[int, int], ...] = ((1, 70), (99, 230), (0, 10), (80, 70))) -> None:
+def main(
+    lengths: tuple[tuple[int, int], ...] = ((1, 70), (99, 230), (0, 10), (80, 70)),
+    sizes: tuple[int, ...] = (64, 128),
+) -> None:
     """Check head sizes, types and masks on ragged sequences, and say what the assembler made of them."""
     torch.manual_seed(0)
-    for dtype, d, causal in itertools.product((torch.float16, torch.bfloat16), (64, 128), (False, True)):
+    for dtype, d, causal in itertools.product((torch.float16, torch.bfloat16), sizes, (False, True)):
         run(lengths, 4, 2, d, dtype, causal)
-    for d in (64, 128):
+    for d in sizes:
         resources = flash_attention.compile(target=TARGET, dtype=tilus.float16, d=d, causal=True).resources
         if resources is not None:  # where NVIDIA's assembler is installed
             print(f"d={d}: {resources.registers} registers, {resources.spill_stores} bytes spilled")

@@ -8,6 +8,8 @@
 
 Arguments are those of `flash_attention.py`, where the mathematics is explained.
 
+Without `ptxas`, which alone lets the producer's registers go to the groups, use `block_n=64` for heads of 128.
+
 Run it with ``python examples/hopper_attention.py``. Without a Hopper GPU the PTX runs on the simulator.
 """
 
@@ -29,6 +31,12 @@ ROWS = 64  # of one group of warps
 def power_of_two(x):
     """Return 2**x, and 0 for results below 2**-126, which `tilus.exp2` takes three more instructions to get right."""
     return tilus.inline_ptx("ex2.approx.ftz.f32 $0, $1;", [x], float32)
+
+
+@tilus.inline
+def one_over(x):
+    """Return 1 / x. Correct rounding, as of `tilus.rcp`, would be a call, for which nvJitLink serialises `wgmma`."""
+    return tilus.inline_ptx("rcp.approx.ftz.f32 $0, $1;", [x], float32)
 
 
 @tilus.inline
@@ -148,7 +156,7 @@ def hopper_attention(
             tilus.wait(v_full, (steps - 1) // stages, index=last)
             acc = tilus.dot_wait(tilus.dot_async(weights, sv[last], acc))
             # Seen so, the tensors end where the sequence does, and nothing is written beyond.
-            found = acc * tilus.where(total > 0.0, tilus.rcp(total), 0.0)[:, None]
+            found = acc * tilus.where(total > 0.0, one_over(total), 0.0)[:, None]
             rows_seen = tilus.view(out.ptr, dtype, (heads, q_end, d), out.strides)
             tilus.store(rows_seen, found.to(dtype), (head, row, 0))
             if with_lse:
@@ -218,12 +226,15 @@ def run(
     print(f"error {error:.1e} (allowed {allowed:.1e})")
 
 
-def main(lengths: tuple[tuple[int, int], ...] = ((1, 70), (150, 500), (0, 10), (80, 70))) -> None:
+def main(
+    lengths: tuple[tuple[int, int], ...] = ((1, 70), (150, 500), (0, 10), (80, 70)),
+    sizes: tuple[int, ...] = (64, 128),
+) -> None:
     """Check head sizes, types and masks on ragged sequences, and say what the assembler made of them."""
     torch.manual_seed(0)
-    for dtype, d, causal in itertools.product((torch.float16, torch.bfloat16), (64, 128), (False, True)):
+    for dtype, d, causal in itertools.product((torch.float16, torch.bfloat16), sizes, (False, True)):
         run(lengths, 4, 2, d, dtype, causal)
-    for d in (64, 128):
+    for d in sizes:
         resources = hopper_attention.compile(target=TARGET, dtype=tilus.float16, d=d, causal=True).resources
         if resources is not None:  # where NVIDIA's assembler is installed
             print(f"d={d}: {resources.registers} registers, {resources.spill_stores} bytes spilled")

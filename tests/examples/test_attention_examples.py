@@ -15,6 +15,7 @@ import pytest
 
 import tilus
 from tilus.cli.inspect import disassemble, find_disassembler
+from tilus.codegen.assemble import ptxas_path
 
 torch = pytest.importorskip("torch")
 
@@ -82,7 +83,7 @@ def test_the_first_example_serves_later_targets(target: str) -> None:
 
 @both
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("lengths", [[(64, 64)], [(65, 129)], [(1, 1), (3, 400), (130, 63)]], ids=str)
+@pytest.mark.parametrize("lengths", [[(65, 129)], [(1, 1), (3, 400), (130, 63)]], ids=str)
 def test_lengths_at_the_edges_of_tiles(target: str, lengths: list[tuple[int, int]], causal: bool) -> None:
     attend(target, lengths, causal=causal)
 
@@ -204,6 +205,8 @@ def compile_for(target: str, d: int, dtype: str = "float16") -> Any:
 @pytest.mark.parametrize(("d", "dtype"), [(64, "float16"), (128, "float16"), (128, "bfloat16")])
 @pytest.mark.parametrize("target", ["sm_80", "sm_89", "sm_90a"])
 def test_nothing_spills(target: str, d: int, dtype: str) -> None:
+    if target == "sm_90a" and d == 128 and ptxas_path() is None:
+        pytest.skip("no ptxas, which alone follows setmaxnreg: pip install nvidia-cuda-nvcc")
     compiled = compile_for(target, d, dtype)
     if compiled.resources is None:
         pytest.skip("NVIDIA's assembler is not installed")
@@ -211,6 +214,19 @@ def test_nothing_spills(target: str, d: int, dtype: str) -> None:
     assert compiled.resources.stack == 0
     # Not that wgmma is serialised, either.
     assert compiled.resources.warnings == ()
+
+
+@pytest.mark.parametrize(("d", "block_n"), [(64, 128), (128, 64)])
+def test_without_ptxas_there_are_tiles_that_fit(
+    d: int, block_n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing, such as a division's slow path, makes nvJitLink serialise the products."""
+    monkeypatch.setattr("tilus.codegen.assemble.ptxas_path", lambda: None)
+    options = {"target": "sm_90a", "dtype": tilus.float16, "d": d, "block_n": block_n}
+    resources = hopper.hopper_attention.compile(**options).resources
+    if resources is None:
+        pytest.skip("NVIDIA's assembler is not installed")
+    assert (resources.spill_stores, resources.warnings) == (0, ())
 
 
 def step_of_a_group(compiled: Any) -> str:
@@ -232,6 +248,8 @@ def step_of_a_group(compiled: Any) -> str:
 @pytest.mark.parametrize("d", [64, 128])
 def test_powers_run_beside_products(d: int) -> None:
     """Both products are begun, scores waited for, powers taken; then only the values' product is waited for."""
+    if d == 128 and ptxas_path() is None:
+        pytest.skip("no ptxas, which alone follows setmaxnreg: pip install nvidia-cuda-nvcc")
     loop = step_of_a_group(compile_for("sm_90a", d))
     begun, taken, rest = re.split(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x[10]", loop)
     assert (begun.count("HGMMA"), begun.count("tnspB")) == (d // 16 + 8, 8)

@@ -32,8 +32,8 @@ NEEDS_CAPABILITY = {"hopper_attention.py": (9, 0)}
 SAYS_NO_DEVICE = ["quantized_matmul.py"]
 NO_DEFAULTS: dict[str, dict[str, object]] = {"mixture_of_experts.py": {"dtype": "uint4", "tokens": 65}}
 SMALL: dict[str, dict[str, object]] = {
-    "flash_attention.py": {"lengths": ((5, 70), (20, 9))},
-    "hopper_attention.py": {"lengths": ((5, 70), (20, 9))},
+    "flash_attention.py": {"lengths": ((5, 70), (20, 9)), "sizes": (64,)},
+    "hopper_attention.py": {"lengths": ((5, 70), (20, 9)), "sizes": (64,)},
     "hopper_matmul.py": {"m": 128, "n": 256, "k": 128},
     "layer_norm.py": {"shapes": ((5, 333),)},
     "load_gptq_awq.py": {"k": 128, "n": 64},

@@ -87,6 +87,26 @@ def test_tiles_of_experts_with_counts(monkeypatch: pytest.MonkeyPatch, counts: s
     check_counts(COUNTS[counts], 136, 264, 72)
 
 
+@pytest.mark.parametrize("name", ["grouped", "grouped_block_scaled"])
+@pytest.mark.parametrize("count", [1000, 2**31 - 1, -1000])
+def test_a_count_beyond_the_rows_takes_no_tile_from_others(
+    monkeypatch: pytest.MonkeyPatch, name: str, count: int
+) -> None:
+    """A router may count rows that found no room: an expert has as many as there are."""
+    blocks(monkeypatch, 2)
+    counts = torch.tensor([count, 10, 0, 10], dtype=torch.int32)
+    a, b = normal(4, 40, 128), normal(4, 72, 128)
+    if name == "grouped":
+        found = ops.grouped_matmul(a, b.transpose(1, 2), counts)
+    else:
+        a, b = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn)
+        found = ops.grouped_matmul_block_scaled(a, b, torch.ones(4, 40, 1), torch.ones(4, 1, 1), counts)
+    exact = a.double() @ b.double().transpose(1, 2)
+    for expert, used in enumerate(counts.clamp(0, 40).tolist()):
+        if used:
+            check_product(found[expert, :used], exact[expert, :used], exact[expert, :used].to(found.dtype))
+
+
 @pytest.mark.parametrize("block", [16, 32, 64, 128, 256])
 @pytest.mark.parametrize("n", [40, 200, 520])
 def test_every_tile(monkeypatch: pytest.MonkeyPatch, block: int, n: int) -> None:

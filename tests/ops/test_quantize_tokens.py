@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tilus.ops import quantize_tokens
+from tilus.errors import ShapeMismatch, TypeMismatch
+from tilus.ops import QuantizedTokens, quantize_tokens
 from tilus.ops.tokens import ALIGN, BLOCK
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -73,3 +74,42 @@ def test_in_a_compiled_function() -> None:
         with FakeTensorMode():
             fake = torch.ops.tilus.quantize_tokens(torch.empty(3, 200, dtype=torch.float16), FP8, by_block)
         assert [(x.shape, x.dtype) for x in real] == [(x.shape, x.dtype) for x in fake]
+
+
+@pytest.mark.parametrize("by_block", [False, True], ids=["rows", "blocks"])
+@pytest.mark.parametrize("dtype", [torch.int8, FP8], ids=str)
+def test_the_smallest_numbers_become_zeros(dtype: torch.dtype, by_block: bool) -> None:
+    """Over a limit they have a scale of zero, and other zeros over that would not be numbers."""
+    x = torch.zeros(2, 128)
+    x[0, 0] = 1e-44
+    made = quantize_tokens(x, dtype, by_block=by_block)
+    assert (made.values.double() == 0).all()
+    assert (made.scale[0, :2] == 1).all()
+
+
+VALUES, SCALES = torch.zeros(20, 300, dtype=torch.int8), torch.ones(3, 32)
+
+
+@pytest.mark.parametrize(
+    ("values", "scale", "message"),
+    [
+        (VALUES.half(), SCALES, "values of torch.float16"),
+        (VALUES, SCALES.half(), "scales of torch.float16"),
+        (VALUES.reshape(4, 5, 300), SCALES, r"shape \(4, 5, 300\), expected \(m, k\)"),
+        (VALUES, SCALES[:2], r"\(2, 32\) .* expected \(1, 32\) or \(3, 32\)"),
+        (VALUES, SCALES[:, :20], r"\(3, 20\)"),
+        (VALUES, torch.ones(32, 3).t(), r"strides \(1, 3\)"),
+    ],
+    ids=["values", "scales", "dimensions", "blocks", "not filled up", "order"],
+)
+def test_tokens_are_of_their_types_and_shapes(
+    values: torch.Tensor, scale: torch.Tensor, message: str
+) -> None:
+    QuantizedTokens(VALUES, SCALES)
+    QuantizedTokens(VALUES, SCALES[:1])
+    with pytest.raises((ShapeMismatch, TypeMismatch), match=message):
+        QuantizedTokens(values, scale)
+
+
+def test_rows_without_elements() -> None:
+    assert quantize_tokens(torch.zeros(3, 0)).values.shape == (3, 0)

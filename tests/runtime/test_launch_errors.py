@@ -133,6 +133,16 @@ def test_dtypes_that_no_kernel_takes() -> None:
     )
 
 
+def test_tensors_that_are_traced_have_no_memory() -> None:
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode():
+        x = torch.zeros(8)
+        assert message(lambda: kernels.scale_add(x, x, x)) == (
+            "scale_add: x is a FakeTensor, which has no memory: torch traces this call"
+        )
+
+
 def test_packed_tensors() -> None:
     out = zeros(2, 8, dtype=torch.uint8)
     assert message(lambda: kernels.unpack_codes(zeros(2, 4, dtype=torch.int8), out)) == (

@@ -114,6 +114,10 @@ def test_tensor_maps_are_aligned_and_follow_their_tensor() -> None:
         assert launch["shared"] >= 64 * 64 * 2
 
 
+class Subclass(torch.Tensor):
+    """A tensor that may do anything when it is asked for its memory."""
+
+
 def test_plan_is_recognised_by_all_that_code_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
     kernel, driver = fresh(kernels.copy_rows), Driver(["Q", "Q", "i", "i"])
     backing = torch.zeros(4096, dtype=torch.float32)
@@ -137,6 +141,7 @@ def test_plan_is_recognised_by_all_that_code_depends_on(monkeypatch: pytest.Monk
     assert not launched(torch.zeros(16, 4).t(), target)  # other strides
     assert not launched(torch.zeros(4, 16, dtype=torch.int32), torch.zeros(4, 16, dtype=torch.int32))
     assert not launched(torch.zeros(4, 16, device="meta"), target)
+    assert not launched(torch.zeros(4, 16).as_subclass(Subclass), target)
     assert not launched(source.numpy(), target)
     assert not launched(source)
     assert not launched(source, target, source)

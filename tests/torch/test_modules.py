@@ -258,6 +258,16 @@ def test_scales_of_another_shape_are_refused(name: str) -> None:
         QuantizedLinear.from_state_dict(state)
 
 
+def test_state_dicts_whose_floats_were_converted_are_refused() -> None:
+    layer = QuantizedLinear.from_linear(linear(), "int3", 32)
+    state = {k: t.bfloat16() if t.is_floating_point() else t for k, t in layer.state_dict().items()}
+    message = r"scale is torch\.bfloat16, but was saved as torch\.float16"
+    with pytest.raises(TypeMismatch, match=message):
+        QuantizedLinear.from_state_dict(state)
+    with pytest.raises(RuntimeError, match=message):
+        layer.load_state_dict(state)
+
+
 def test_whole_modules_are_pickled_and_their_types_stay_what_they_are() -> None:
     layer = QuantizedLinear.from_linear(linear(), "float4_e2m1", 32, scale_dtype="float8_e8m0")
     buffer = io.BytesIO()

@@ -83,6 +83,11 @@ def test_loading_takes_over_the_types_of_the_experts() -> None:
     )  # fmt: skip
     with pytest.raises(RuntimeError, match="but the state dict's experts are"):
         small.load_state_dict(layer.state_dict())
+    changed = {k: t.bfloat16() if t.is_floating_point() else t for k, t in layer.state_dict().items()}
+    with pytest.raises(
+        RuntimeError, match=r"gate_up_scale is torch\.bfloat16, but was saved as torch\.float16"
+    ):
+        other.load_state_dict(changed)
     with pytest.raises(RuntimeError, match="Missing key"):
         layer.load_state_dict({k: t for k, t in layer.state_dict().items() if k != "config"})
 

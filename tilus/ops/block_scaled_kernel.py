@@ -94,14 +94,17 @@ def hopper_block_scaled_kernel(
             # of the second consumer in uniform registers, too.
             tilus.sync()
             stage, phase = 0, 0
+            tile, _, _ = work_of(0, own, whole, team, teams, shared_tiles, steps, stream)
+            _, i, j = place(tile, rows, columns, group)
             for unit in range(own + pieces):
-                tile, first, length = work_of(unit, own, whole, team, teams, shared_tiles, steps, stream)
-                _, i, j = place(tile, rows, columns, group)
+                _, first, length = work_of(unit, own, whole, team, teams, shared_tiles, steps, stream)
                 row = (i * cluster_m + rank_m) * block_m + lane * height
                 column = (j * cluster_n + rank_n) * block_n
-                acc, stage, phase = scaled_product(
-                    sa, sb, ss, b_scale, full, empty, stage, phase, lane, 0, column, first, length, size
-                )
+                later, _, _ = work_of(unit + 1, own, whole, team, teams, shared_tiles, steps, stream)
+                acc, stage, phase, i, j = scaled_steps(
+                    sa, sb, ss, b_scale, full, empty, stage, phase, lane, 0, column, first, length, size, False,
+                    i, j, (later, rows, columns, group),
+                )  # fmt: skip
                 if stream and length < steps:
                     slot = 2 * team + (0 if unit == own else 1)
                     tilus.store(partial, acc, (slot * size + rank, lane * height, 0))
@@ -122,6 +125,17 @@ def scaled_product(
 
     With `swap` it is the sum's transpose, whose rows are those of b.
     """
+    acc, stage, phase, _, _ = scaled_steps(
+        sa, sb, ss, b_scale, full, empty, stage, phase, lane, matrix, column, first, length, size, swap, 0, 0, None
+    )  # fmt: skip
+    return acc, stage, phase
+
+
+@tilus.inline
+def scaled_steps(
+    sa, sb, ss, b_scale, full, empty, stage, phase, lane, matrix, column, first, length, size, swap, i, j, later
+):  # fmt: skip
+    """Do what `scaled_product` does; return also where the tile `later` lies, for `place`, or i and j if it is None."""
     stages, _, block_m, _ = sa.shape
     block_n = sb.shape[1]
     acc = tilus.zeros((block_n, block_m) if swap else (block_m, block_n), float32)
@@ -134,6 +148,10 @@ def scaled_product(
             sums = tilus.dot_async(sb[stage], sa[stage][lane].transpose(), out_dtype=float32)
         else:
             sums = tilus.dot_async(sa[stage][lane], sb[stage].transpose(), out_dtype=float32)
+        if later is not None:
+            if step == first:
+                # While the tensor cores are busy: divisions take as long as a product.
+                _, i, j = place(*later)
         factors = tilus.load(ss[stage][lane][:block_m])
         sums = tilus.dot_wait(sums)
         release(empty, stage, size)
@@ -144,7 +162,7 @@ def scaled_product(
             acc = promoted(acc, sums, factors, scale, next_scale, column)
         scale, next_scale = ahead, next_ahead
         stage, phase = following(stage, phase, stages)
-    return acc, stage, phase
+    return acc, stage, phase, i, j
 
 
 @tilus.inline

@@ -78,7 +78,9 @@ def hopper_matmul_kernel(
     # Two consumers that share a tile have half of its rows each.
     shares = 1 if pingpong else consumers
     height = block_m // shares
-    sa = tilus.shared(dtype, (stages, shares, block_k, height) if a_turned else (stages, shares, height, block_k))
+    sa = tilus.shared(
+        dtype, (stages, shares, block_k, height) if a_turned else (stages, shares, height, block_k)
+    )
     sb = tilus.shared(b_dtype, (stages, block_n, block_k) if b_turned else (stages, block_k, block_n))
     full = tilus.barrier(stages)
     # A stage is free when all blocks that copy into it, and are copied to from it, have read theirs.
@@ -117,7 +119,17 @@ def hopper_matmul_kernel(
                         sa[stage], a, batch, row, at, not a_turned, full, stage, rank_n, cluster_n, row_mask
                     )
                     fetch(
-                        sb[stage], b, b_batch, column, at, b_turned, full, stage, rank_m, cluster_m, column_mask
+                        sb[stage],
+                        b,
+                        b_batch,
+                        column,
+                        at,
+                        b_turned,
+                        full,
+                        stage,
+                        rank_m,
+                        cluster_m,
+                        column_mask,
                     )
                     stage, phase = following(stage, phase, stages)
 
@@ -167,12 +179,8 @@ def hopper_matmul_kernel(
                 if not pingpong and consumer == 0 and consumers == 2 and length > stages:
                     tilus.arrive(turn, index=1)
                 # Where the next tile lies is computed while the tensor cores are busy.
-                next_tile, _, _ = work_of(
-                    unit + every, own, whole, team, teams, shared_tiles, steps, stream
-                )
+                next_tile, _, _ = work_of(unit + every, own, whole, team, teams, shared_tiles, steps, stream)
                 next_batch, next_i, next_j = place(next_tile, rows, columns, group)
-                # Not in the epilogue, to which the compiler would move the last division.
-                next_j = tilus.inline_ptx("mov.b32 $0, $1;", (next_j,), int32, volatile=True)
                 if bulk_residual:
                     if owed > 0:
                         # The result before this one has left shared memory.
@@ -253,7 +261,7 @@ def fetch(target, source, batch, first, at, k_last, full, stage, part, parts, ma
 
 @tilus.inline
 def fetch_shares(target, source, batch, first, at, k_last, full, stage, part, parts, mask):
-    """Copy an operand's tile whose rows two consumers share: each block of a cluster copies one share, or part of it."""
+    """Copy an operand's tile whose rows two consumers share: each block of a cluster a share, or a part of each."""
     shares = target.shape[0]
     for share in tilus.static_range(shares):
         size = target.shape[1 if k_last else 2]
@@ -306,11 +314,15 @@ def put_back(c, sc, out, batch, row, column):
 @tilus.inline
 def place(tile, rows, columns, group):
     """Return a tile's batch, row and column; `group` rows of tiles at a time, so that neighbours share operands."""
+    # The divisions stay where a kernel asks for them: the compiler would move them out of loops, or to where their
+    # results are used.
+    tile = tilus.inline_ptx("mov.b32 $0, $1;", (tile,), int32, volatile=True)
     batch, number = tile // (rows * columns), tile % (rows * columns)
     first = number // (group * columns) * group
     height = tilus.min(rows - first, group)
     within = number % (group * columns)
-    return batch, first + within % height, within // height
+    column = tilus.inline_ptx("mov.b32 $0, $1;", (within // height,), int32, volatile=True)
+    return batch, first + within % height, column
 
 
 @tilus.inline

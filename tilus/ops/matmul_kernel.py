@@ -46,10 +46,11 @@ def matmul_kernel(
     """
     m, n = c.shape[1], c.shape[2]
     k = a.shape[1] if a_turned else a.shape[2]
-    tilus.grid(tilus.cdiv(m, block_m) * tilus.cdiv(n, block_n), c.shape[0], warps=warps)
+    # A grid has many blocks along its first dimension only.
+    tilus.grid(tilus.cdiv(m, block_m) * tilus.cdiv(n, block_n) * c.shape[0], warps=warps)
     # Blocks that run together work on `group` rows of tiles, so that they share operands in the cache.
     rows, columns = tilus.cdiv(m, block_m), tilus.cdiv(n, block_n)
-    number, batch = tilus.block_id()[:2]
+    batch, number = tilus.block_id() // (rows * columns), tilus.block_id() % (rows * columns)
     first = number // (group * columns) * group
     height = tilus.min(rows - first, group)
     within = number % (group * columns)

@@ -23,9 +23,8 @@ from tilus.ops.quantized_wgmma_kernel import quantized_wgmma_kernel
 from tilus.ops.quantized_wgmma_parts import ROW
 from tilus.ops.quantized_wgmma_sums_kernel import quantized_wgmma_sums_kernel, row_sums_kernel
 from tilus.ops.scales import scale_exponent
+from tilus.ops.schedules import fits_bulk_copies
 from tilus.ops.weights import QuantizedWeight
-
-BULK_ALIGN = 16
 
 
 def bulk_readable(rows: torch.Tensor) -> bool:
@@ -75,7 +74,7 @@ def wgmma_call(
     unread = weight.scale.view(weight.result)
     operands = rows, units, weight.kernel_scale, unread if zero is None else zero
     options = {
-        **plan.options, "bulk_store": out.shape[2] * out.element_size() % BULK_ALIGN == 0,
+        **plan.options, "bulk_store": fits_bulk_copies(out),
         "has_bias": bias is not None, "activation": activation, "gated": weight.gated,
     }  # fmt: skip
     partial, arrived = _nothing(rows.device, plan.sums)

@@ -279,9 +279,9 @@ def estimated_cycles(
     hidden = store if chosen.pingpong else min(store, tensor / 2) if pair else 0.0
     cycles += store + max(0, -(-whole // teams) - 1) * (store - hidden)
     if work.shared_tiles:
-        # Each block leaves up to two sums of parts in float32, which a second kernel reads again. Of less than a tile
-        # there are fewer: as many as begin there, and that of the block itself.
-        sums = 1 + min(1.0, work.shared_tiles / teams)
+        # Each block leaves up to two sums of parts in float32, which a second kernel reads again: none where it has
+        # whole tiles, and fewer where its piece is shorter than a tile, so that not all hold a tile's end.
+        sums = 1 + min(1.0, work.shared_tiles / teams) if work.shared_tiles % teams else 0.0
         parts = sums * min(chosen.block_m, m) * chosen.block_n * 4 / DEVICE_BYTES_PER_CYCLE
         cycles += work.shared_tiles * max(main / teams, brought) + 2 * parts + LAUNCH_CYCLES
     return cycles

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 
@@ -31,12 +32,38 @@ class QuantizedTokens:
     Attributes
     ----------
     values : Tensor of int8 or float8_e4m3fn, shape (m, k)
-    scale : Tensor of float32, shape (1 or k / 128 rounded up, m rounded up)
-        What values are multiplied with: of each row, or of each 128 elements of it.
+    scale : Tensor of float32, shape (1 or k / 128 rounded up, m rounded up to a multiple of 16)
+        What values are multiplied with: of each row, or of each 128 elements of it. Contiguous.
+
+    Raises
+    ------
+    ShapeMismatch, TypeMismatch
+        Where they are of other types or shapes.
     """
 
     values: torch.Tensor
     scale: torch.Tensor
+
+    def __post_init__(self) -> None:
+        values, scale = self.values, self.scale
+        if values.dtype not in CODES or scale.dtype != torch.float32:
+            raise TypeMismatch(
+                f"tokens have values of {values.dtype} and scales of {scale.dtype}",
+                hint="values of int8 or float8_e4m3fn, and scales of float32",
+            )
+        if values.ndim != 2:
+            raise ShapeMismatch(
+                f"tokens have values of shape {tuple(values.shape)}, expected (m, k)",
+                hint="values.reshape(-1, k)",
+            )
+        m, k = values.shape
+        shapes = [(blocks, -(-m // ALIGN) * ALIGN) for blocks in (1, -(-k // BLOCK))]
+        if tuple(scale.shape) not in shapes or not scale.is_contiguous():
+            raise ShapeMismatch(
+                f"scales are of shape {tuple(scale.shape)} and strides {scale.stride()}, expected {shapes[0]} or "
+                f"{shapes[1]}, contiguous, for {m} x {k} values",
+                hint="torch.nn.functional.pad(scale, (0, -m % 16))",
+            )
 
     def dequantize(self) -> torch.Tensor:
         """Return the float64 values, shape (m, k)."""
@@ -86,7 +113,7 @@ def quantize_tokens(
 
 def _shapes(x: torch.Tensor, by_block: bool) -> tuple[int, int, tuple[int, int]]:
     k = x.shape[-1]
-    m = x.numel() // k if k else 0
+    m = prod(x.shape[:-1])
     return m, k, (-(-k // BLOCK) if by_block else 1, -(-m // ALIGN) * ALIGN)
 
 

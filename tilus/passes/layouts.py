@@ -247,13 +247,15 @@ class Inference:
         multiplied next; along the columns it is the same for a second operand.
         """
         dots = [op for op in self.operations if isinstance(op, ops.Dot)]
-        results = {self.find(op.result): op for op in dots}
+        makers: dict[Value, list[Operation]] = {}
+        for op in dots:
+            makers.setdefault(self.find(op.result), []).append(op)
         found: dict[int, int] = {}
         for op in dots:
             for along, operand in enumerate((op.a, op.b)):
-                before = results.get(self.find(operand))
-                if before is not None and before is not op:
-                    found[id(before)] = found[id(op)] = along
+                for before in makers.get(self.find(operand), ()):
+                    if before is not op:
+                        found[id(before)] = found[id(op)] = along
         return found
 
     def _choose_dot_async(self, op: ops.DotAsync) -> None:
@@ -630,6 +632,9 @@ class Assign(Rewriter):
             # No operand can be brought where the result is wanted: take a way that always works, and convert.
             places = [plain_source(op, self.found.threads[edge.source]) for edge in edges]
             layout = plain_result(op, self.found.threads[op.result])
+        if not hasattr(op, "layout") and places[0] is not None:
+            # The result's layout follows from the operand's to the order of each thread's elements.
+            layout = edges[0].forward(places[0])
         sources: dict[Value, Value] = {}
         for edge, place in zip(edges, places, strict=True):
             assert place is not None

@@ -42,9 +42,9 @@ _TAKEN = frozenset(
     cos cosh div dup erf erfc exit exp exp2 expm1 fabs fclose fdim floor fma fmax fmin fmod fopen fork fread free frexp
     fwrite gamma getc getenv gets hypot ilogb index j0 j1 jn kill labs ldexp lgamma link listen log log10 log1p log2
     logb lrint lround malloc memchr memcmp memcpy memmove memset modf nan nearbyint open pipe poll pow printf putc puts
-    qsort rand random read realloc remainder remove rename rint round scalbn scanf select send signal sin sinh sleep snprintf
-    socket sprintf sqrt srand stat strcat strchr strcmp strcpy strlen sync system tan tanh tgamma time trunc wait write
-    y0 y1 yn
+    qsort rand random read realloc remainder remove rename rint round scalbn scanf select send signal sin sinh sleep
+    snprintf socket sprintf sqrt srand stat strcat strchr strcmp strcpy strlen sync system tan tanh tgamma time trunc
+    wait write y0 y1 yn
     """
     # What the generated code calls its own.
     "stream invalid problem arguments grid status chosen main NULL".split()

@@ -121,6 +121,11 @@ def _read_torch(name: str, value: Any, meta: bool) -> Array:
         raise LaunchError(
             f"{name} is a lazy conjugate or negative view", hint="x.resolve_conj().resolve_neg()"
         )
+    if hasattr(value, "fake_mode"):
+        raise LaunchError(
+            f"{name} is a FakeTensor, which has no memory: torch traces this call",
+            hint="a call of an operator that torch.library.custom_op makes of the call of the kernel",
+        )
     kind = value.device.type
     if kind == "cpu":
         device = -1

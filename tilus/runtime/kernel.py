@@ -437,13 +437,9 @@ class Kernel:
         for param in self._runtime:
             argument = found.get(param.name)
             name = param.dtype
-            if (
-                isinstance(name, str)
-                and name in required
-                and name not in chosen
-                and hasattr(argument, "dtype")
-            ):
-                chosen[name] = dtypes.dtype(argument.dtype)
+            own = getattr(argument, "dtype", None)
+            if isinstance(name, str) and name in required and name not in chosen and own is not None:
+                chosen[name] = dtypes.dtype(own)
             shape = getattr(argument, "shape", None)
             if param.kind == "tensor" and shape is not None and len(shape) == len(param.dims):
                 dtype = chosen.get(name) if isinstance(name, str) else name

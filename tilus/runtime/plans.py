@@ -117,7 +117,8 @@ class PlanTable:
             # 1 == True == 1.0.
             tuple(map(type, values)),
             values,
-            tuple([(t.dtype, t.device, t.shape, t.stride(), t.is_conj(), t.is_neg()) for t in tensors]),
+            # A tensor of another class, such as one that is traced, may have no memory.
+            tuple([(type(t), t.dtype, t.device, t.shape, t.stride(), t.is_conj(), t.is_neg()) for t in tensors]),
             alignments(pointers),
         )
         return key, pointers

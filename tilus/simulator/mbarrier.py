@@ -100,9 +100,12 @@ class BarrierTable:
         """Asynchronous copies that report to these barriers arrive now."""
         if not self.copies:
             return
+        wanted = np.zeros_like(self.valid)
+        wanted[self.at(slots)] = True
         kept = []
         for copy in self.copies:
-            ready = copy.left & np.isin(copy.slots, slots)
+            ready = wanted[self.at(copy.slots)]
+            ready &= copy.left
             if ready.any():
                 copy.deliver(ready)
             if copy.left.any():

@@ -130,6 +130,13 @@ class Order:
         of_agent[self.cluster, self.agent] = last
         return np.minimum(_behind(layer, of_agent[self.cluster]).min(axis=1), self.engine.now - 1)
 
+    def unknown_readers(self, rows: Any) -> Any:
+        """The agents of whose reads of shared memory some of the rows do not know all."""
+        of_agent = np.zeros((len(self.last), self.readers), np.int64)
+        of_agent[self.cluster, self.agent] = self.last_read
+        of_agent[:, self.agents :] = self.last[:, : self.readers - self.agents]
+        return np.flatnonzero((self.known[0][rows, : self.readers] < of_agent[self.cluster[rows]]).any(axis=0))
+
     def touched(self, sel: Any, now: int, writes: bool) -> None:
         """Warps read or write shared memory."""
         (self.last_write if writes else self.last_read)[sel.warp_slice] = now

@@ -415,10 +415,11 @@ class SharedRaces:
             return
         lanes = sel.index[suspects[0]]
         rows, cell_numbers, times = self.row_of_lane[lanes], cells[suspects], read[suspects].astype(np.int64)
-        by_agent = self.read_by[:, cell_numbers].astype(np.int64)
-        known = self.order.known[0][rows, : self.order.readers].T
+        agents = self.order.unknown_readers(sel.warp_slice)
+        by_agent = self.read_by[agents[:, None], cell_numbers]
+        known = self.order.known[0][rows[:, None], agents].T
         own_agent = self.agent[lanes].astype(np.int64)
-        bad_agents = (by_agent > known) & (np.arange(self.order.readers)[:, None] != own_agent)
+        bad_agents = (by_agent > known) & (agents[:, None] != own_agent)
         # Within the warp: another lane read since the lanes last met.
         reader = self.reader[cell_numbers].astype(np.int64)
         inside = (reader != self.thread[lanes]) & (reader >> 5 == own_agent) & (times > self.order.own[rows])
@@ -427,8 +428,8 @@ class SharedRaces:
             return
         at = int(np.flatnonzero(bad)[0])
         if bad_agents[:, at].any():
-            agent = int(np.flatnonzero(bad_agents[:, at])[0])
-            time = int(by_agent[agent, at])
+            found = int(np.flatnonzero(bad_agents[:, at])[0])
+            agent, time = int(agents[found]), int(by_agent[found, at])
             other = int(reader[at]) if agent >= self.agents or int(reader[at]) >> 5 == agent else agent * 32
         else:
             time, other = int(times[at]), int(reader[at])

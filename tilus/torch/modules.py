@@ -123,6 +123,9 @@ class QuantizedLinear(nn.Module):
                 f"{prefix}packed is {packed.dtype} of shape {tuple(packed.shape)}, expected torch.uint8 of shape "
                 f"{expected} for {code_type} of {shape[0]} x {shape[1]}"
             )
+        wrong = converted(prefix + "scale", scale, config)
+        if wrong:
+            raise TypeMismatch(wrong)
         rows, columns = padded(*shape)
         groups = -(-rows // config["group_size"]), columns
         for name in ("scale", "zero"):
@@ -217,7 +220,7 @@ class QuantizedLinear(nn.Module):
             "dtype": self.weight_dtype, "in_features": self.in_features, "out_features": self.out_features,
             "group_size": self.group_size, "alpha": self.alpha,
             "activations": name_of(self.activations), "scale_type": self._scale_name(),
-            "out_dtype": name_of(self.out_dtype),
+            "out_dtype": name_of(self.out_dtype), "scale_dtype": name_of(self.scale.dtype),
         }  # fmt: skip
         destination[prefix + CONFIG] = stored_config(config)
 
@@ -236,6 +239,10 @@ class QuantizedLinear(nn.Module):
                     f"{prefix[:-1] or 'the layer'} is {self.in_features} x {self.out_features}, but the state dict's "
                     f"weight is {shape[0]} x {shape[1]}"
                 )
+                return
+            wrong = converted(prefix + "scale", state_dict.get(prefix + "scale"), config)
+            if wrong:
+                error_msgs.append(wrong)
                 return
             self.weight_dtype, self.group_size = config["dtype"], config["group_size"]
             self.alpha, self.activations = config["alpha"], type_named(config, "activations")
@@ -279,6 +286,17 @@ def read_config(stored: torch.Tensor, keys: Sequence[str] = KEYS) -> dict[str, A
             hint="the state dict of a quantised layer, or of a model that has some",
         )
     return config
+
+
+def converted(name: str, scale: torch.Tensor | None, config: Mapping[str, Any]) -> str:
+    """Return what is wrong with scales that were converted after they were saved, nothing if they were not.
+
+    Codes are laid out for the type of scales, so that the two are converted at once or not at all.
+    """
+    stored = type_named(config, "scale_dtype")
+    if scale is None or stored in (None, scale.dtype):
+        return ""
+    return f"{name} is {scale.dtype}, but was saved as {stored}: load it as it was saved, and convert the model by to()"
 
 
 def name_of(dtype: torch.dtype | None) -> str:

@@ -19,6 +19,7 @@ from tilus.ops.routing import SCORINGS, combine, gather_rows, route, sort_by_exp
 from tilus.ops.weights import PAIR, QuantizedWeight, interleave, quantize
 from tilus.torch.modules import (
     CONFIG,
+    converted,
     default_scale,
     name_of,
     read_config,
@@ -188,6 +189,7 @@ class QuantizedMoE(nn.Module):
             name: {
                 "dtype": dtype.name, "shape": list(shape), "group_size": group_size,
                 "scale_type": "" if scale_type is None else scale_type.name, "out_dtype": name_of(out_dtype),
+                "scale_dtype": name_of(getattr(self, f"{name}_scale").dtype),
             }
             for name, (dtype, shape, group_size, _, scale_type, out_dtype) in self._forms.items()
         }  # fmt: skip
@@ -208,6 +210,11 @@ class QuantizedMoE(nn.Module):
                     error_msgs.append(
                         f"{prefix}{name} is {shape}, but the state dict's experts are {tuple(said['shape'])}"
                     )
+                    return
+                scales = f"{prefix}{name}_scale"
+                wrong = converted(scales, state_dict.get(scales), said)
+                if wrong:
+                    error_msgs.append(wrong)
                     return
                 self._forms[name] = (
                     find_dtype(said["dtype"]), shape, said["group_size"], gated, scale_type_named(said),

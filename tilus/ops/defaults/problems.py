@@ -260,9 +260,10 @@ class Form:
 FORMS = (
     Form("int4", HALF, 128, False), Form("int4", HALF, 128, True), Form("int8", HALF, -1, False),
     Form("int2", HALF, 128, True), Form("float4_e2m1", HALF, 32, False), Form("float8_e4m3", HALF, -1, False),
-    Form("int4", "int8", 128, False), Form("int8", "int8", -1, False),
+    Form("int4", "int8", 128, False), Form("int8", "int8", -1, False), Form("int4", HALF, 64, True),
+    Form("int4", HALF, 32, True), Form("nf4", HALF, 64, False),
 )  # fmt: skip
-"""The commonest; MXFP4 and float8 by channel among them. For others the heuristic decides."""
+"""The commonest; MXFP4, NF4 and float8 by channel among them. For others the heuristic decides."""
 
 STORED = {16: dtypes.float8_e4m3, 32: dtypes.float8_e8m0}
 STORED_BY = ("float4_e2m1", "float6_e3m2", "float6_e2m3")
