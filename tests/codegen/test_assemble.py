@@ -121,6 +121,20 @@ def test_one_thread_starts_bulk_copies_of_maps_that_were_fetched_before(name):
 
 
 @tilus.kernel
+def quotient(a: Tensor[float16, "64 64"], c: Tensor[float32, "64 64"]):
+    tilus.grid(1, warps=4)
+    s = tilus.shared(float16, (64, 64))
+    tilus.store(s, tilus.load(a, (0, 0), (64, 64)))
+    total = tilus.dot_wait(tilus.dot_async(s, s.transpose()))
+    tilus.store(c, tilus.dot_wait(tilus.dot_async(s, s.transpose(), total)) / total, (0, 0))
+
+
+@needs_ptxas
+def test_a_division_beside_products_does_not_serialise_them():
+    assert quotient.compile(target=TARGET).resources.warnings == ()
+
+
+@tilus.kernel
 def divided(
     a: Tensor[float32, "n"], *, warps: constexpr, many: constexpr, few: constexpr, from_warp: constexpr = 4
 ):

@@ -141,3 +141,86 @@ def test_groups_of_warps_share_no_bytes():
     made = d.run(barriers_and_groups, a, np.zeros_like(a), 1)
     assert made.compiled.shared_bytes == 2 * 32 * 32 * 4
     np.testing.assert_array_equal(made.arrays[1][32:], a[32:].T)
+
+
+def rows_and_parts(
+    a: Tensor[float16, "16 16"], b: Tensor[float16, "16 64"], out: Tensor[float32, "k"], rest: Tensor[float32, "m n"],
+    i: int32, *, part: constexpr,
+):  # fmt: skip
+    tilus.grid(1, warps=1)
+    x = tilus.dot(tilus.load(a, (0, 0), (16, 16)), tilus.load(b, (0, 0), (16, 64)))
+    s = tilus.shared(float32, (16, 64))
+    tilus.store(s, x)
+    if part:
+        tilus.store(rest, tilus.load(s[1:14, 28:41]), (0, 0))
+    else:
+        tilus.store(out, tilus.load(s[i]), 0)
+
+
+@pytest.mark.parametrize("part", [False, True])
+def test_a_layout_is_chosen_that_allows_what_is_seen_of_the_tile(part):
+    a, b = (d.random(float16, *shape, seed=1) for shape in ((16, 16), (16, 64)))
+    x = a.astype(np.float32) @ b.astype(np.float32)
+    made = d.run(
+        rows_and_parts,
+        a,
+        b,
+        np.zeros(64, np.float32),
+        np.zeros((13, 13), np.float32),
+        5,
+        part=part,
+        atol=1e-4,
+    )
+    found, expected = (made.arrays[3], x[1:14, 28:41]) if part else (made.arrays[2], x[5])
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def in_parts(
+    a: Tensor[float16, "64 64"], b: Tensor[float16, "16 16"], out: Tensor[float32, "16 64"], *, how: constexpr
+):
+    tilus.grid(1, warps=1)
+    s = tilus.shared(float16, (64, 64))
+    tilus.copy_async(s, a, (0, 0))
+    tilus.copy_async_commit()
+    tilus.copy_async_wait(0)
+    x = tilus.load(b, (0, 0), (16, 16))
+    total = tilus.zeros((16, 64))
+    for c in tilus.static_range(4):
+        if how == "slice":
+            rows = s[16 * c : 16 * c + 16, :]
+        else:
+            rows = s.reshape((4, 16, 64))[c]
+        total = tilus.dot(x, tilus.load(rows), total)
+    tilus.store(out, total, (0, 0))
+
+
+@pytest.mark.parametrize("how", ["slice", "reshape"])
+def test_a_tile_that_is_read_in_parts_is_free_of_conflicts(how):
+    a, b = d.random(float16, 64, 64), d.random(float16, 16, 16)
+    made = d.run(in_parts, a, b, np.zeros((16, 64), np.float32), how=how, atol=1e-3)
+    tile = next(op for op in walk(made.compiled.kernel.body) if isinstance(op, ops.AllocShared))
+    assert tile.layout.swizzle is not None
+    assert made.count("ldmatrix") > 0
+    assert made.report.counters["shared_wavefronts"] == made.report.counters["shared_wavefronts_ideal"]
+    wanted = sum(b.astype(np.float64) @ a[16 * c : 16 * c + 16] for c in range(4))
+    np.testing.assert_allclose(made.arrays[2], wanted, atol=1e-3)
+
+
+def halves(a: Tensor[float16, "128 64"], b: Tensor[float16, "64 64"], out: Tensor[float32, "128 64"]):
+    tilus.grid(1, warps=8)
+    s, t = tilus.shared(float16, (128, 64)), tilus.shared(float16, (64, 64))
+    tilus.store(s, tilus.load(a, (0, 0), (128, 64)))
+    tilus.store(t, tilus.load(b, (0, 0), (64, 64)))
+    tilus.fence("async")
+    tilus.sync()
+    for half in tilus.static_range(2):
+        with tilus.warps(4 * half, 4):
+            x = tilus.dot_wait(tilus.dot_async(s[64 * half : 64 * half + 64, :], t))
+            tilus.store(out, x, (64 * half, 0))
+
+
+def test_two_warpgroups_multiply_the_halves_of_a_tile():
+    a, b = d.random(float16, 128, 64), d.random(float16, 64, 64)
+    made = d.run(halves, a, b, np.zeros((128, 64), np.float32), target="sm_90a", atol=1e-3)
+    assert made.count("wgmma.mma_async") > 0
+    np.testing.assert_allclose(made.arrays[2], a.astype(np.float64) @ b, atol=1e-3)

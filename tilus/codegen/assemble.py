@@ -1,7 +1,8 @@
 """PTX to cubin through nvJitLink, with the resources that the assembler reports.
 
-nvJitLink compiles as if other objects might be linked, and so ignores `setmaxnreg`: all warps keep the registers that
-they have at launch. Kernels that use it are given to the `ptxas` program instead, where there is one.
+nvJitLink compiles as if other objects might be linked. So it ignores `setmaxnreg`: all warps keep the registers that
+they have at launch. And it makes the slow path of a division a call, beside which it serialises `wgmma`. Kernels of
+both kinds are given to the `ptxas` program instead, where there is one.
 """
 
 from __future__ import annotations
@@ -121,8 +122,8 @@ def assemble(ptx: str, target: Target, name: str, line_info: bool = True) -> tup
     CompileError
         Where nvJitLink is missing or refuses the PTX.
     """
-    program = ptxas_path() if sets_registers(ptx) else None
-    if program is not None:
+    program = ptxas_path()
+    if program is not None and sets_registers(ptx):
         found = _run_ptxas(program, ptx, target, line_info)
         if found is not None:
             return found
@@ -155,6 +156,10 @@ def assemble(ptx: str, target: Target, name: str, line_info: bool = True) -> tup
     if target.has("cluster"):
         # Unlike ptxas it counts the memory of a block that these architectures keep for themselves.
         resources = replace(resources, shared_static=max(0, resources.shared_static - RESERVED_SHARED))
+    if program is not None and any("are serialized" in warning for warning in resources.warnings):
+        found = _run_ptxas(program, ptx, target, line_info)
+        if found is not None:
+            return found
     return bytes(cubin), resources
 
 

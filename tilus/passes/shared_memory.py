@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from math import gcd
-from typing import Literal
+from typing import Any, Literal
 
 from tilus.dtypes import DType, boolean
 from tilus.errors import LayoutConflict
@@ -35,18 +35,31 @@ FOREVER = 1 << 60
 
 @dataclass(frozen=True)
 class Use:
-    """An access to a whole shared tile.
+    """An access to a shared tile, or to what a chain of views shows of it.
 
     `kind` is load or store (by registers of a layout), copy (asynchronous, by threads), bulk (by TMA), or matrix
-    (by wgmma, which sees the tile as rows of M or N and columns of K after `perm`). `order` are the tile's dimensions
-    from the fastest in global memory, None for the usual order.
+    (by wgmma, which sees the tile as rows of M or N and columns of K, `turned` for its second operand). `order` are the
+    dimensions from the fastest in global memory, None for the usual order.
     """
 
     kind: str
-    registers: RegisterLayout | None
+    views: tuple[Operation, ...]
     threads: int
-    perm: tuple[int, ...] | None
+    registers: RegisterLayout | None = None
     order: tuple[int, ...] | None = None
+    turned: bool = False
+
+    def axes(self, rank: int) -> tuple[int, ...] | None:
+        """Return the dimensions of the allocated tile that the use sees; None where a view mixes them."""
+        seen = tuple(range(rank))
+        for view in self.views:
+            if isinstance(view, ops.SharedIndex):
+                seen = seen[1:]
+            elif isinstance(view, ops.SharedPermute):
+                seen = tuple(seen[p] for p in view.perm)
+            elif isinstance(view, ops.SharedReshape):
+                return None
+        return seen[::-1] if self.turned else seen
 
 
 def plan_shared_memory(kernel: Kernel, selector: Selector) -> Kernel:
@@ -62,7 +75,6 @@ class Layouts(Rewriter):
         super().__init__()
         self.selector = selector
         self.uses: dict[Value, list[Use]] = {}
-        self.root: dict[Value, tuple[Value, int, tuple[int, ...] | None]] = {}
         # What a tensor was allocated as, and the operations that make another view of it, in order.
         self.views: dict[Value, tuple[Value, tuple[Operation, ...]]] = {}
         self.reshapes: dict[Value, list[tuple[Operation, ...]]] = {}
@@ -71,32 +83,20 @@ class Layouts(Rewriter):
     def _collect(self, region: Region, threads: int) -> None:
         for op in region.ops:
             self._follow(op)
-            if isinstance(op, ops.AllocShared):
-                self.root[op.result] = (op.result, 0, None)
-            elif isinstance(op, (ops.SharedIndex, ops.SharedPermute)) and op.tensor in self.root:
-                base, skipped, perm = self.root[op.tensor]
-                if isinstance(op, ops.SharedIndex):
-                    if perm is None:
-                        self.root[op.result] = (base, skipped + 1, None)
-                else:
-                    before = perm or tuple(range(len(op.perm)))
-                    self.root[op.result] = (base, skipped, tuple(before[p] for p in op.perm))
-            elif isinstance(op, ops.Remote) and op.tensor in self.root:
-                self.root[op.result] = self.root[op.tensor]
-            elif isinstance(op, ops.LoadShared):
+            if isinstance(op, ops.LoadShared):
                 assert isinstance(op.result.type, RegisterType)
-                self._use(op.tensor, "load", op.result.type.layout, threads)
+                self._use(op.tensor, "load", threads, registers=op.result.type.layout)
             elif isinstance(op, ops.StoreShared):
                 assert isinstance(op.value.type, RegisterType)
-                self._use(op.tensor, "store", op.value.type.layout, threads)
+                self._use(op.tensor, "store", threads, registers=op.value.type.layout)
             elif isinstance(op, ops.CopyAsync):
-                self._use(op.shared, "copy", None, threads, order=order_of(op))
+                self._use(op.shared, "copy", threads, order=order_of(op))
             elif isinstance(op, (ops.CopyBulk, ops.StoreBulk)):
-                self._use(op.shared, "bulk", None, threads, order=order_of(op))
+                self._use(op.shared, "bulk", threads, order=order_of(op))
             elif isinstance(op, ops.DotAsync):
                 if isinstance(op.a.type, SharedType):
-                    self._use(op.a, "matrix", None, threads)
-                self._use(op.b, "matrix", None, threads, turned=True)
+                    self._use(op.a, "matrix", threads)
+                self._use(op.b, "matrix", threads, turned=True)
             inner = WARP * op.count if isinstance(op, ops.WarpGroup) else threads
             for nested in op.regions():
                 self._collect(nested, inner)
@@ -113,21 +113,10 @@ class Layouts(Rewriter):
         if isinstance(op, ops.SharedReshape):
             self.reshapes.setdefault(base, []).append((*chain, op))
 
-    def _use(
-        self,
-        tensor: Value,
-        kind: str,
-        registers: RegisterLayout | None,
-        threads: int,
-        turned: bool = False,
-        order: tuple[int, ...] | None = None,
-    ) -> None:
-        if tensor in self.root:
-            base, _, perm = self.root[tensor]
-            if kind == "matrix":
-                perm = perm or (0, 1)
-                perm = (perm[1], perm[0]) if turned else perm
-            self.uses.setdefault(base, []).append(Use(kind, registers, threads, perm, order))
+    def _use(self, tensor: Value, kind: str, threads: int, **how: Any) -> None:
+        if tensor in self.views:
+            base, views = self.views[tensor]
+            self.uses.setdefault(base, []).append(Use(kind, views, threads, **how))
 
     def visit(self, op: Operation) -> None:
         if isinstance(op, ops.AllocShared) and op.layout is None:
@@ -164,38 +153,41 @@ class Layouts(Rewriter):
         bits = 8 if op.dtype is boolean else op.dtype.bits
         best: tuple[float, int] | None = None
         chosen = row_major(*tile)
-        matrix = next((use.perm for use in uses if use.kind == "matrix"), None)
+        lead = len(staged)
+        inner = tuple(range(lead, len(op.shape)))
+        matrices = [
+            axes
+            for use in uses
+            if use.kind == "matrix" and (axes := use.axes(len(op.shape))) and sorted(axes) == list(inner)
+        ]
         # Copies of columns want them contiguous.
-        columns = any(use.order == (0, 1) and use.perm in (None, (0, 1)) for use in uses)
-        if matrix is None:
+        columns = any(use.order == (0, 1) and use.axes(len(op.shape)) == inner for use in uses)
+        if matrices:
+            perm = tuple(axis - lead for axis in matrices[0])
+            found = matrix_candidates(tile, bits, perm, 0 if columns else 1, op)
+        else:
             found = candidates(tile, bits)
             found += [layout.transpose() for layout in candidates(tile[::-1], bits)] if columns else []
-        else:
-            found = matrix_candidates(tile, bits, matrix, 0 if columns else 1, op)
         for number, layout in enumerate(found):
-            cost = sum(self._cost(use, layout, bits, len(staged)) for use in uses)
             whole = with_stages(layout, staged, bits)
             if not all(can_be_seen(whole, chain) for chain in self.reshapes.get(op.result, [])):
                 continue
+            cost = sum(self._cost(use, whole, bits) for use in uses)
             if best is None or cost < best[0]:
                 best, chosen = (cost, number), whole
         return chosen if best is not None else row_major(*op.shape)
 
-    def _cost(self, use: Use, layout: SharedLayout, bits: int, staged: int) -> float:
-        seen = layout
+    def _cost(self, use: Use, layout: SharedLayout, bits: int) -> float:
         try:
-            if use.perm is not None:
-                seen = layout.transpose(use.perm)
+            seen = see(layout, use.views)
+            if use.kind == "matrix":
+                describe_matrix(seen.transpose((1, 0)) if use.turned else seen, bits)
+                return 0.0
             if use.kind == "bulk":
                 tma_boxes(seen, bits, use.order)
                 return 0.0
-            if use.kind == "matrix":
-                describe_matrix(seen, bits)
-                return 0.0
             if use.registers is None:
-                return self.selector.copy_cost(seen, use.threads, bits, use.order and use.order[0])
-            if use.registers.shape != seen.shape:
-                return 0.0
+                return self.selector.copy_cost(seen, use.threads, bits, use.order[0] if use.order else None)
             return self.selector.shared_cost(use.registers, seen, bits, use.kind == "load")
         except LayoutError:
             return float("inf")
@@ -214,18 +206,25 @@ def with_stages(layout: SharedLayout, staged: tuple[int, ...], bits: int) -> Sha
     return layout
 
 
+def see(layout: SharedLayout, views: tuple[Operation, ...]) -> SharedLayout:
+    """Return the layout of what a chain of views shows; raise LayoutError where the layout does not allow it."""
+    for view in views:
+        if isinstance(view, ops.SharedIndex):
+            # Where index 1 may begin, so may all others.
+            layout = layout.slice(0, min(1, layout.shape[0] - 1))[1]
+        elif isinstance(view, ops.SharedSlice):
+            layout = layout.window(view.offsets, view.shape)[1]
+        elif isinstance(view, ops.SharedPermute):
+            layout = layout.transpose(view.perm)
+        elif isinstance(view, ops.SharedReshape):
+            layout = layout.reshape(view.shape)
+    return layout
+
+
 def can_be_seen(layout: SharedLayout, views: tuple[Operation, ...]) -> bool:
     """Tell whether a layout allows a chain of views."""
     try:
-        for view in views:
-            if isinstance(view, ops.SharedIndex):
-                layout = layout.slice(0, 0)[1]
-            elif isinstance(view, ops.SharedSlice):
-                layout = layout.window(view.offsets, view.shape)[1]
-            elif isinstance(view, ops.SharedPermute):
-                layout = layout.transpose(view.perm)
-            elif isinstance(view, ops.SharedReshape):
-                layout = layout.reshape(view.shape)
+        see(layout, views)
     except LayoutError:
         return False
     return True
