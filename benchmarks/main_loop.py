@@ -6,7 +6,8 @@ Both are compiled here, in one run and without a GPU, disassembled by NVIDIA's n
 nvidia-cuda-nvdisasm`), and counted between the label of the shortest loop with tensor-core instructions and the branch
 back to it. tilus: the loop of the consumers, in the form that `tilus.pipeline` writes; the producer's loop is another
 warp's. Triton: `tl.dot` over tensor descriptors; it runs in the Python that the environment variable TRITON_PYTHON
-names, or in this one.
+names, or in this one. CUTLASS, where CUTLASS_PATH names its source tree and nvcc is installed: the persistent cooperative
+kernel of the same tile, without a cluster; its loop, too, is that of the consumers.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -69,6 +71,55 @@ def theirs(tile: tuple[int, ...], nvdisasm: str, python: str) -> list[Row]:
     return rows
 
 
+CUTLASS = """
+#include "cutlass/epilogue/collective/collective_builder.hpp"
+#include "cutlass/gemm/collective/collective_builder.hpp"
+#include "cutlass/gemm/kernel/gemm_universal.hpp"
+#include "cutlass/device_kernel.h"
+using namespace cutlass;
+using Size = cute::Shape<cute::_{0}, cute::_{1}, cute::_{2}>;
+using Alone = cute::Shape<cute::_1, cute::_1, cute::_1>;
+using Row = layout::RowMajor;
+using Store = epilogue::collective::CollectiveBuilder<
+    arch::Sm90, arch::OpClassTensorOp, Size, Alone, epilogue::collective::EpilogueTileAuto, float, float,
+    void, Row, 8, half_t, Row, 8, epilogue::TmaWarpSpecializedCooperative>::CollectiveOp;
+using Loop = gemm::collective::CollectiveBuilder<
+    arch::Sm90, arch::OpClassTensorOp, half_t, Row, 8, half_t, layout::ColumnMajor, 8, float, Size, Alone,
+    gemm::collective::StageCountAutoCarveout<int(sizeof(Store::SharedStorage))>,
+    gemm::KernelTmaWarpSpecializedCooperative>::CollectiveOp;
+using Counted = gemm::kernel::GemmUniversal<
+    cute::Shape<int, int, int, int>, Loop, Store, gemm::PersistentScheduler>;
+template __global__ void cutlass::device_kernel<Counted>(Counted::Params const __grid_constant__);
+"""
+
+
+def cutlass(tile: tuple[int, ...], nvdisasm: str, path: Path, nvcc: str) -> list[Row]:
+    """Compile and count CUTLASS's kernel, which has two warpgroups of consumers."""
+    if tile[3] != 8:
+        return []
+    source = CUTLASS
+    for place, size in enumerate(tile[:3]):
+        source = source.replace(f"{{{place}}}", str(size))
+    with tempfile.TemporaryDirectory() as folder:
+        file, cubin = Path(folder) / "kernel.cu", Path(folder) / "kernel.cubin"
+        file.write_text(source, encoding="utf-8")
+        done = subprocess.run(
+            [nvcc, "-std=c++17", "-O3", f"-arch={TARGET}", "--expt-relaxed-constexpr", "-DNDEBUG", "-cubin",
+             "-I", str(path / "include"), "-o", str(cubin), str(file)],
+            capture_output=True, text=True,
+        )  # fmt: skip
+        if done.returncode:
+            said = [line for line in done.stderr.splitlines() if "error" in line] or ["no message"]
+            return [{"contender": "CUTLASS", "tile": tile, "error": said[0]}]
+        return [
+            {
+                "contender": "CUTLASS",
+                "tile": tile,
+                **counts(main_loop(disassemble(cubin.read_bytes(), nvdisasm))),
+            }
+        ]
+
+
 def table(rows: list[Row]) -> str:
     """Return the rows for people."""
     keys = ("instructions", "tensor_core", "others", "barriers", "to_uniform", "moves")
@@ -101,6 +152,9 @@ def main() -> None:
         rows += ours(tile, nvdisasm)
         if has_triton:
             rows += theirs(tile, nvdisasm, python)
+        nvcc = shutil.which("nvcc")
+        if "CUTLASS_PATH" in os.environ and nvcc:
+            rows += cutlass(tile, nvdisasm, Path(os.environ["CUTLASS_PATH"]), nvcc)
     print(table(rows))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")

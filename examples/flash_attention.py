@@ -4,8 +4,8 @@ A block of threads keeps a tile of queries in registers and goes over the keys, 
 score so far, the sum of powers relative to it, and the sum of values weighted by these powers; when a larger score
 turns up, both sums shrink (Dao et al., FlashAttention, 2022). Scores exist a tile at a time, in registers only.
 
-Sequences of any lengths lie one behind the other: those of query i are rows q_starts[i] to q_starts[i + 1], and its
-keys and values k_starts[i] to k_starts[i + 1]. Several query heads may share a head of keys and values.
+Sequences of any lengths lie one behind the other: the queries of sequence i are rows q_starts[i] to q_starts[i + 1],
+its keys and values rows k_starts[i] to k_starts[i + 1]. Several query heads may share a head of keys and values.
 
 Run it with ``python examples/flash_attention.py``. Without a GPU the same PTX runs on the simulator.
 """
@@ -18,19 +18,9 @@ import torch
 
 import tilus
 from tilus import Tensor, constexpr, float32, int32
-from tilus.layout import RegisterLayout, spatial
 
 LOG2_E = 1.4426950408889634
 TARGET = "sm_80"
-
-
-def whole_rows(warps: int, columns: int) -> RegisterLayout:
-    """Return the layout of tensor-core results in which a warp has 16 rows to itself.
-
-    A row's largest score is then found by shuffles, not through shared memory; and a thread holds, of the tile of
-    weights, just what it has to bring to the next product.
-    """
-    return spatial(warps, 1).local(1, columns // 8).local(2, 1).spatial(8, 4).local(1, 2)
 
 
 @tilus.inline
@@ -90,15 +80,14 @@ def flash_attention(
     # A large finite number instead of minus infinity: infinity minus infinity would be NaN.
     largest = tilus.full(block_m, -1.0e30)
     total = tilus.zeros(block_m)
-    acc = tilus.zeros((block_m, d), layout=whole_rows(warps, d))
+    acc = tilus.zeros((block_m, d))
     # The hardware has powers of two only; the factor costs nothing where it is part of a multiply-add.
     factor = scale * LOG2_E
     for j in tilus.pipeline(range(tilus.load(k_starts, sequence), end, block_n), stages=stages):
         keys, values = tilus.shared(dtype, (block_n, d)), tilus.shared(dtype, (block_n, d))
         tilus.copy_async(keys, keys_seen, (kv_head, j, 0))
         tilus.copy_async(values, values_seen, (kv_head, j, 0))
-        scores = tilus.zeros((block_m, block_n), layout=whole_rows(warps, block_n))
-        scores = tilus.dot(queries, tilus.load(keys.transpose()), scores)
+        scores = tilus.dot(queries, tilus.load(keys.transpose()))
         # Only the last tiles need a mask; the others skip its instructions.
         if j + block_n > whole:
             until = k_end

@@ -20,27 +20,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tilus.errors import TilusError
-from tilus.ops import QuantizedWeight, quantized_matmul
-from tilus.ops.checkpoints import from_awq, from_gptq
+from tilus.ops import quantized_matmul
+from tilus.ops.checkpoint_layers import from_layer
 
 Tensors = dict[str, torch.Tensor]
 # Bits 4 i of a word of AWQ hold this one of eight columns.
 AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
-
-
-def import_layer(layer: Tensors, config: dict[str, Any]) -> QuantizedWeight:
-    """Return a layer's weight, prepacked for the kernels. This is all that using a checkpoint takes."""
-    if config["quant_method"] == "awq":
-        return from_awq(layer["qweight"], layer["qzeros"], layer["scales"])
-    version = 2 if config.get("checkpoint_format") == "gptq_v2" else 1
-    return from_gptq(
-        layer["qweight"],
-        layer["qzeros"],
-        layer["scales"],
-        layer.get("g_idx"),
-        bits=config["bits"],
-        version=version,
-    )
 
 
 def read(folder: Path) -> tuple[dict[str, Tensors], dict[str, Any]]:
@@ -155,7 +140,8 @@ def check(folder: Path, count: int, rows: int) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for name, layer in list(layers.items())[:count]:
         try:
-            weight = import_layer(layer, config)
+            # This is all that using a checkpoint takes.
+            weight = from_layer(layer, config)
         except TilusError as error:
             sys.exit(f"{name}: {error}")
         values = dequantize(layer, config)

@@ -3,9 +3,9 @@
 When a model writes, each step reads all keys and values there are, and each only once: what counts is bytes, so they
 are kept in few bits, with a scale for each token. They lie in pages anywhere in memory, and a table says which pages a
 sequence has. The heads of queries that share keys are the rows of one product. A sequence is cut into parts, so that
-all multiprocessors have work, and a second kernel joins the parts.
+all multiprocessors have work, and a second kernel, which may start while the first one ends, joins the parts.
 
-A codes' width is nothing to the kernel. It moves **bytes**, 16 at a time, and `view` says what they are (as in
+A code's width is nothing to the kernel. It moves **bytes**, 16 at a time, and `view` says what they are (as in
 `quantized_matmul.py`); but here no weight is brought into a tensor core's order beforehand. Instead the product's
 inner dimension is counted as threads find it in memory: a sum has no order, if only both operands have the same.
 
@@ -113,7 +113,9 @@ def attend_to_parts(
     kv_heads, parts = k_cache.shape[1], lse.shape[1]
     tilus.grid(parts, kv_heads, batch, warps=1)
     part, kv_head, sequence = tilus.block_id()
+    tilus.static_assert(page % 16 == 0 and d % 16 == 0, "tensor cores multiply 16 rows and columns at once")
     group, factor = heads // kv_heads, scale * LOG2_E
+    tilus.device_assert(group <= ROWS, "at most 16 query heads share keys")
     # Codes and bytes of a row, of a thread's piece of keys, and of values.
     bits, width = kv_dtype.bits, d * kv_dtype.bits // 8
     of_k, of_v = piece(d, 4, bits, 32), piece(d, 8, bits, 16)
@@ -161,6 +163,7 @@ def attend_to_parts(
             values = tilus.view(values, float16, layout=values_as_operand(d))
             acc = tilus.dot(weights[:, 16 * c : 16 * c + 16], values, acc)
 
+    tilus.launch_next()
     acc *= tilus.where(total > 0.0, tilus.rcp(total), 0.0)[:, None]
     # Seen so, the tensors end with the group's last head.
     extents = (batch, parts, (kv_head + 1) * group)
@@ -187,6 +190,7 @@ def join_parts(
     batch, heads, _ = out.shape
     tilus.grid(heads, batch, warps=1)
     head, sequence = tilus.block_id()
+    tilus.wait_for_previous()
     sums = tilus.load(lse, (sequence, 0, head), (parts, 1))
     share = tilus.exp2(sums - tilus.maximum(tilus.max(sums), -1.0e30))
     share /= tilus.maximum(tilus.sum(share), 1.0e-30)

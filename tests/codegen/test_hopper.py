@@ -320,3 +320,40 @@ def test_the_assembler_serialises_and_spills_nothing(kernel):
     assert made.resources is not None
     assert made.resources.spill_stores == made.resources.spill_loads == made.resources.stack == 0
     assert made.resources.warnings == ()
+
+
+@tilus.kernel
+def one_box(x: Tensor[float16, "m n"], y: Tensor[float16, "p q"], at: tilus.int64):
+    """Copy one box, at a row given in 64 bits."""
+    tilus.grid(1, warps=4)
+    s = tilus.shared(float16, (16, 64))
+    full = tilus.barrier(1, arrivals=1)
+    with tilus.warps(0, 1):
+        tilus.arrive(full, bytes=16 * 64 * 2)
+        tilus.copy_bulk(s, x, (at, 0), full)
+    tilus.wait(full, 0)
+    tilus.store(y, tilus.load(s), (0, 0))
+
+
+@pytest.mark.parametrize("at", [0, 1 << 32, -(1 << 32), (1 << 31) - 1, -(1 << 31), 1 << 31])
+def test_a_box_beyond_32_bits_lies_outside(at: int) -> None:
+    y = torch.full((16, 64), 7.0).half()
+    one_box(torch.ones(16, 64).half(), y, at)
+    assert y.eq(1.0 if at == 0 else 0.0).all()
+
+
+@tilus.kernel
+def six_dimensions(x: Tensor[float16, "a b c d e f"]):
+    """Copy a box of a tensor that has too many dimensions."""
+    tilus.grid(1, warps=4)
+    s = tilus.shared(float16, (16, 64))
+    full = tilus.barrier(1, arrivals=1)
+    with tilus.warps(0, 1):
+        tilus.arrive(full, bytes=16 * 64 * 2)
+        tilus.copy_bulk(s, x, (0, 0, 0, 0, 0, 0), full)
+    tilus.wait(full, 0)
+
+
+def test_a_bulk_copy_of_a_tensor_of_six_dimensions_is_refused() -> None:
+    with pytest.raises(TypeMismatch, match="at most 5 dimensions, and x has 6"):
+        six_dimensions.compile(torch.zeros(1, 1, 1, 1, 16, 64).half(), target=TARGET)

@@ -69,9 +69,10 @@ def test_on_hopper_they_are_copied_by_tma_and_multiplied_where_they_lie(turned, 
 
 def test_float8_is_multiplied_by_wgmma_if_it_lies_along_k():
     kernel = d.trace(product, *operands(float8_e4m3, False, True), dtype=float8_e4m3)
-    assert "wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3" in d.compile_kernel(
-        kernel, "sm_90a", assemble=False
-    ).ptx
+    assert (
+        "wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3"
+        in d.compile_kernel(kernel, "sm_90a", assemble=False).ptx
+    )
     kernel = d.trace(product, *operands(float8_e4m3, False, False), dtype=float8_e4m3)
     assert "wgmma" not in d.compile_kernel(kernel, "sm_90a", assemble=False).ptx
 

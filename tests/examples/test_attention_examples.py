@@ -260,13 +260,13 @@ def test_powers_run_beside_products(d: int) -> None:
 
 
 def paged_arguments(kind: str, length: int, parts: int = 1) -> tuple[Any, ...]:
-    """Return arguments for one sequence of two query heads that share keys, with pages of 64 tokens in order."""
+    """Return arguments for one sequence of two heads of keys for two query heads each, with pages of 64 tokens in order."""
     torch.manual_seed(4)
     count = -(-length // 64)
-    k, v = (paged.quantized(torch.randn(count, 1, 64, 128), tilus.dtypes.dtype(kind)) for _ in range(2))
+    k, v = (paged.quantized(torch.randn(count, 2, 64, 128), tilus.dtypes.dtype(kind)) for _ in range(2))
     table = torch.arange(count, dtype=torch.int32)[None]
-    q = torch.randn(1, 2, 128).half()
-    lse, found = torch.empty(1, parts, 2), torch.empty(1, parts, 2, 128)
+    q = torch.randn(1, 4, 128).half()
+    lse, found = torch.empty(1, parts, 4), torch.empty(1, parts, 4, 128)
     inputs = (q, k[0], v[0], k[1], v[1], table, torch.tensor([length], dtype=torch.int32), 128**-0.5)
     return inputs, lse, found, (k[2], v[2])
 
@@ -284,8 +284,11 @@ def attend_to_pages(kind: str, length: int, parts: int, target: str = "sm_80") -
     paged.join_parts.simulate(
         lse, found, out, parts=parts, d=128, size=size, target=target
     ).raise_if_hazards()
-    keys, values = (x.reshape(-1, 128)[:length] for x in meant)
-    exact = torch.softmax(inputs[0][0].double() @ keys.T * 128**-0.5, dim=1) @ values
+    keys, values = (
+        x.transpose(0, 1).reshape(2, -1, 128)[:, :length].repeat_interleave(2, dim=0) for x in meant
+    )
+    scores = inputs[0][0, :, None].double() @ keys.mT * 128**-0.5
+    exact = (torch.softmax(scores, dim=2) @ values)[:, 0]
     assert (out[0].double() - exact).abs().max() < 2e-3
     return report
 
@@ -301,7 +304,7 @@ def test_a_sequence_without_keys_gets_zeros() -> None:
     inputs[6].zero_()
     options = {"d": 128, "target": "sm_80"}
     paged.attend_to_parts.simulate(*inputs, lse, found, kv_dtype=tilus.float16, page=64, **options)
-    out = torch.full((1, 2, 128), float("nan")).half()
+    out = torch.full((1, 4, 128), float("nan")).half()
     paged.join_parts.simulate(lse, found, out, parts=2, size=8, **options)
     assert (out == 0).all()
 
@@ -315,8 +318,9 @@ def test_a_cache_of_any_width(kind: str) -> None:
 def test_pages_move_in_whole_vectors_without_conflicts(kind: str, width: int) -> None:
     counters = attend_to_pages(kind, 256, 1).counters
     assert counters["shared_wavefronts"] == counters["shared_wavefronts_ideal"]
-    # Keys and values of 256 tokens, 16 bytes for each of 32 threads; commits for each page and ahead, and waits.
-    assert counters["instructions_by_kind"]["cp"] == 2 * 256 * width // 512 + (4 + 2) + 4
+    # For each of two heads keys and values of 256 tokens, 16 bytes for each of 32 threads; commits for each page and
+    # ahead, and waits.
+    assert counters["instructions_by_kind"]["cp"] == 2 * (2 * 256 * width // 512 + (4 + 2) + 4)
     assert counters["instructions_by_kind"].get("ldmatrix", 0) == 0
 
 
@@ -332,7 +336,7 @@ def test_pages_do_not_spill(kind: str) -> None:
 def test_the_page_shows_the_examples() -> None:
     page = (EXAMPLES.parent / "docs" / "attention.md").read_text(encoding="utf-8")
     for module, names in (
-        (flash, ["whole_rows", "power_of_two", "flash_attention"]),
+        (flash, ["power_of_two", "flash_attention"]),
         (paged, ["in_memory", "as_operand"]),
     ):
         source = Path(module.__file__).read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ import torch
 from tilus import dtypes
 from tilus.dtypes import decode
 from tilus.errors import ShapeMismatch, TypeMismatch
-from tilus.ops import quantize_tokens, quantized_matmul
+from tilus.ops import quantize_tokens, quantized_matmul, stack_experts
 from tilus.ops.checkpoints import (
     from_awq,
     from_bitnet,
@@ -234,6 +234,16 @@ def test_mxfp4():
     assert torch.equal(
         from_mxfp4(packed.reshape(n, k // 32, 16), torch.from_numpy(scales)).packed, found.packed
     )
+
+
+def test_mxfp4_of_many_experts_is_imported_one_by_one():
+    rng = np.random.default_rng(0)
+    blocks = torch.from_numpy(rng.integers(0, 256, (3, 32, 2, 16)).astype(np.uint8))
+    scales = torch.from_numpy(rng.integers(118, 125, (3, 32, 2)).astype(np.uint8))
+    with pytest.raises(ShapeMismatch, match=r"are those of 3 experts, expected one\n.*stack_experts"):
+        from_mxfp4(blocks, scales)
+    stacked = stack_experts([from_mxfp4(b, s) for b, s in zip(blocks, scales)])
+    assert stacked.shape == (3, 64, 32)
 
 
 def test_mxfp4_scales_that_float16_cannot_hold_are_refused():

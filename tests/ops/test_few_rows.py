@@ -20,7 +20,7 @@ from tilus.ops.few_rows import (
 )
 from tilus.ops.prepack import UNIT_K, UNIT_N
 from tilus.ops.quantized_schedule import choose
-from tilus.ops.quantized_tiles import WeightForm, fits_deep, stage_bytes
+from tilus.ops.quantized_tiles import WeightForm, fits_deep, packed_cost, stage_bytes
 
 HOPPER, PROCESSORS = target("sm_90a"), 132
 # Columns and rows of the layers of Llama-3 8B and 70B and Qwen2.5-32B, and of the papers' matrix.
@@ -119,3 +119,15 @@ def test_the_estimate_of_instructions_is_near_the_machine_code() -> None:
         instructions = step_instructions(8 if row["m"] <= 8 else 16, columns, late, whole, form, HOPPER)
         found = instructions / (UNIT_K * columns / 32)
         assert 0.7 <= found / row["slots"] <= 1.3, (row, found)
+
+
+@pytest.mark.parametrize("name", ["sm_80", "sm_89", "sm_90a"])
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3"])
+def test_weights_of_the_activations_type_need_no_cast(dtype: str, name: str) -> None:
+    """They are operands as they are: a step has fewer instructions than one with any cast."""
+    own, machine = dtypes.dtype(dtype), target(name)
+    same, cast = (WeightForm(weight, own, 128, False) for weight in (own, dtypes.float4_e2m1))
+    assert packed_cost(same, machine) == 0
+    assert step_instructions(16, 32, True, False, same, machine) < step_instructions(
+        16, 32, True, False, cast, machine
+    )

@@ -212,7 +212,9 @@ def test_a_mask_comes_to_the_layout_that_a_load_says():
     np.testing.assert_array_equal(made.arrays[1], np.maximum(a, 0))
 
 
-def nibbles(a: Tensor[int32, "m n"], q: Tensor["narrow", "16 24"], out: Tensor[int32, "m n"], *, narrow: constexpr):
+def nibbles(
+    a: Tensor[int32, "m n"], q: Tensor["narrow", "16 24"], out: Tensor[int32, "m n"], *, narrow: constexpr
+):
     tilus.grid(1, warps=4)
     x = tilus.cumsum(tilus.load(a, (0, 0), (16, 24)), 0)
     s = tilus.shared(narrow, (16, 24))
@@ -239,3 +241,17 @@ def test_elements_of_less_than_a_byte_move_in_whole_bytes_whatever_the_other_use
     report.raise_if_hazards()
     np.testing.assert_array_equal(dtypes.unpack(q, f"uint{bits}", 24), codes)
     np.testing.assert_array_equal(out, total + codes)
+
+
+def turning(a: Tensor[int32, "7 7"], out: Tensor[int32, "7 7"], n: int32):
+    tilus.grid(1, warps=8)
+    x = tilus.load(a, (0, 0), (7, 7))
+    for _ in range(n):
+        x = tilus.reshape(x.T, (7, 7))
+    tilus.store(out, x, (0, 0))
+
+
+def test_a_transposed_tile_that_every_thread_holds_comes_back_in_its_own_order():
+    a = d.random(int32, 7, 7)
+    for n in (0, 1, 2):
+        np.testing.assert_array_equal(d.run(turning, a, np.zeros_like(a), n).arrays[1], a.T if n % 2 else a)

@@ -164,6 +164,26 @@ def test_reading_before_the_barrier() -> None:
     assert out[:128].tolist() == [0] * 128
 
 
+@pytest.mark.parametrize(
+    ("fence", "hazards"),
+    [
+        ("", ["missing-proxy-fence"]),
+        ("fence.proxy.async;", []),
+        ("fence.proxy.async.global;", []),
+        ("fence.proxy.async.shared::cta;", ["missing-proxy-fence"]),
+    ],
+)
+@pytest.mark.parametrize("writer", ["0", "96"])
+def test_a_bulk_load_of_what_threads_wrote_needs_a_proxy_fence(
+    writer: str, fence: str, hazards: list[str]
+) -> None:
+    write = f"setp.eq.u32 %q, %t, {writer}; @%q st.global.u32 [%in+4], 77; {fence} bar.sync 0;"
+    body = BULK.replace("bar.sync 0;", write).format(bytes=512, wait=WAIT.format(n=0, parity=0))
+    report, out = run(body)
+    assert kinds(report) == hazards
+    assert out[:3].tolist() == [0, 77, 2]
+
+
 def test_wrong_transaction_counts_never_complete() -> None:
     for count in (496, 1024):
         assert kinds(run(BULK.format(bytes=count, wait=WAIT.format(n=0, parity=0)))[0]) == ["deadlock"]
@@ -439,7 +459,9 @@ def test_a_warp_multiplies_rows_that_it_wrote_itself_without_a_barrier(shift: in
     place = f"xor.b32 %v, %t, {shift}; shl.b32 %u, %v, 4;"
     assert "shl.b32 %u, %t, 4;" in body
     body = body.replace("shl.b32 %u, %t, 4;", place)
-    body = body.replace("mul.wide.u32 %x, %t, 16; add.u64 %a, %in", "mul.wide.u32 %x, %v, 16; add.u64 %a, %in")
+    body = body.replace(
+        "mul.wide.u32 %x, %t, 16; add.u64 %a, %in", "mul.wide.u32 %x, %v, 16; add.u64 %a, %in"
+    )
     body = body.replace("setp.lt.u32 %q, %t, 16;", "setp.lt.u32 %q, %v, 16;")
     found = kinds(run(body, before=data)[0])
     assert (found == []) == bool(barrier or not shift)

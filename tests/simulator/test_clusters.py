@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from tests.simulator.test_async import BEGIN, CLUSTER, MEET, POINTERS, STORE, kinds, load, run
+from tests.simulator.test_async import BEGIN, CLUSTER, MEET, POINTERS, STORE, WAIT, kinds, load, run
+from tilus import simulator
 
 RELAXED = "{fence} barrier.cluster.arrive.relaxed.aligned; barrier.cluster.wait.acquire.aligned;"
 
@@ -51,3 +53,64 @@ def test_a_block_that_has_ended_has_no_shared_memory(access: str) -> None:
     assert "block (1, 0, 0) of the cluster, which has ended" in report.hazards[0].message
     waiting = ENDED.format(leave="bra end", access=access, end=MEET)
     assert kinds(load(waiting, POINTERS).launch(2, 32, [0, 0], cluster=2)) == []
+
+
+REMOTE = f"""{BEGIN} .reg .b32 %peer, %far, %fb;
+mov.u32 %rank, %cluster_ctarank; xor.b32 %peer, %rank, 1;
+@%first mbarrier.init.shared::cta.b64 [%bar], 1;
+@%first mbarrier.arrive.expect_tx.shared::cta.b64 %tok, [%bar], {{bytes}};
+{{{{setup}}}}
+{MEET}
+mapa.shared::cluster.u32 %far, %buf, {{{{to}}}}; mapa.shared::cluster.u32 %fb, %bar, {{{{to}}}};
+{{copy}}
+{WAIT.format(n=0, parity=0)}
+{MEET}
+"""
+BULK = REMOTE.format(
+    bytes=512,
+    copy="@%first cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%far], [%in], 512, [%fb];",
+)
+TENSOR = REMOTE.format(
+    bytes=128,
+    copy="@%first cp.async.bulk.tensor.1d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+    "[%far], [in, {{0}}], [{barrier}];",
+)
+STORE_ASYNC = REMOTE.format(
+    bytes=4,
+    copy="@%first st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.u32 [%far], %t, [%fb];",
+)
+
+
+@pytest.mark.parametrize(
+    ("to", "then", "hazards"),
+    [
+        ("%peer", "", []),
+        ("2", "", ["out-of-bounds"]),
+        ("%peer", "setp.eq.u32 %q, %rank, 1; @%q ret;", ["out-of-bounds"]),
+    ],
+)
+def test_a_bulk_copy_goes_to_a_running_block_of_the_cluster(to: str, then: str, hazards: list[str]) -> None:
+    body = BULK.format(to=to, setup="").replace(MEET, f"{MEET} {then}", 1)
+    report, _ = run(body, block=32, grid=2, cluster=2)
+    assert kinds(report) == hazards
+
+
+@pytest.mark.parametrize(("barrier", "hazards"), [("%fb", []), ("%bar", ["mbarrier-misuse"])])
+def test_the_mbarrier_of_a_tensor_copy_lies_beside_its_destination(barrier: str, hazards: list[str]) -> None:
+    data = np.arange(32, dtype=np.float32)
+    body = (
+        TENSOR.replace("{barrier}", barrier)
+        .format(to="%peer", setup="")
+        .replace("ld.param.u64 %in, [in];", "")
+    )
+    kernel = load(body, ".param .align 64 .b8 in[128], .param .u64 out")
+    report = kernel.launch(2, 32, [simulator.TensorMap.of(data, (32,)), np.zeros(4)], cluster=2)
+    assert kinds(report) == hazards
+
+
+@pytest.mark.parametrize(
+    ("setup", "hazards"), [("", []), ("@%first mbarrier.inval.shared::cta.b64 [%bar];", ["mbarrier-misuse"])]
+)
+def test_a_remote_store_needs_an_mbarrier(setup: str, hazards: list[str]) -> None:
+    report, _ = run(STORE_ASYNC.format(to="%peer", setup=setup), block=32, grid=2, cluster=2)
+    assert kinds(report) == hazards

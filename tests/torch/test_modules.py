@@ -490,5 +490,7 @@ def test_wrong_inputs_of_layers() -> None:
         layer(torch.zeros(4, 128))
     with pytest.raises(ShapeMismatch, match=r"it lacks x\.packed, x\.scale, x\.config"):
         QuantizedLinear.from_state_dict({}, "x.")
+    made = nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 8))
     with pytest.raises(ShapeMismatch, match=r"^2: a group of 64"):
-        quantize_linears(nn.Sequential(nn.Linear(64, 100), nn.ReLU(), nn.Linear(100, 8)), "uint4", 64)
+        quantize_linears(made, "uint4", 64)
+    assert not any(isinstance(module, QuantizedLinear) for module in made)

@@ -39,18 +39,17 @@ class Mma:
         a: RegisterLayout | None,
         b: RegisterLayout | None,
         c: RegisterLayout | None,
-        along: int | None = None,
+        by_rows: bool = False,
     ) -> DotChoice:
         """Return the cheapest instruction and arrangement of warps that keep most of the layouts given.
 
-        With `along` the warps are spread over that dimension of the result as far as they can be.
+        With `by_rows` the warps are spread over the rows of the result as far as they can be.
         """
         atoms = self._atoms(dtypes)
         found: list[tuple[tuple[float, ...], DotChoice]] = []
 
         def rank(kept: int, atom: MmaAtom, choice: DotChoice) -> tuple[float, ...]:
-            shared = 0 if along is None else (choice.a, choice.b)[along].replication
-            return -kept, atom.cost, shared, _traffic(choice, shape)
+            return -kept, atom.cost, choice.a.replication if by_rows else 0, _traffic(choice, shape)
 
         for atom in atoms:
             for choice in arrangements(shape, warps, atom):

@@ -420,6 +420,11 @@ class _Side:
 
 def _fp4(blocks: torch.Tensor) -> Array:
     """Return the codes of rows of nibbles, the first in the low one."""
+    if blocks.ndim == 4:
+        raise ShapeMismatch(
+            f"blocks of shape {tuple(blocks.shape)} are those of {blocks.shape[0]} experts, expected one",
+            hint="tilus.ops.stack_experts([from_mxfp4(b, s) for b, s in zip(blocks, scales)])",
+        )
     _expect("the packed weight", blocks, (torch.uint8,), 3 if blocks.ndim == 3 else 2)
     stored = blocks.detach().cpu().numpy().reshape(blocks.shape[0], -1)
     return unpack(stored, dtypes.float4_e2m1, stored.shape[1] * 2)

@@ -12,9 +12,8 @@ from dataclasses import replace
 from functools import lru_cache
 
 from tilus.codegen import Target
-from tilus.codegen.casts import biased_cast, cast_cost, stored_arrangement, stored_exponent
+from tilus.codegen.casts import biased_cast
 from tilus.codegen.figures import Figures, figures
-from tilus.dtypes import DType, dtype
 from tilus.ops.prepack import UNIT_K, UNIT_N, unit_bytes
 from tilus.ops.quantized_tiles import (
     FEWEST_STAGES,
@@ -22,6 +21,8 @@ from tilus.ops.quantized_tiles import (
     Schedule,
     WeightForm,
     fits_deep,
+    operand_of,
+    packed_cost,
     scales_late,
     stage_bytes,
     table_bytes,
@@ -219,20 +220,7 @@ def step_instructions(
     return fixed + weights * cast + scaling + products
 
 
-def packed_cost(form: WeightForm, target: Target) -> float | None:
-    """Return the instructions for each weight of the packed cast to operands, None where there is none."""
-    source, dest = form.dtype, operand_of(form)
-    order = stored_arrangement(source, dest)
-    return cast_cost(target, source, dest, order, scaled=stored_exponent(source, dest, target) != 0)
-
-
 def tensor_cycles(schedule: Schedule, form: WeightForm, card: Figures) -> float:
     """Return the cycles of the tensor core in a step."""
     products = 2 * schedule.block_m * schedule.deep * UNIT_K * schedule.block_n
     return products / max(card.tensor_ops(form.activations.name), card.tensor_ops("float16"))
-
-
-def operand_of(form: WeightForm) -> DType:
-    """Return the type that weights are decoded to."""
-    unsigned = form.activations.name == "int8" and form.dtype.kind == "uint"
-    return dtype("uint8") if unsigned else form.activations

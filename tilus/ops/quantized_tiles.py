@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tilus.codegen import Target
-from tilus.dtypes import DType
+from tilus.codegen.casts import cast_cost, stored_arrangement, stored_exponent
+from tilus.dtypes import DType, int8, uint8
 from tilus.ops.prepack import UNIT_K, UNIT_N, unit_bytes
 
 FEWEST_STAGES = 2
@@ -98,6 +99,20 @@ def scales_late(schedule: Schedule, k: int, form: WeightForm) -> bool:
         # As many multiplications either way are 64 rows, where both a span's sums and zero points find no registers.
         return form.group >= k or sums < weights
     return form.group >= k or sums <= weights
+
+
+def operand_of(form: WeightForm) -> DType:
+    """Return the type that weights are decoded to."""
+    return uint8 if form.activations == int8 and form.dtype.kind == "uint" else form.activations
+
+
+def packed_cost(form: WeightForm, target: Target) -> float | None:
+    """Return the instructions of the cast of one weight; None where each element takes the general way."""
+    source, dest = form.dtype, operand_of(form)
+    if source == dest:
+        return 0.0
+    order = stored_arrangement(source, dest)
+    return cast_cost(target, source, dest, order, scaled=stored_exponent(source, dest, target) != 0)
 
 
 def fits_deep(group: int, k: int, deep: int) -> bool:

@@ -8,11 +8,9 @@ from functools import lru_cache
 from math import ceil, prod
 
 from tilus.codegen import Target
-from tilus.codegen.casts import cast_cost, stored_arrangement, stored_exponent
 from tilus.codegen.figures import figures
-from tilus.dtypes import DType, int8, uint8
 from tilus.ops.prepack import UNIT_K, UNIT_N, unit_bytes
-from tilus.ops.quantized_schedule import PERIOD, WeightForm
+from tilus.ops.quantized_tiles import PERIOD, WeightForm, packed_cost
 from tilus.ops.quantized_wgmma_sums_kernel import FEWEST_FACTORS
 
 FEWEST_STAGES, ENOUGH_STAGES, MOST_STAGES = 2, 3, 8
@@ -271,15 +269,6 @@ def out_bytes(schedule: WgmmaSchedule, gated: bool) -> int:
     return schedule.block_m // schedule.pieces * columns * 2 + PERIOD
 
 
-def packed_cost(form: WeightForm, target: Target) -> float | None:
-    """Return the instructions of the cast of one weight; None where each element takes the general way."""
-    source, dest = form.dtype, operand_of(form)
-    if source == dest:
-        return 0.0
-    order = stored_arrangement(source, dest)
-    return cast_cost(target, source, dest, order, scaled=stored_exponent(source, dest, target) != 0)
-
-
 def decode_instructions(form: WeightForm, target: Target) -> float:
     """Return a thread's instructions for one weight: the cast and, for activations of 16 bits, what scales it."""
     found = packed_cost(form, target)
@@ -288,11 +277,6 @@ def decode_instructions(form: WeightForm, target: Target) -> float:
         return cast
     zero = 0.0 if not form.has_zero else LONG_ZERO if form.group >= UNIT_K else 0.5
     return cast + 0.5 + zero
-
-
-def operand_of(form: WeightForm) -> DType:
-    """Return the type that weights are decoded to."""
-    return uint8 if form.activations == int8 and form.dtype.kind == "uint" else form.activations
 
 
 def sum_instructions(form: WeightForm, k: int, by_block: bool) -> float:

@@ -17,13 +17,13 @@ from tilus.dtypes import dtype as dtype_of
 from tilus.ops.arrivals import arrivals
 from tilus.ops.call import Call
 from tilus.ops.prepack import UNIT_K
-from tilus.ops.quantized_schedule import WeightForm
-from tilus.ops.quantized_wgmma import WgmmaSchedule, operand_of, span_of
+from tilus.ops.quantized_tiles import WeightForm, operand_of
+from tilus.ops.quantized_wgmma import WgmmaSchedule, span_of
 from tilus.ops.quantized_wgmma_kernel import quantized_wgmma_kernel
 from tilus.ops.quantized_wgmma_parts import ROW
 from tilus.ops.quantized_wgmma_sums_kernel import quantized_wgmma_sums_kernel, row_sums_kernel
 from tilus.ops.scales import scale_exponent
-from tilus.ops.schedules import fits_bulk_copies
+from tilus.ops.schedules import BULK_BYTES, fits_bulk_copies
 from tilus.ops.weights import QuantizedWeight
 
 
@@ -74,7 +74,7 @@ def wgmma_call(
     unread = weight.scale.view(weight.result)
     operands = rows, units, weight.kernel_scale, unread if zero is None else zero
     options = {
-        **plan.options, "bulk_store": fits_bulk_copies(out),
+        **plan.options, "bulk_store": out.shape[2] * out.element_size() % BULK_BYTES == 0,
         "has_bias": bias is not None, "activation": activation, "gated": weight.gated,
     }  # fmt: skip
     partial, arrived = _nothing(rows.device, plan.sums)

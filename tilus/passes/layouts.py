@@ -230,7 +230,7 @@ class Inference:
                     self.of(op.a),
                     self.of(op.b),
                     self.of(op.c),
-                    chained.get(id(op)),
+                    id(op) in chained,
                 )
             except TilusError as error:
                 raise error.at(op.loc) from None
@@ -240,23 +240,19 @@ class Inference:
             self.give(op.b, choice.b, "second operand of dot", op.loc)
             self._propagate()
 
-    def _chained(self) -> dict[int, int]:
-        """Return, of dots whose result goes into another's operand, the dimension over which to spread warps.
+    def _chained(self) -> set[int]:
+        """Return which dots make another's first operand or take one that a dot made.
 
-        With all warps along the rows the result for a first operand stays in its warp, and so do the rows of what is
-        multiplied next; along the columns it is the same for a second operand.
+        With all warps along the rows, a row of the result stays in its warp on the way to the next product.
         """
         dots = [op for op in self.operations if isinstance(op, ops.Dot)]
         makers: dict[Value, list[Operation]] = {}
         for op in dots:
             makers.setdefault(self.find(op.result), []).append(op)
-        found: dict[int, int] = {}
-        for op in dots:
-            for along, operand in enumerate((op.a, op.b)):
-                for before in makers.get(self.find(operand), ()):
-                    if before is not op:
-                        found[id(before)] = found[id(op)] = along
-        return found
+        pairs = [
+            (before, op) for op in dots for before in makers.get(self.find(op.a), ()) if before is not op
+        ]
+        return {id(op) for pair in pairs for op in pair}
 
     def _choose_dot_async(self, op: ops.DotAsync) -> None:
         a, b, c = op.a.type, op.b.type, op.c.type

@@ -33,11 +33,11 @@ class Selector(Protocol):
         a: RegisterLayout | None,
         b: RegisterLayout | None,
         c: RegisterLayout | None,
-        along: int | None = None,
+        by_rows: bool = False,
     ) -> DotChoice:
         """Return the instruction for a dot of shape (m, n, k); layouts that are given are kept where possible.
 
-        With `along` the warps are spread over that dimension of the result as far as they can be.
+        With `by_rows` the warps are spread over the rows of the result as far as they can be.
 
         Raises TilusError, saying why, where no instruction fits.
         """

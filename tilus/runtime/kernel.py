@@ -15,7 +15,7 @@ from tilus.errors import LaunchError, SyntaxNotSupported, TilusError
 from tilus.ir import GlobalType, PointerType, ScalarType
 from tilus.lang import KernelSource, ParamSpec
 from tilus.lang.reads import Watched, changed
-from tilus.runtime import cache, driver
+from tilus.runtime import cache, driver, dynamo
 from tilus.runtime.arguments import (
     Array,
     Declared,
@@ -98,6 +98,7 @@ class Kernel:
         self._plans = PlanTable(memory, scalars)
         self._watched: tuple[Watched, ...] | None = None
         update_wrapper(self, source.function)
+        dynamo.calls(Kernel.__call__)
 
     def __repr__(self) -> str:
         bound = "".join(f", {name}={value}" for name, value in self.bound.items())

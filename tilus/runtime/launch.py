@@ -59,7 +59,11 @@ def grid_function(signature: Signature, sizes: Sequence[int]) -> Callable[[Mappi
 def checked_grid(signature: Signature, grid: Grid) -> Grid:
     """Check that the device takes a grid; one with an extent of zero is no launch, and fine."""
     if any(extent < 0 or extent > limit for extent, limit in zip(grid, GRID_LIMITS, strict=True)):
-        raise LaunchError(f"{signature.name} has the grid {grid}, expected extents from 0 to {GRID_LIMITS}")
+        hint = "the largest extent as the first of tilus.grid(...), or fewer blocks that do more each"
+        raise LaunchError(
+            f"{signature.name} has the grid {grid}, expected extents from 0 to {GRID_LIMITS}",
+            hint=hint if min(grid) >= 0 else None,
+        )
     if any(extent % blocks for extent, blocks in zip(grid, signature.cluster, strict=True)):
         raise LaunchError(
             f"{signature.name} has the grid {grid}, expected multiples of its cluster {signature.cluster}"

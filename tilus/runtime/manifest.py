@@ -14,7 +14,7 @@ from typing import Any
 from tilus import dtypes
 from tilus.errors import LaunchError
 from tilus.ir import GlobalType, PointerType, ScalarType, Symbol
-from tilus.runtime import host_expression
+from tilus.runtime import dynamo, host_expression
 from tilus.runtime.aot import ABI_VERSION, capabilities
 from tilus.runtime.arguments import Array, Declared, Operand, bind, check_scalar, read_array
 from tilus.runtime.binary import Binary
@@ -66,6 +66,7 @@ class LoadedKernel:
         )
         self._functions: dict[tuple[int, int], Any] = {}
         self._lock = threading.Lock()
+        dynamo.calls(LoadedKernel.__call__)
 
     def __repr__(self) -> str:
         return f"<kernel {self.name} with {len(self.variants)} variants, compiled ahead of time>"

@@ -118,7 +118,9 @@ class PlanTable:
             tuple(map(type, values)),
             values,
             # A tensor of another class, such as one that is traced, may have no memory.
-            tuple([(type(t), t.dtype, t.device, t.shape, t.stride(), t.is_conj(), t.is_neg()) for t in tensors]),
+            tuple(
+                [(type(t), t.dtype, t.device, t.shape, t.stride(), t.is_conj(), t.is_neg()) for t in tensors]
+            ),
             alignments(pointers),
         )
         return key, pointers

@@ -12,6 +12,7 @@ import numpy as np
 from . import tma
 from .atomics import apply_atomically, combine
 from .decoder import AddressSource, Decoder
+from .hazards import place_of
 from .mbarrier import shared_operand
 from .memory import take_hints
 from .memory_unit import gather, scatter
@@ -22,6 +23,7 @@ from .syntax import Address, Vector
 from .types import BITS_OF_WIDTH, TYPES
 
 CHUNK = 16
+_OFFSET = (1 << CLUSTER_SHIFT) - 1
 _REDUCTIONS = ("add", "min", "max", "inc", "dec", "and", "or", "xor")
 
 
@@ -55,6 +57,7 @@ class _View:
     """An access of one width, as the race checks want it."""
 
     order, scope, strong = "weak", "gpu", False
+    asynchronous = True
 
     def __init__(self, instruction: Any, width: int, strong: bool = False) -> None:
         self.instruction = instruction
@@ -208,6 +211,23 @@ class _Bulk(Lane):
         state.hazard(kind, message, self.instruction, int(lane))
         state.stop()
 
+    def slots_at(self, state: Any, lanes: Any, index: Any) -> Any:
+        """The mbarriers at byte indices of shared memory, which must be initialised."""
+        table = state.mbarriers
+        slots = table.slot(index)
+        missing = slots < 0
+        if not missing.any():
+            missing = ~table.valid[table.at(slots)]
+        if missing.any():
+            position = int(np.flatnonzero(missing)[0])
+            self.fail(
+                state,
+                lanes[position],
+                "mbarrier-misuse",
+                f"no mbarrier has been initialised at shared offset {int(index[position] % state.memory.stride):#x}",
+            )
+        return slots
+
 
 class BulkLoad(_Bulk):
     """Global (or own shared) memory to shared memory, completing at an mbarrier."""
@@ -228,9 +248,17 @@ class BulkLoad(_Bulk):
         barrier = self._shared_addresses(state, sel, self.barrier.get(state, sel))
         own = state.block_of_lane[lanes]
         if self.mask is None:
-            blocks, target_offset = self._split(state, own, target)
-            barrier_blocks, barrier_offset = self._split(state, own, barrier)
+            blocks = self._blocks(state, sel, target)
+            barrier_blocks = self._blocks(state, sel, barrier)
             which = np.arange(sel.n)
+            apart = blocks != barrier_blocks
+            if isinstance(self.source, TensorSource) and apart.any():
+                self.fail(
+                    state,
+                    lanes[np.flatnonzero(apart)[0]],
+                    "mbarrier-misuse",
+                    "the mbarrier of a tensor copy lies in another block than the copy's destination",
+                )
         else:
             masks = np.broadcast_to(self.mask.get(state, sel), (sel.n,)).astype(np.int64)
             size = engine.cluster_size
@@ -245,15 +273,10 @@ class BulkLoad(_Bulk):
             which, rank = np.nonzero(bits)
             blocks = own[which] // size * size + rank
             barrier_blocks = blocks
-            target_offset = (target & ((1 << CLUSTER_SHIFT) - 1))[which]
-            barrier_offset = (barrier & ((1 << CLUSTER_SHIFT) - 1))[which]
-            state.check_running(self.instruction, lanes[which], blocks)
+        state.check_running(self.instruction, lanes[which], blocks)
         stride = state.memory.stride
-        slots = self._slots(state, lanes[which], barrier_blocks * stride + barrier_offset)
-        values, offsets, sizes, zero_filled = self.source.fetch(
-            self, state, sel, target & ((1 << CLUSTER_SHIFT) - 1)
-        )
-        del zero_filled
+        slots = self.slots_at(state, lanes[which], barrier_blocks * stride + (barrier & _OFFSET)[which])
+        values, offsets, sizes = self.source.fetch(self, state, sel, target & _OFFSET)
         if int(offsets.max(initial=0)) + CHUNK > state.memory.shared_bytes:
             self.fail(
                 state,
@@ -264,7 +287,6 @@ class BulkLoad(_Bulk):
                 "the block",
             )
         index = offsets[which] + (blocks * stride)[:, None]
-        del target_offset
         entry = PendingLoad(self, state, lanes[which], index, values[which], slots, sizes[which])
         engine.counters.bulk_shared(self.instruction, int(sizes[which].sum()))
         if state.races is not None:
@@ -276,26 +298,21 @@ class BulkLoad(_Bulk):
             return state.memory.split_generic(address)[0][2]
         return address
 
-    def _split(self, state: Any, own: Any, address: Any) -> tuple[Any, Any]:
+    def _blocks(self, state: Any, sel: Selection, address: Any) -> Any:
+        """The blocks in which shared addresses lie."""
         size = state.engine.cluster_size
+        own = state.block_of_lane[sel.index]
         rank = (address >> CLUSTER_SHIFT) - 1
-        return np.where(rank >= 0, own // size * size + rank, own), address & ((1 << CLUSTER_SHIFT) - 1)
-
-    def _slots(self, state: Any, lanes: Any, index: Any) -> Any:
-        table = state.mbarriers
-        slots = table.slot(index)
-        missing = slots < 0
-        if not missing.any():
-            missing = ~table.valid[table.at(slots)]
-        if missing.any():
-            position = int(np.flatnonzero(missing)[0])
+        bad = rank >= size
+        if bad.any():
+            position = int(np.flatnonzero(bad)[0])
             self.fail(
                 state,
-                lanes[position],
-                "mbarrier-misuse",
-                f"no mbarrier has been initialised at shared offset {int(index[position] % state.memory.stride):#x}",
+                sel.index[position],
+                "out-of-bounds",
+                f"shared address {int(address[position]):#x} names no block of the cluster",
             )
-        return slots
+        return np.where(rank >= 0, own // size * size + rank, own)
 
     def arrive(self, state: Any, index: Any, values: Any) -> None:
         """Put arrived bytes into shared memory."""
@@ -340,7 +357,7 @@ class LinearSource:
             values = gather(state.memory.shared_view(np.dtype(np.uint8), CHUNK), index >> 4)
         else:
             values = read_chunks(operation, state, sel.index, Chunks(address[:, None] + steps, None, None))
-        return values, target[:, None] + steps, sizes, None
+        return values, target[:, None] + steps, sizes
 
 
 def check_linear(operation: Any, state: Any, sel: Selection, first: Any, second: Any, sizes: Any) -> None:
@@ -378,8 +395,10 @@ class TensorSource:
         maps = []
         for value in np.unique(address):
             blob = self._blob(operation, state, sel, int(value))
+            mine = address == value
+            self._check_acquired(operation, state, sel.subset(mine), int(value))
             try:
-                maps.append((tma.TensorMap.decode(blob), address == value))
+                maps.append((tma.TensorMap.decode(blob), mine))
             except ValueError as error:
                 operation.fail(state, sel.index[0], "illegal-descriptor", str(error))
         for tensor_map, _ in maps:
@@ -394,6 +413,26 @@ class TensorSource:
             [np.broadcast_to(c.get(state, sel), (sel.n,)).astype(np.int64) for c in self.coordinates], axis=1
         )
         return maps, coordinates
+
+    def _check_acquired(self, operation: Any, state: Any, sel: Selection, address: int) -> None:
+        """A map that was changed since the launch began must have been acquired by the block that uses it."""
+        engine = state.engine
+        changed = engine.changed_maps.get(address)
+        if changed is None or state.order is None:
+            return
+        for lane in sel.index.tolist():
+            block = int(state.blocks[state.block_of_lane[lane]])
+            if engine.acquired_maps.get((block, address), 0) < changed:
+                state.hazard(
+                    "missing-proxy-fence",
+                    "uses a tensor map that was changed"
+                    f"{place_of(engine.instruction_at(changed))}, with no fence.proxy.tensormap::generic.acquire of it "
+                    "by the block after the change",
+                    operation.instruction,
+                    lane,
+                    address,
+                )
+                return
 
     def _blob(self, operation: Any, state: Any, sel: Selection, address: int) -> bytes:
         if address % 64:
@@ -453,7 +492,7 @@ class TensorSource:
             values[which] = tensor_map.convert_loaded(loaded)
             offsets[which] = access.shared_address
             sizes[which] = tensor_map.tile_bytes
-        return values, offsets, sizes, None
+        return values, offsets, sizes
 
 
 class PendingStore:

@@ -100,23 +100,14 @@ class AsyncStore(_Bulk):
     def execute(self, state: Any, sel: Selection) -> None:
         index = shared_operand(self, state, sel, self.address.get(state, sel), self.generic, self.width)
         barrier = shared_operand(self, state, sel, self.barrier.get(state, sel), self.generic, 8)
-        table = state.mbarriers
-        slots = table.slot(barrier)
-        if (slots < 0).any():
-            state.hazard(
-                "mbarrier-misuse",
-                "no mbarrier has been initialised there",
-                self.instruction,
-                int(sel.index[0]),
-            )
-            state.stop()
+        slots = self.slots_at(state, sel.index, barrier)
         values = np.empty((sel.n, self.count), self.element.dtype)
         for position, source in enumerate(self.sources):
             values[:, position] = source.get(state, sel)
         entry = PendingLoad(self, state, sel.index, index, values, slots, np.full(sel.n, self.width))
         if state.races is not None:
             state.races.async_words(self, sel.index, index, slots, self.width)
-        table.copies.append(entry)
+        state.mbarriers.copies.append(entry)
 
     def arrive(self, state: Any, index: Any, values: Any) -> None:
         """Write what arrived."""
@@ -286,17 +277,19 @@ class _ReplaceField(Lane):
 
 
 def map_bytes(operation: Any, state: Any, lane: int, address: int, space: str | None) -> Any:
-    """The 128 bytes of a tensor map in global or shared memory, as a view."""
+    """The 128 bytes of a tensor map in global or shared memory, as a view through which it is changed."""
     if space is None:
         space, _, local = state.memory.split_generic(np.array([address], np.int64))[0]
         address = int(local[0])
     if space == "shared":
         start = int(state.shared_base[lane]) + address
         return state.memory.shared[start : start + tma.TENSOR_MAP_BYTES]
-    allocation = state.engine.globals.find(address)
+    engine = state.engine
+    allocation = engine.globals.find(address)
     if allocation is None or address + tma.TENSOR_MAP_BYTES > allocation.end:
         state.hazard("out-of-bounds", f"no tensor map at {address:#x}", operation.instruction, lane, address)
         state.stop()
+    engine.changed_maps[address] = engine.tick(operation.instruction)
     start = address - allocation.base
     return allocation.data[start : start + tma.TENSOR_MAP_BYTES]
 

@@ -77,6 +77,9 @@ class Engine:
         self.now = 0
         self.history: list[Any] = [None]
         self.locations: dict[Any, Any] = {}
+        # When tensor maps in global memory were changed, and when a block last acquired one.
+        self.changed_maps: dict[int, int] = {}
+        self.acquired_maps: dict[tuple[int, int], int] = {}
         self._prepare_clusters()
         if self.check_global:
             from .global_races import GlobalRaces

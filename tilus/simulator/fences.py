@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .decoder import Decoder
+from .decoder import AddressSource, Decoder
 from .operations import Lane, Map, Nothing, Operation
 from .selection import Selection
 from .types import TYPES
@@ -27,6 +27,21 @@ class Fence(Lane):
             state.order.proxy_fence(sel, self.proxy)
         else:
             state.order.fence(sel, self.scope)
+
+
+class MapFence(Lane):
+    """``fence.proxy.tensormap::generic.acquire``: copies of the block may use the tensor map as it is now."""
+
+    def __init__(self, address: AddressSource) -> None:
+        super().__init__()
+        self.address = address
+        self.reads = (address,)
+
+    def execute(self, state: Any, sel: Selection) -> None:
+        now = state.engine.tick()
+        blocks = state.blocks[state.block_of_lane[sel.lanes]]
+        for block, address in zip(blocks.tolist(), self.address.get(state, sel).tolist()):
+            state.engine.acquired_maps[block, address] = now
 
 
 def _decode_fence(d: Decoder) -> Operation:
@@ -56,6 +71,9 @@ def _proxy(d: Decoder) -> Operation:
     semantics = d.take("acquire", "release")
     d.take("sync_restrict::shared::cta", "sync_restrict::shared::cluster")
     scope = d.take("cta", "cluster", "gpu", "sys")
+    if kind == "tensormap::generic" and semantics == "acquire":
+        d.count(2)
+        return MapFence(d.address(d.operands[0]))
     return Fence(scope or "cta", f"{kind}{'.' + space.split('::')[0] if space else ''}", semantics or "both")
 
 

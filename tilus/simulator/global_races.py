@@ -6,9 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from .hazards import place_of
+from .order import GLOBAL
 from .selection import Selection
 
 _STRONG = 1 << 31
+_ASYNC = 1 << 30  # Written by the asynchronous proxy.
+_THREAD = _ASYNC - 1
 _BUDGET = 384 << 20
 
 
@@ -136,7 +140,11 @@ class GlobalRaces:
             written = shadow.written[cells]
             if int(written.max()) > 0:
                 wide = who[:, None] if cells.ndim > 1 else who
-                self._against_write(state, access, sel, allocation, shadow, cells, written, wide, "reads", None)
+                self._against_write(
+                    state, access, sel, allocation, shadow, cells, written, wide, "reads", None
+                )
+                if access.asynchronous and state.order.layers > 1:
+                    self._against_proxy(state, access, sel, allocation, shadow, cells, written)
         if not access.strong:
             shadow.note(now, offset, who, access.width, state.warps * 32)
 
@@ -167,9 +175,9 @@ class GlobalRaces:
             self._against_write(state, access, sel, allocation, shadow, cells, written, who, "writes", same)
         self._against_reads(state, access, sel, allocation, shadow, cells, who, "writes")
         last[cells] = now
-        writer[cells] = who | np.uint32(_STRONG) if access.strong else who
+        writer[cells] = who | np.uint32(_STRONG * access.strong | _ASYNC * access.asynchronous)
         if not access.strong and np.ndim(values):
-            clash = (writer[cells] & np.uint32(_STRONG - 1)) != who
+            clash = (writer[cells] & np.uint32(_THREAD)) != who
             if clash.any():
                 self._same_instruction(state, access, sel, allocation, offset, values)
 
@@ -190,7 +198,7 @@ class GlobalRaces:
         if not self.has_cas:
             self._against_reads(state, access, sel, allocation, shadow, cells, who, "updates")
         last[cells] = now
-        writer[cells] = who | np.uint32(_STRONG)
+        writer[cells] = who | np.uint32(_STRONG | _ASYNC * access.asynchronous)
         self._strong(state, access, sel, allocation, offset, True, True)
 
     def _strong(
@@ -204,27 +212,15 @@ class GlobalRaces:
 
     def _unordered(self, state: Any, sel: Selection, cells: Any, times: Any, other: Any, who: Any) -> Any:
         """Where an earlier access of thread ``other`` at ``times`` is not ordered before this one."""
-        engine = self.engine
         order = state.order
         bad = (times > 0) & (other != who)
         if not bad.any():
             return bad
-        per_block = state.warps * 32
         position = np.nonzero(bad)
         rows = (sel.index >> 5)[position[0]]
-        others = other[position].astype(np.int64)
         when = times[position].astype(np.int64)
-        blocks, warps = others // per_block, others % per_block >> 5
-        mine = state.blocks[state.block_of_warp[rows]]
+        blocks, warps, agents, local = self._places(state, rows, other[position])
         result = np.ones(len(rows), bool)
-        local = blocks == mine
-        if state.engine.cluster_size > 1:
-            rank = engine.rank_of_block
-            same_cluster = engine.cluster_of_block[blocks] == engine.cluster_of_block[mine]
-            agents = rank[blocks] * state.warps + warps
-            local = same_cluster
-        else:
-            agents = warps
         if local.any():
             result[local] = when[local] > order.knows(rows[local], agents[local])
         far = ~local
@@ -234,6 +230,44 @@ class GlobalRaces:
                     result[i] = False
         bad[position] = result
         return bad
+
+    def _places(self, state: Any, rows: Any, threads: Any) -> tuple[Any, Any, Any, Any]:
+        """Blocks and warps of threads, their agents, and whether they are in the clusters of the rows."""
+        per_block = state.warps * 32
+        blocks, warps = threads.astype(np.int64) // per_block, threads % per_block >> 5
+        mine = state.blocks[state.block_of_warp[rows]]
+        engine = self.engine
+        if engine.cluster_size == 1:
+            return blocks, warps, warps, blocks == mine
+        agents = engine.rank_of_block[blocks] * state.warps + warps
+        return blocks, warps, agents, engine.cluster_of_block[blocks] == engine.cluster_of_block[mine]
+
+    def _against_proxy(
+        self,
+        state: Any,
+        access: Any,
+        sel: Selection,
+        allocation: Any,
+        shadow: Shadow,
+        cells: Any,
+        written: Any,
+    ) -> None:
+        """What threads of the cluster wrote must have been made visible to the asynchronous proxy that reads it."""
+        writer = shadow.writer[cells]
+        bad = (written > 0) & (writer & np.uint32(_ASYNC) == 0)
+        position = np.nonzero(bad)
+        rows = (sel.index >> 5)[position[0]]
+        other = writer & np.uint32(_THREAD)
+        _, _, agents, local = self._places(state, rows, other[position])
+        # Knowledge of other clusters does not tell the proxies apart.
+        late = np.zeros(len(rows), bool)
+        late[local] = written[position][local] > state.order.proxied(rows[local], agents[local], GLOBAL)
+        bad[position] = late
+        if bad.any():
+            self._report(
+                state, access, sel, allocation, shadow, cells, bad, other, written, "reads by the asynchronous proxy",
+                "wrote", "missing-proxy-fence",
+            )  # fmt: skip
 
     def _against_write(
         self,
@@ -249,7 +283,7 @@ class GlobalRaces:
         same: Any,
     ) -> None:
         writer = shadow.writer[cells]
-        other = writer & np.uint32(_STRONG - 1)
+        other = writer & np.uint32(_THREAD)
         bad = self._unordered(state, sel, cells, written, other, who)
         if access.strong or (self.has_cas and verb == "reads"):
             bad &= (writer & np.uint32(_STRONG)) == 0
@@ -294,9 +328,8 @@ class GlobalRaces:
         times: Any,
         verb: str,
         did: str,
+        kind: str = "global-race",
     ) -> None:
-        from .races import _where
-
         at = tuple(np.argwhere(bad)[0])
         thread = int(other[at])
         per_block = state.warps * 32
@@ -306,11 +339,13 @@ class GlobalRaces:
         inside = state.thread_coordinates(thread % per_block)
         earlier = self.engine.instruction_at(int(times[at]))
         offset = int(cells[at]) * shadow.grain
+        missing = (
+            "nothing ordering the two" if kind == "global-race" else "no fence.proxy.async after the write"
+        )
         state.hazard(
-            "global-race",
-            f"{verb} global memory that block {coordinates} thread {inside} "
-            f"{did}{_where(earlier)} with nothing ordering the "
-            f"two (byte {offset} of {allocation.name})",
+            kind,
+            f"{verb} global memory that block {coordinates} thread {inside} {did}{place_of(earlier)} with {missing} "
+            f"(byte {offset} of {allocation.name})",
             access.instruction,
             int(sel.index[int(at[0])]),
             allocation.base + offset,

@@ -73,3 +73,12 @@ class Hazard:
 
 class Stop(Exception):
     """Ends a launch whose report already holds the reason."""
+
+
+def place_of(instruction: Any) -> str:
+    """Words for the place of an instruction, to follow a verb."""
+    if instruction is None:
+        return ""
+    if instruction.source is not None:
+        return f" at {instruction.source[0].rsplit('/', 1)[-1]}:{instruction.source[1]} (PTX line {instruction.line})"
+    return f" at PTX line {instruction.line}"

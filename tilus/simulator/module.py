@@ -11,8 +11,9 @@ from typing import Any
 from .arguments import DEVICE, ArgumentPacker
 from .engine import Engine
 from .errors import LaunchError
-from .program import Kernel as Code
-from .program import LoadedModule, Parameter
+from .kernel import Kernel as Code
+from .kernel import Parameter
+from .program import LoadedModule
 from .report import Report, summarise
 
 CHECKS = frozenset({"registers", "shared", "global", "async"})

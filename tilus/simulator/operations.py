@@ -19,11 +19,13 @@ from .selection import Selection
 class Operation:
     """Base class. ``sync`` operations need every (named) lane of a warp to be present.
 
-    An access of memory is ``collective`` where all lanes of a warp begin it together.
+    An access of memory is ``collective`` where all lanes of a warp begin it together, and ``asynchronous`` where the
+    asynchronous proxy does it.
     """
 
     sync = False
     collective = False
+    asynchronous = False
     control = False
     copies = False
     reads: tuple[Any, ...] = ()

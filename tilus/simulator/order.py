@@ -2,9 +2,10 @@
 
 Time counts memory instructions. ``known[layer, warp, agent]`` is the time up to which an agent's accesses happen
 before whatever the warp does next. Agents are the warps of the cluster, then its warpgroups, whose ``wgmma`` read
-shared memory, then a few *channels*, through which asynchronous copies complete (an mbarrier each). Layer 0 is the generic proxy; layer 1, kept
-only for kernels with asynchronous-proxy instructions, is what proxy fences have made visible to that proxy.
-Knowledge about warps of other clusters, needed for global memory only, is a dict from block to a vector.
+shared memory, then a few *channels*, through which asynchronous copies complete (an mbarrier each). Layer 0 is the
+generic proxy; layers 1 and 2, kept only for kernels with asynchronous-proxy instructions, are what proxy fences have
+made visible to that proxy of shared and of global memory. Knowledge about warps of other clusters, needed for global
+memory only, is a dict from block to a vector.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from .selection import Selection
 
+SHARED, GLOBAL = 1, 2
 CHANNELS = 16  # To begin with, and by how many there are more at a time.
 Knowledge = dict[int, Any]
 
@@ -69,7 +71,7 @@ class Order:
         self.warps = state.warps
         self.agents = self.size * state.warps
         self.channels = CHANNELS if engine.kernel.uses_async_proxy else 0
-        self.layers = 2 if engine.kernel.uses_async_proxy else 1
+        self.layers = 3 if engine.kernel.uses_async_proxy else 1
         rows = state.warp_count
         self.group_count = -(-self.warps // 4) if engine.kernel.wgmma_registers else 0
         self.readers = self.agents + self.size * self.group_count
@@ -92,7 +94,9 @@ class Order:
         # When each warp last read and wrote shared memory.
         self.last_read, self.last_write = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
         # When warpgroups read last, and when something last completed on each channel.
-        self.last = np.zeros((int(self.cluster.max()) + 1, self.readers - self.agents + self.channels), np.int64)
+        self.last = np.zeros(
+            (int(self.cluster.max()) + 1, self.readers - self.agents + self.channels), np.int64
+        )
         rank = state.block_of_warp % self.size
         self.group_agent = self.agents + rank * self.group_count + state.warp_in_block // 4
 
@@ -114,7 +118,9 @@ class Order:
     def _refresh_floor(self) -> None:
         layer = self.known[0][:, : self.agents].copy()
         layer[self.row_number, self.agent] = self.own
-        self._floor_reads, self._floor = (self._floor_of(layer, last) for last in (self.last_read, self.last_write))
+        self._floor_reads, self._floor = (
+            self._floor_of(layer, last) for last in (self.last_read, self.last_write)
+        )
         if self.last.shape[1]:
             extra = _behind(self.known[0][:, self.agents :], self.last[self.cluster])
             groups = self.readers - self.agents
@@ -135,7 +141,9 @@ class Order:
         of_agent = np.zeros((len(self.last), self.readers), np.int64)
         of_agent[self.cluster, self.agent] = self.last_read
         of_agent[:, self.agents :] = self.last[:, : self.readers - self.agents]
-        return np.flatnonzero((self.known[0][rows, : self.readers] < of_agent[self.cluster[rows]]).any(axis=0))
+        return np.flatnonzero(
+            (self.known[0][rows, : self.readers] < of_agent[self.cluster[rows]]).any(axis=0)
+        )
 
     def touched(self, sel: Any, now: int, writes: bool) -> None:
         """Warps read or write shared memory."""
@@ -146,9 +154,9 @@ class Order:
         value = self.known[0][rows, agents]
         return np.where(agents == self.agent[rows], self.own[rows], value)
 
-    def proxied(self, rows: Any, agents: Any) -> Any:
+    def proxied(self, rows: Any, agents: Any, layer: int) -> Any:
         """Time up to which an agent's generic accesses are visible to the rows' asynchronous operations."""
-        return self.known[1][rows, agents]
+        return self.known[layer, rows, agents]
 
     # -- synchronisation ---------------------------------------------------------------------------------------
 
@@ -315,7 +323,9 @@ class Order:
         now = self.engine.tick()
         part = self.known[0][rows].copy()
         part[np.arange(len(rows)), self.agent[rows]] = now
-        self.known[1][rows] = np.maximum(self.known[1][rows], part)
+        space = proxy.partition(".")[2]
+        for layer in (SHARED,) if space == "shared" else (GLOBAL,) if space == "global" else (SHARED, GLOBAL):
+            self.known[layer][rows] = np.maximum(self.known[layer][rows], part)
         self.version += 1
 
     def take(self, row: int, payload: Payload) -> None:

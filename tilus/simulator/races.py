@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from .hazards import place_of
 from .memory_unit import gather, scatter
+from .order import SHARED
 from .selection import Selection
 
 PENDING = 0xFFFFFFFF
@@ -320,7 +322,7 @@ class SharedRaces:
             return
         rows = self._by_lane(self.row_of_lane[sel.lanes], cells)
         agent = np.where(generic, agent, 0)
-        bad = generic & (written.astype(np.int64) > self.order.proxied(rows, agent))
+        bad = generic & (written.astype(np.int64) > self.order.proxied(rows, agent, SHARED))
         if bad.any() and operation.instruction.opcode.startswith("wgmma"):
             # Shipped compilers and libraries let wgmma read what cp.async has copied, once it was waited for.
             times = [time for time in np.unique(written[bad]).tolist() if not self._by_cp_async(time)]
@@ -336,7 +338,7 @@ class SharedRaces:
                 position,
                 cell,
                 f"the asynchronous proxy {verb} shared memory that "
-                f"{self._thread_name(cell, other)} wrote{_where(earlier)} with no fence.proxy.async after the write",
+                f"{self._thread_name(cell, other)} wrote{place_of(earlier)} with no fence.proxy.async after the write",
             )
 
     # -- the slow path -----------------------------------------------------------------------------------------
@@ -391,7 +393,7 @@ class SharedRaces:
                 int(suspects[0][at]),
                 cell,
                 f"{verb} shared memory that {self._thread_name(cell, int(thread[at]))} "
-                f"wrote{_where(earlier)} with nothing "
+                f"wrote{place_of(earlier)} with nothing "
                 "ordering the two",
             )
 
@@ -441,7 +443,7 @@ class SharedRaces:
             sel,
             int(suspects[0][at]),
             cell,
-            f"{verb} shared memory that {self._thread_name(cell, other)} read{_where(earlier)} with nothing ordering "
+            f"{verb} shared memory that {self._thread_name(cell, other)} read{place_of(earlier)} with nothing ordering "
             "the two",
         )
 
@@ -545,11 +547,3 @@ class _Copies:
     def warp_slice(self) -> Any:
         """Rows of the per-warp tables."""
         return np.unique(self.index >> 5)
-
-
-def _where(instruction: Any) -> str:
-    if instruction is None:
-        return ""
-    if instruction.source is not None:
-        return f" at {instruction.source[0].rsplit('/', 1)[-1]}:{instruction.source[1]} (PTX line {instruction.line})"
-    return f" at PTX line {instruction.line}"

@@ -142,7 +142,9 @@ class Tracking:
         self.number += 1
         self._set(self.flying, targets, rows, self.number)
         self._set(self.reading, multiplicands, rows, self.number)
-        self.outstanding.append(Outstanding(self.number, grouped.reshape(-1, 4), self.committed[grouped], read))
+        self.outstanding.append(
+            Outstanding(self.number, grouped.reshape(-1, 4), self.committed[grouped], read)
+        )
 
     @staticmethod
     def _set(table: Any, places: Any, rows: Any, value: int) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from tilus.errors import ShapeMismatch, TilusError
+from tilus.errors import ShapeMismatch
 from tilus.ops.checkpoint_layers import STATE, from_layer
 from tilus.ops.checks import checked
-from tilus.torch.modules import QuantizedLinear, linears, replace_module
+from tilus.torch.modules import QuantizedLinear, linears, named_errors, replace_module
 
 MARKS = ("qweight", "weight_packed", "weight_scale", "weight_scale_inv", "SCB")
 """Tensors that quantised layers have and others have not."""
@@ -90,10 +90,8 @@ def _imported(
     name: str, linear: nn.Linear, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any],
     dtype: torch.dtype, activations: torch.dtype | None,
 ) -> QuantizedLinear:  # fmt: skip
-    try:
+    with named_errors(name):
         weight = from_layer(tensors, config, dtype=dtype, activations=activations)
-    except TilusError as error:
-        raise type(error)(f"{name}: {error.message}", error.location, hint=error.hint) from error
     if weight.shape != (linear.in_features, linear.out_features):
         raise ShapeMismatch(
             f"{name} is {linear.in_features} x {linear.out_features}, but the checkpoint's weight is "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from tilus.ops import QuantizedWeight, quantize
 from tilus.ops.checks import checked, checked_values
 from tilus.ops.gradients import operator
 from tilus.ops.prepack import UNIT_K, UNIT_N, padded, unit_bytes
+from tilus.ops.weights import check_group
 
 TENSORS = ("packed", "scale", "zero", "order", "bias")
 CONFIG = "config"
@@ -359,8 +361,12 @@ def quantize_linears(
         )
     wanted = _own_weight(model) if select is None else select
     chosen = linears(model, wanted)
+    # A model of which one layer does not fit stays as it was.
     for linear, names in chosen.items():
-        try:
+        with named_errors(names[0]):
+            check_group(linear.in_features, group_size, activations)
+    for linear, names in chosen.items():
+        with named_errors(names[0]):
             made = QuantizedLinear.from_linear(
                 linear,
                 dtype,
@@ -370,8 +376,6 @@ def quantize_linears(
                 activations=activations,
                 out_dtype=out_dtype,
             )
-        except TilusError as error:
-            raise type(error)(f"{names[0]}: {error.message}", error.location, hint=error.hint) from error
         for name in names:
             replace_module(model, name, made.train(linear.training))
             progress(name)
@@ -411,6 +415,15 @@ def load_quantized(model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> 
     on_meta = any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
     model.load_state_dict(state_dict, assign=on_meta)
     return [name for names in chosen.values() for name in names]
+
+
+@contextmanager
+def named_errors(name: str) -> Iterator[None]:
+    """Let errors say which layer they are about."""
+    try:
+        yield
+    except TilusError as error:
+        raise type(error)(f"{name}: {error.message}", error.location, hint=error.hint) from error
 
 
 def linears(

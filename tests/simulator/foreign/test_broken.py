@@ -48,6 +48,10 @@ BREAKS = [
     without("triton_matmul_bf16_sm80", r"bar\.sync\s+0;", "shared-race", "async-read"),
     without("triton_matmul_f16_sm90", r"wgmma\.wait_group\S* \d;", "missing-wgmma-fence", "async-overwrite"),
     without("triton_matmul_int4_sm90", r"fence\.proxy\.async\.shared::cta;", "missing-proxy-fence"),
+    without(
+        "triton_matmul_device_descriptor_sm90", r"@%p\d+ fence\.proxy\.tensormap::generic\.acquire[^;]*;",
+        "missing-proxy-fence",
+    ),
     without("triton_softmax_sm80", r"bar\.sync\s+0;", "shared-race", "uninitialized-shared"),
     without("nvcc_bulk-bulk_scale", r"cp\.async\.bulk\.shared::cluster[^;]*;", "deadlock"),
     Break(

@@ -33,6 +33,7 @@ from tilus.layout.tiling import explain_tile_by
 
 WARPGROUP = 128
 TMA_ALIGN = 16
+TMA_RANK = 5
 SWIZZLE_MODES = {0: 0, 128: 1, 64: 2, 32: 3}
 
 
@@ -190,6 +191,11 @@ def check_tensor(ctx: Context, value: Value, bits: int) -> int:
         raise TypeMismatch(
             "a bulk copy takes a tensor that is a parameter of the kernel", hint="use copy_async for a view"
         )
+    if type.rank > TMA_RANK:
+        raise TypeMismatch(
+            f"a bulk copy takes a tensor of at most {TMA_RANK} dimensions, and {value.name or 'this one'} has {type.rank}",
+            hint="flatten some of them before the launch, or use copy_async",
+        )
     if type.align % TMA_ALIGN:
         raise TypeMismatch(
             f"a bulk copy needs a tensor aligned to 16 bytes, and {value.name or 'this one'} is to {type.align}",
@@ -235,7 +241,11 @@ def coordinates(ctx: Context, made: TensorMap, offsets: tuple[Value, ...], index
     lead = len(offsets) - len(index)
     out = []
     for axis in made.axes:
-        at = w.convert("trunc", ctx.scalar(offsets[axis]), "i32")
+        at = ctx.scalar(offsets[axis])
+        if at.type == "i64":
+            # What is too far for 32 bits is outside every tensor.
+            at = w.call("i64", "llvm.smax.i64", at, integer(-(1 << 31), 64))
+            at = w.convert("trunc", w.call("i64", "llvm.smin.i64", at, integer((1 << 31) - 1, 64)), "i32")
         out.append(w.add(at, integer(index[axis - lead])) if axis >= lead else at)
     return out
 

@@ -8,6 +8,7 @@ from functools import update_wrapper
 from typing import Any
 
 from tilus.errors import LaunchError, SyntaxNotSupported
+from tilus.runtime import dynamo
 from tilus.runtime.arguments import is_torch_tensor
 from tilus.runtime.kernel import Kernel
 from tilus.runtime.tuning.result import Result
@@ -38,6 +39,7 @@ class Autotuned:
         self._chosen: dict[str, Kernel] = {}
         self._lock = threading.RLock()
         update_wrapper(self, kernel, updated=())
+        dynamo.calls(Autotuned.__call__)
 
     def __reduce__(self) -> str:
         # By name, as Python pickles and copies functions.
