@@ -28,18 +28,6 @@ ROWS = 64  # of one group of warps
 
 
 @tilus.inline
-def power_of_two(x):
-    """Return 2**x, and 0 for results below 2**-126, which `tilus.exp2` takes three more instructions to get right."""
-    return tilus.inline_ptx("ex2.approx.ftz.f32 $0, $1;", [x], float32)
-
-
-@tilus.inline
-def one_over(x):
-    """Return 1 / x. Correct rounding, as of `tilus.rcp`, would be a call, for which nvJitLink serialises `wgmma`."""
-    return tilus.inline_ptx("rcp.approx.ftz.f32 $0, $1;", [x], float32)
-
-
-@tilus.inline
 def soften(scores, largest, total, factor, row, column, shift, k_end, dtype: constexpr, causal: constexpr):
     """Return a tile's weights, the largest score and the sum so far, and by how much what came before shrinks."""
     whole = tilus.min(k_end, row + shift + 1) if causal else k_end
@@ -49,8 +37,8 @@ def soften(scores, largest, total, factor, row, column, shift, k_end, dtype: con
             until = tilus.minimum(k_end, row + shift + 1 + tilus.iota(scores.shape, 0))
         scores = tilus.where(column + tilus.iota(scores.shape, 1) < until, scores, float("-inf"))
     now = tilus.maximum(largest, tilus.max(scores, axis=1))
-    weights = power_of_two(scores * factor - (now * factor)[:, None])
-    shrink = power_of_two((largest - now) * factor)
+    weights = tilus.exp2(scores * factor - (now * factor)[:, None], fast=True)
+    shrink = tilus.exp2((largest - now) * factor, fast=True)
     return weights.to(dtype), now, total * shrink + tilus.sum(weights, axis=1), shrink
 
 
@@ -92,7 +80,7 @@ def hopper_attention(
     end = tilus.min(k_end, first + block_m + shift) if causal else k_end
     steps = tilus.max(tilus.cdiv(end - k_start, block_n), 1)
 
-    sq = tilus.shared(dtype, (2, ROWS, d))
+    sq = tilus.shared(dtype, (block_m, d))
     sk, sv = tilus.shared(dtype, (stages, block_n, d)), tilus.shared(dtype, (stages, block_n, d))
     q_full = tilus.barrier()
     k_full, v_full = tilus.barrier(stages), tilus.barrier(stages)
@@ -102,8 +90,7 @@ def hopper_attention(
     with tilus.warps(8, 4, registers=24):
         with tilus.warps(8, 1):
             tilus.arrive(q_full, bytes=block_m * d * 2)
-            for g in tilus.static_range(2):
-                tilus.copy_bulk(sq[g], q, (head, first + ROWS * g, 0), q_full)
+            tilus.copy_bulk(sq, q, (head, first, 0), q_full)
             for step in range(steps):
                 stage, at = step % stages, (kv_head, k_start + step * block_n, 0)
                 tilus.wait(k_empty, step // stages + 1, index=stage)
@@ -115,12 +102,12 @@ def hopper_attention(
 
     for g in tilus.static_range(2):
         with tilus.warps(4 * g, 4, registers=240):
-            row = first + ROWS * g
+            row, queries = first + ROWS * g, sq[ROWS * g : ROWS * g + ROWS]
             # The first step has no values to multiply yet.
             tilus.wait(q_full, 0)
             tilus.wait(k_full, 0, index=0)
             tilus.wait(turn, 1 - g, index=g)
-            scores = tilus.dot_async(sq[g], sk[0].transpose())
+            scores = tilus.dot_async(queries, sk[0].transpose())
             tilus.arrive(turn, index=1 - g)
             scores = tilus.dot_wait(scores)
             tilus.arrive(k_empty, index=0)
@@ -134,7 +121,7 @@ def hopper_attention(
             for step in range(1, steps):
                 stage, before = step % stages, (step - 1) % stages
                 tilus.wait(turn, step + 1 - g, index=g)  # group 0 begins
-                scores = tilus.dot_async(sq[g], sk[stage].transpose())
+                scores = tilus.dot_async(queries, sk[stage].transpose())
                 tilus.wait(v_full, (step - 1) // stages, index=before)
                 acc = tilus.dot_async(weights, sv[before], acc)
                 tilus.arrive(turn, index=1 - g)
@@ -156,7 +143,7 @@ def hopper_attention(
             tilus.wait(v_full, (steps - 1) // stages, index=last)
             acc = tilus.dot_wait(tilus.dot_async(weights, sv[last], acc))
             # Seen so, the tensors end where the sequence does, and nothing is written beyond.
-            found = acc * tilus.where(total > 0.0, one_over(total), 0.0)[:, None]
+            found = acc * tilus.where(total > 0.0, tilus.rcp(total, fast=True), 0.0)[:, None]
             rows_seen = tilus.view(out.ptr, dtype, (heads, q_end, d), out.strides)
             tilus.store(rows_seen, found.to(dtype), (head, row, 0))
             if with_lse:

@@ -68,26 +68,10 @@ def values_as_operand(columns: int) -> RegisterLayout:
 
 
 @tilus.inline
-def power_of_two(x):
-    """Return 2**x, and 0 for results below 2**-126, which `tilus.exp2` takes three more instructions to get right."""
-    return tilus.inline_ptx("ex2.approx.ftz.f32 $0, $1;", [x], float32)
-
-
-@tilus.inline
 def page_of(cache, at, kv_head, rows):
     """Return a page of one head as a matrix that ends after `rows` rows: what is read beyond is zero."""
     start = cache.ptr + at * cache.strides[0] + kv_head * cache.strides[1]
     return tilus.view(start, cache.dtype, (rows, *cache.shape[3:]), cache.strides[2:])
-
-
-@tilus.inline
-def fetch(stage_k, stage_v, k_cache, v_cache, table, sequence, kv_head, i, end, length):
-    """Start copying a page of keys and of values; after the end, close an empty group of copies."""
-    if i < end:
-        at, rows = tilus.load(table, (sequence, i)), length - i * stage_k.shape[0]
-        tilus.copy_async(stage_k, page_of(k_cache, at, kv_head, rows), (0, 0))
-        tilus.copy_async(stage_v, page_of(v_cache, at, kv_head, rows), (0, 0))
-    tilus.copy_async_commit()
 
 
 @tilus.kernel
@@ -127,37 +111,31 @@ def attend_to_parts(
     # Rows beyond the group are other heads' queries; their results are not stored.
     queries = tilus.load(q, (sequence, kv_head * group, 0), (ROWS, d), layout=in_memory(ROWS, d, of_k))
     queries = tilus.view(queries, float16, layout=as_operand(ROWS, d))
-    sk, sv = tilus.shared(uint8, (stages, page, width)), tilus.shared(uint8, (stages, page // 16, 16, width))
-    for ahead in tilus.static_range(stages - 1):
-        i, stage_v = begin + ahead, sv[ahead].reshape((page, width))
-        fetch(sk[ahead], stage_v, k_cache, v_cache, table, sequence, kv_head, i, end, length)
     largest, total = tilus.full(ROWS, -1.0e30), tilus.zeros(ROWS)
     acc = tilus.zeros((ROWS, d))
-    for i in range(begin, end):
-        stage, free, later = (i - begin) % stages, (i - begin + stages - 1) % stages, i + stages - 1
-        tilus.copy_async_wait(stages - 2)
-        tilus.sync()
-        stage_v = sv[free].reshape((page, width))
-        fetch(sk[free], stage_v, k_cache, v_cache, table, sequence, kv_head, later, end, length)
+    for i in tilus.pipeline(range(begin, end), stages=stages):
+        at, rows = tilus.load(table, (sequence, i)), length - i * page
+        sk, sv = tilus.shared(uint8, (page, width)), tilus.shared(uint8, (page, width))
+        tilus.copy_async(sk, page_of(k_cache, at, kv_head, rows), (0, 0))
+        tilus.copy_async(sv, page_of(v_cache, at, kv_head, rows), (0, 0))
 
-        keys = tilus.load(sk[stage], layout=in_memory(page, width, of_k * bits // 8))
+        keys = tilus.load(sk, layout=in_memory(page, width, of_k * bits // 8))
         keys = tilus.view(keys, kv_dtype, (page, d), layout=as_operand(page, d)).to(float16)
         scores = tilus.dot(queries, keys.T)
-        at, rows = tilus.load(table, (sequence, i)), length - i * page
         # A token's scale is a factor of its score, and of its weight: codes are multiplied as they are.
         if bits < 16:
             scores *= tilus.load(page_of(k_scale, at, kv_head, rows), 0, page).to(float32)[None, :]
         if rows < page:
             scores = tilus.where(tilus.iota((ROWS, page), 1) < rows, scores, float("-inf"))
         now = tilus.maximum(largest, tilus.max(scores, axis=1))
-        weights = power_of_two(scores * factor - (now * factor)[:, None])
-        shrink = power_of_two((largest - now) * factor)
+        weights = tilus.exp2(scores * factor - (now * factor)[:, None], fast=True)
+        shrink = tilus.exp2((largest - now) * factor, fast=True)
         total = total * shrink + tilus.sum(weights, axis=1)
         if bits < 16:
             weights *= tilus.load(page_of(v_scale, at, kv_head, rows), 0, page).to(float32)[None, :]
         weights, acc, largest = weights.to(float16), acc * shrink[:, None], now
         for c in tilus.static_range(page // 16):
-            values = tilus.load(sv[stage][c], layout=values_in_memory(width, of_v * bits // 8))
+            values = tilus.load(sv[16 * c : 16 * c + 16], layout=values_in_memory(width, of_v * bits // 8))
             values = tilus.view(values, kv_dtype, (16, d), layout=values_in_memory(d, of_v)).to(float16)
             values = tilus.annotate_layout(values, values_turned(d, of_v))
             values = tilus.view(values, float16, layout=values_as_operand(d))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -218,6 +219,31 @@ def test_inspect_prints_resources_and_sass(run, program: str) -> None:  # type: 
         assert "SASS needs nvdisasm" in result.err
     else:
         assert "EXIT" in result.out
+
+
+def test_source_that_the_output_cannot_encode_is_printed_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM.replace("tilus.store(out, ", "tilus.store((out, 'ß →')[0], "), encoding="utf-8")
+    command = [sys.executable, "-m", "tilus", "profile", f"{path}::scale", "--size", "n=256"]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert r"tilus.store((out, '\xdf \u2192')[0]" in done.stdout
+
+
+def test_constexprs_without_a_value_are_asked_for(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "program.py"
+    path.write_text(
+        PROGRAM.replace(
+            "dtype: constexpr = float32, block: constexpr = 128", "dtype: constexpr, block: constexpr"
+        )
+    )
+    for command in (["inspect"], ["compile", "--target", "sm_80", "-o", tmp_path]):
+        result = run(*command, f"{path}::scale", "--arg", "x=float32")
+        assert result.code == 2
+        assert result.err.endswith("its constexpr parameter block, expected --set block=VALUE\n")
+        assert "expected --set dtype=DTYPE or --arg x=DTYPE" in run(*command, f"{path}::scale").err
 
 
 def test_layout_is_drawn(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

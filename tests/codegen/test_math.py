@@ -20,13 +20,16 @@ _erf = np.vectorize(math.erf, otypes=[np.float64])
 REFERENCE = {
     "exp": np.exp, "exp2": np.exp2, "log": np.log, "log2": np.log2, "sin": np.sin, "cos": np.cos, "tanh": np.tanh,
     "erf": _erf, "sqrt": np.sqrt, "rsqrt": lambda x: 1 / np.sqrt(x), "rcp": lambda x: 1 / x, "floor": np.floor,
-    "ceil": np.ceil, "trunc": np.trunc, "round": np.rint,
+    "ceil": np.ceil, "trunc": np.trunc, "round": np.rint, "fast_exp": np.exp, "fast_exp2": np.exp2,
+    "fast_rcp": lambda x: 1 / x,
 }  # fmt: skip
 # Units in the last place on the simulator, whose approximate instructions round once: what is left is our own error.
 UNITS = {
     "exp": 1.0, "exp2": 0.51, "log": 1.0, "log2": 1.0, "sin": 1.5, "cos": 1.5, "tanh": 2.0, "erf": 1.5, "sqrt": 0.5,
     "rsqrt": 0.51, "rcp": 0.5, "floor": 0.0, "ceil": 0.0, "trunc": 0.0, "round": 0.0,
 }  # fmt: skip
+# Numbers below the normal range are zero to these.
+FAST = {"fast_exp": 64.0, "fast_exp2": 0.51, "fast_rcp": 0.51}
 
 
 def applying(kind: str, dtype: DType, count: int):  # type: ignore[no-untyped-def]
@@ -59,10 +62,11 @@ def inputs(kind: str) -> np.ndarray:
         "erf": rng.uniform(-4.5, 4.5, 20000),
     }
     near["log2"], near["cos"] = near["log"], near["sin"]
+    near["fast_exp"], near["fast_exp2"] = near["exp"], near["exp2"]
     values = np.concatenate([spread, near.get(kind, spread)])
     if kind in ("log", "log2", "sqrt", "rsqrt"):
         values = np.abs(values)
-    if kind in ("exp", "exp2"):
+    if kind.endswith(("exp", "exp2")):
         values = values[np.abs(values) < 87]
     return values.astype(np.float32).astype(np.float64)
 
@@ -74,12 +78,14 @@ def units_off(made: np.ndarray, exact: np.ndarray) -> np.ndarray:
     return np.abs(made - exact) / unit
 
 
-@pytest.mark.parametrize("kind", UNITS)
+@pytest.mark.parametrize("kind", UNITS | FAST)
 def test_float32_keeps_its_error_bound(kind: str) -> None:
     values = inputs(kind)
     errors = units_off(run(kind, values), REFERENCE[kind](values))
     worst = int(np.argmax(errors))
-    assert errors[worst] <= UNITS[kind], f"{kind}({values[worst]!r}) is off by {errors[worst]:.2f} units"
+    assert errors[worst] <= (UNITS | FAST)[kind], (
+        f"{kind}({values[worst]!r}) is off by {errors[worst]:.2f} units"
+    )
 
 
 def test_exp_of_results_below_the_normal_range_is_near() -> None:
@@ -99,6 +105,21 @@ def test_special_values_of_float32(kind: str) -> None:
     np.testing.assert_allclose(made, exact, rtol=3e-7, atol=1.5e-45)
     zeros = (exact == 0) & (kind not in ("exp", "exp2"))
     np.testing.assert_array_equal(np.signbit(made[zeros]), np.signbit(exact[zeros]))
+
+
+def test_the_fast_ones_give_zero_for_what_is_below_the_normal_range() -> None:
+    np.testing.assert_array_equal(run("fast_exp2", np.array([-126.0, -126.5, -140.0])), [2.0**-126, 0.0, 0.0])
+    np.testing.assert_array_equal(run("fast_exp", np.array([-88.0, -np.inf, np.inf, 0.0])), [0, 0, np.inf, 1])
+    np.testing.assert_array_equal(run("fast_rcp", np.array([2.0**127, 1e-40, -0.0])), [0.0, np.inf, -np.inf])
+    assert np.isnan([run(kind, np.array([np.nan])) for kind in FAST]).all()
+    assert np.abs(run("fast_exp", np.linspace(-1, 1, 999)) / np.exp(np.linspace(-1, 1, 999)) - 1).max() < 3e-7
+
+
+@pytest.mark.parametrize("kind", FAST)
+def test_the_fast_ones_are_one_instruction_or_two(kind: str) -> None:
+    ptx = compile_module("sm_80", dtypes.float32, dtypes.float32, 1, applying(kind, dtypes.float32, 1))
+    name = "rcp" if kind == "fast_rcp" else "ex2"
+    assert str(ptx).count(f"{name}.approx.ftz.f32") == 1
 
 
 @pytest.mark.parametrize("kind", ["sin", "cos"])
@@ -173,7 +194,7 @@ def test_a_function_that_float64_lacks_is_refused() -> None:
 def test_the_assembler_takes_every_function(target: str) -> None:
     def emit(w: Writer, machine: Target, regs: tuple[V, ...]) -> tuple[V, ...]:
         x = regs[0]
-        for kind in UNITS:
+        for kind in UNITS | FAST:
             x = float_function(w, machine, kind, dtypes.float32, x)
         return (x,)
 

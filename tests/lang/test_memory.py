@@ -355,5 +355,11 @@ def unsigned_places(
 def test_places_of_any_unsigned_type_lie_inside_or_outside(dtype, execute):
     places = np.array([0, 4, 5, 9, 1, 2, 255, np.iinfo(dtype).max], dtype)
     out = np.zeros(8, np.int32)
-    execute(unsigned_places, np.arange(10, 15, dtype=np.int32), places, out, dtype=tilus.dtype(np.dtype(dtype).name))
+    execute(
+        unsigned_places,
+        np.arange(10, 15, dtype=np.int32),
+        places,
+        out,
+        dtype=tilus.dtype(np.dtype(dtype).name),
+    )
     assert out.tolist() == [10, 14, -1, -1, 11, 12, -1, -1]

@@ -639,6 +639,23 @@ def test_the_assembler_spills_and_serialises_nothing(
     assert "cp.async.bulk.tensor.3d.global.shared::cta" in made.ptx
 
 
+@pytest.mark.parametrize("own", [torch.float16, torch.int8], ids=str)
+def test_blocks_tell_one_another_of_free_stages_without_fences(own: torch.dtype) -> None:
+    """An arrival that orders a cluster's memory waits for all of it, in each step of k: stages are only read."""
+    kw: dict[str, Any] = {"activations": own} if own == torch.int8 else {}
+    weight = quantize(torch.randn(1024, 512), "uint4", 128, **kw)
+    schedule = WgmmaSchedule(32, 128, stages=2, stream=True, cluster_n=2)
+    a = torch.zeros(40, 1024, dtype=own)
+    factors = torch.ones(1, 48) if own == torch.int8 else None
+    out = torch.zeros(1, 40, 512).half()
+    made = wgmma_call(a, weight, schedule, TARGET, 6, out=out, row_scale=factors)
+    assert made.options["stream"]
+    ptx = made.kernel.compile(*made.arguments, target="sm_90a", **made.options).ptx
+    arrivals = [line for line in ptx.splitlines() if "mbarrier.arrive" in line and "shared::cluster" in line]
+    assert len(arrivals) == 2
+    assert not [line for line in arrivals if "release.cluster" in line]
+
+
 def test_the_committed_figures_are_of_all_types_and_bound_by_the_tensor_core() -> None:
     """With 128 rows of activations the products take longer than decoding, and integers leave half of the issue slots."""
     path = Path(__file__).parents[2] / "benchmarks" / "results" / "quantized_main_loop.json"

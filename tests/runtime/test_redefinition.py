@@ -9,6 +9,7 @@ import pickle
 import re
 import subprocess
 import sys
+import threading
 import types
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,6 +163,7 @@ def test_functions_without_source_are_told_apart_by_what_they_read():
 
 @dataclass
 class Options:
+    lock = threading.Lock()
     number: float = 4.0
     names: list = field(default_factory=list)
 
@@ -171,10 +173,11 @@ class Options:
 
 PRINT = """
 import sys
+import numpy as np
 sys.path.insert(0, sys.argv[1])
 from tests.runtime.test_redefinition import Options, Slots, class_with
 from tilus.lang.fingerprint import Fingerprint
-print([Fingerprint().text(v) for v in (Options(), Options, Slots(1), class_with(2), object())])
+print([Fingerprint().text(v) for v in (Options(), Options, Slots(1), class_with(2), object(), np.prod)])
 """
 
 

@@ -85,6 +85,18 @@ LEFT: dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...], str]] = {
         (half(3), half(5, 8), half(8, 3)),
         "the argument alpha",
     ),
+    "batches added": (torch.baddbmm, (half(2, 5, 3), half(2, 5, 8), half(2, 8, 3)), "no operator for it"),
+    "batches added by the method": (
+        lambda c, a, b: c.baddbmm(a, b),
+        (half(2, 5, 3), half(2, 5, 8), half(2, 8, 3)),
+        "no operator for it",
+    ),
+    "by indices": (
+        lambda a, b: torch.einsum("ik,kj->ij", a, b),
+        (half(5, 8), half(8, 3)),
+        "no operator for it",
+    ),
+    "vector": (torch.mv, (half(5, 8), half(8)), "no operator for it"),
     "bias is broadcast": (torch.addmm, (half(1), half(5, 8), half(8, 3)), "(1) is added"),
 }
 

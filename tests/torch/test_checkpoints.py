@@ -180,6 +180,25 @@ def bitnet(linear_class: str) -> Layer:
     )
 
 
+def hqq(axis: int = 1) -> Layer:
+    codes, scales, zeros = (
+        draw(0, 16, N * K // 64, 64),
+        powers(N * K // 64, 1),
+        draw(0, 31, N * K // 64, 1) / 2,
+    )
+    half = len(codes) // 2
+    numbers = {"nbits": 4, "group_size": 64, "axis": axis}
+    tensors = {
+        "W_q": torch.from_numpy((codes[:half] << 4 | codes[half:]).astype(np.uint8)),
+        "scale": scales.half(),
+        "zero": torch.from_numpy(zeros).half(),
+        "shape": torch.tensor([N, K]),
+        **{name: torch.tensor(value, dtype=torch.int32) for name, value in numbers.items()},
+    }
+    exact = (torch.from_numpy(codes) - torch.from_numpy(zeros)) * scales
+    return tensors, {"quant_method": "hqq"}, exact.reshape(N, K)
+
+
 LAYERS: dict[str, Callable[[], Layer]] = {
     "gptq": lambda: gptq(1),
     "gptq_v2": lambda: gptq(2),
@@ -197,6 +216,7 @@ LAYERS: dict[str, Callable[[], Layer]] = {
     "bitsandbytes, nf4 with scales of 8 bits": lambda: bitsandbytes(nested=True),
     "bitsandbytes, another table": lambda: bitsandbytes(nested=True, kind="fp4"),
     "bitsandbytes, int8": bitsandbytes_of_8_bits,
+    "hqq": hqq,
     "bitnet": lambda: bitnet("bitlinear"),
     "bitnet, multiplied": lambda: bitnet("autobitlinear"),
 }
@@ -244,6 +264,8 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
         wrong("compressed-tensors, packed", config_groups={}),
         r"the config says \[\] for num_bits",
     ),
+    "hqq without numbers": (wrong("hqq", "nbits"), "a W_q, but no nbits"),
+    "hqq along the outputs": (lambda: from_layer(*hqq(axis=0)[:2]), r"along its outputs \(axis 0\)"),
     "activations of single precision": (
         lambda: from_layer({}, {}, dtype=torch.float32),
         r"activations are torch\.float32",

@@ -456,6 +456,32 @@ def test_exports() -> None:
         assert torch.equal(exported.module()(x), made(x))
 
 
+def test_exports_for_any_batch_and_is_saved() -> None:
+    layer = QuantizedLinear.from_linear(linear(), "uint4", 32)
+    shapes = {"x": {0: torch.export.Dim("batch", min=2, max=64)}}
+    exported = torch.export.export(layer, (torch.randn(5, 64),), dynamic_shapes=shapes)
+    buffer = io.BytesIO()
+    torch.export.save(exported, buffer)
+    buffer.seek(0)
+    x = torch.randn(7, 64)
+    assert torch.equal(torch.export.load(buffer).module()(x), layer(x))
+
+
+def test_vmap_is_one_call_for_each_element() -> None:
+    layer = QuantizedLinear.from_linear(linear(), "uint4", 32)
+    x = torch.randn(2, 3, 64)
+    assert torch.equal(torch.vmap(layer)(x), torch.stack([layer(x[0]), layer(x[1])]))
+
+
+def test_autocast_leaves_the_types_of_a_layer() -> None:
+    layer = QuantizedLinear.from_linear(linear(), "uint4", 32)
+    x = torch.randn(3, 64)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(x)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, layer(x))
+
+
 @pytest.mark.parametrize("activations", [torch.int8, torch.float8_e4m3fn], ids=str)
 def test_layers_with_activations_of_8_bits(activations: torch.dtype) -> None:
     plain = linear(128, 40)

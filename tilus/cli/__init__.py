@@ -6,6 +6,7 @@ Exit codes: 0 for success, 1 for an error in a kernel or in what it is given, 2 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -30,6 +31,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Lines of the user's source are printed, also where the output's encoding lacks some of their characters.
+        sys.stdout.reconfigure(errors="backslashreplace")
     parser = build_parser()
     try:
         options = parser.parse_args(arguments)

@@ -43,7 +43,9 @@ def random_arguments(
     texts = kernels.read_pairs(given, "--arg")
     scalars = {param.name for param in kernel.source.runtime_params if param.kind == "scalar"}
     types = {name: text for name, text in texts.items() if name not in scalars}
-    values, declared = parameters_for(kernel, kernels.read_constexprs(constexprs), types, {})
+    chosen = kernels.read_constexprs(constexprs)
+    kernels.check_constexprs(kernel, chosen, types)
+    values, declared = parameters_for(kernel, chosen, types, {})
     extents = kernels.read_sizes(sizes)
     _check_sizes(kernel, declared, extents)
     shapes = {p.name: _shape(p, extents) for p in declared if p.kind != "scalar"}

@@ -54,6 +54,7 @@ def run(options: argparse.Namespace) -> int:
     sizes = kernels.read_sizes(options.sizes)
     variants = [read_variant(text) for text in options.variant]
     kernel = kernels.find_kernel(options.kernel)
+    kernels.check_constexprs(kernel, constexprs, dtypes)
     package = build(
         kernel,
         options.target,

@@ -49,12 +49,10 @@ def run(options: argparse.Namespace) -> int:
     from tilus.runtime.aot import parameters_for
     from tilus.runtime.specialize import assumed_types
 
-    values, declared = parameters_for(
-        kernel,
-        kernels.read_constexprs(options.constexprs),
-        kernels.read_pairs(options.dtypes, "--arg"),
-        kernels.read_sizes(options.sizes),
-    )
+    constexprs = kernels.read_constexprs(options.constexprs)
+    dtypes = kernels.read_pairs(options.dtypes, "--arg")
+    kernels.check_constexprs(kernel, constexprs, dtypes)
+    values, declared = parameters_for(kernel, constexprs, dtypes, kernels.read_sizes(options.sizes))
     types = assumed_types(declared, aligned=not options.unaligned)
     named = {parameter.name: type for parameter, type in zip(declared, types, strict=True)}
     traced = kernel.source.trace(values, dict(named))

@@ -7,6 +7,7 @@ import ast
 import importlib
 import importlib.util
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,20 @@ def _kernel_of(value: Any) -> Kernel | None:
 
     found = value.kernel if isinstance(value, Autotuned) else value
     return found if isinstance(found, Kernel) else None
+
+
+def check_constexprs(kernel: Kernel, constexprs: Mapping[str, object], dtypes: Mapping[str, object]) -> None:
+    """Check that each constexpr parameter without a default has a value, or is the dtype of a tensor that has one."""
+    typed = {param.dtype for param in kernel.source.runtime_params if param.name in dtypes}
+    for param in kernel.source.params:
+        known = param.name in constexprs or param.name in kernel.bound or param.name in typed
+        if param.kind == "constexpr" and param.required and not known:
+            tensors = [p.name for p in kernel.source.runtime_params if p.dtype == param.name]
+            more = f" or --arg {tensors[0]}=DTYPE" if tensors else ""
+            raise UsageError(
+                f"{kernel.source.name} needs a value of its constexpr parameter {param.name}, "
+                f"expected --set {param.name}={'DTYPE' if tensors else 'VALUE'}{more}"
+            )
 
 
 def load_module(place: str) -> Any:

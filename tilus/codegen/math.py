@@ -12,7 +12,12 @@ tanh          4
 erf           3
 rsqrt         2      the instruction
 sqrt, rcp     0.5    correctly rounded
+fast_exp2     2      one instruction
+fast_exp      70     one more, which rounds the argument: the error grows with it, and is 2 where abs(x) <= 1
+fast_rcp      1      one instruction
 ============  =====  ===================================================================================
+
+The fast ones take numbers below 2**-126, given or found, for zero.
 
 16-bit floats are computed in float32 and rounded once; bfloat16 uses the instructions ``lg2.approx`` and
 ``tanh.approx``, whose errors its rounding hides.
@@ -76,7 +81,9 @@ def float_function(w: Writer, target: Target, kind: str, dtype: DType, x: V) -> 
         if kind == "rsqrt":
             root = w.call(x.type, "llvm.sqrt.f64", x)
             return w.value(x.type, f"fdiv {floating(1.0, x.type)}, {root.name}")
-        raise TypeMismatch(f"{kind} does not take {dtype}", hint="cast to float32 first")
+        raise TypeMismatch(
+            f"{kind.replace('fast_', 'a fast ')} does not take {dtype}", hint="cast to float32 first"
+        )
     function = _FUNCTIONS.get(kind)
     if function is None:
         raise TypeMismatch(f"{kind} does not take {dtype}")
@@ -171,6 +178,18 @@ def _polynomial(w: Writer, x: V, coefficients: Sequence[float]) -> V:
 
 def _exp2(w: Writer, x: V) -> V:
     return w.call("float", "llvm.nvvm.ex2.approx.f32", x)
+
+
+def _fast_exp2(w: Writer, x: V) -> V:
+    return w.asm("float", "ex2.approx.ftz.f32 $0, $1;", "=f,f", x)
+
+
+def _fast_exp(w: Writer, x: V) -> V:
+    return _fast_exp2(w, _mul(w, x, math.log2(math.e)))
+
+
+def _fast_rcp(w: Writer, x: V) -> V:
+    return w.asm("float", "rcp.approx.ftz.f32 $0, $1;", "=f,f", x)
 
 
 def _log2_short(w: Writer, x: V) -> V:
@@ -309,7 +328,7 @@ def _erf(w: Writer, x: V) -> V:
 
 _FUNCTIONS: dict[str, Callable[[Writer, V], V]] = {
     "exp2": _exp2, "exp": _exp, "log2": _log2, "log": _log, "rsqrt": _rsqrt, "sin": _sin, "cos": _cos, "tanh": _tanh,
-    "erf": _erf,
+    "erf": _erf, "fast_exp": _fast_exp, "fast_exp2": _fast_exp2, "fast_rcp": _fast_rcp,
 }  # fmt: skip
 _BFLOAT: dict[str, Callable[[Writer, V], V]] = {
     "exp": _exp_short, "log": _log_short, "log2": _log2_short, "tanh": _tanh_short,

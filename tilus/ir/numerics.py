@@ -136,7 +136,7 @@ _FUNCTIONS: dict[str, Any] = {
     "neg": np.negative, "abs": np.abs, "exp": np.exp, "exp2": np.exp2, "log": np.log, "log2": np.log2,
     "sin": np.sin, "cos": np.cos, "tanh": np.tanh, "sqrt": np.sqrt, "rsqrt": lambda x: 1.0 / np.sqrt(x),
     "rcp": lambda x: 1.0 / x, "erf": _erf, "floor": np.floor, "ceil": np.ceil, "round": np.rint, "trunc": np.trunc,
-    "isnan": np.isnan, "isinf": np.isinf,
+    "isnan": np.isnan, "isinf": np.isinf, "fast_exp": np.exp, "fast_exp2": np.exp2, "fast_rcp": lambda x: 1.0 / x,
 }  # fmt: skip
 
 

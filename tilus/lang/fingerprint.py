@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import inspect
+import re
 import sys
 import sysconfig
 import types
@@ -23,6 +24,8 @@ from tilus.lang.reads import Read, belongs_to_tilus, outside_reads
 from tilus.layout import RegisterLayout, SharedLayout
 
 PLAIN = (int, float, complex, str, bytes, bool, type(None), type(Ellipsis), range, slice)
+
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 class Fingerprint:
@@ -97,9 +100,8 @@ class Fingerprint:
         name = getattr(value, "__qualname__", None)
         if name is not None:
             return f"{getattr(value, '__module__', cls.__module__)}.{name}"
-        # The text that Python gives an object by itself is its address, which is another in every process.
-        address: object = object.__repr__
-        return f"instance:{self.text(cls)}" + ("" if cls.__repr__ is address else f":{value!r}")
+        # Addresses are others in every process.
+        return f"instance:{self.text(cls)}:{ADDRESS.sub('', repr(value))}"
 
     def python_function(self, function: types.FunctionType) -> str:
         """Return the text of a Python function and of what it reads."""

@@ -11,7 +11,17 @@ from math import gcd
 
 import tilus
 from tilus import Tensor, constexpr, float8_e4m3, float16, float32, int32
-from tilus.ops.hopper_matmul_kernel import fetch, following, masks, pieces_of, place, release, send, work_of
+from tilus.ops.hopper_matmul_kernel import (
+    fetch,
+    following,
+    masks,
+    pieces_of,
+    place,
+    place_here,
+    release,
+    send,
+    work_of,
+)
 
 BLOCK = 128
 """Elements along k, and along n, that share a scale."""
@@ -67,7 +77,7 @@ def hopper_block_scaled_kernel(
         # The kernel that adds up the parts is launched while this one runs.
         tilus.launch_next()
 
-    with tilus.warps(warps, 4, registers=24 if budget else 0):
+    with tilus.warps(warps, 4, registers=40 if budget else 0):
         with tilus.warps(warps, 1):
             stage, phase = 0, 1
             for unit in range(own + pieces):
@@ -87,7 +97,7 @@ def hopper_block_scaled_kernel(
                     stage, phase = following(stage, phase, stages)
 
     for lane in tilus.static_range(consumers):
-        with tilus.warps(4 * lane, 4, registers=240 if budget else 0):
+        with tilus.warps(4 * lane, 4, registers=232 if budget else 0):
             width = gcd(block_n, 1024 // out_dtype.bits)
             sc = tilus.shared(out_dtype, (2, height, width))
             # After a barrier the assembler knows that the warp's threads are together: it keeps stages and descriptors
@@ -151,7 +161,7 @@ def scaled_steps(
         if later is not None:
             if step == first:
                 # While the tensor cores are busy: divisions take as long as a product.
-                _, i, j = place(*later)
+                _, i, j = place_here(*later)
         factors = tilus.load(ss[stage][lane][:block_m])
         sums = tilus.dot_wait(sums)
         release(empty, stage, size)

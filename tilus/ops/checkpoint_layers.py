@@ -17,6 +17,7 @@ from tilus.ops.checkpoints import (
     from_compressed_tensors,
     from_fp8,
     from_gptq,
+    from_hqq,
     from_int8,
     from_mxfp4,
     from_mxfp8,
@@ -69,6 +70,8 @@ def from_layer(
         return _in_words(tensors, quantization_config, activations)
     if "weight_packed" in tensors:
         return _packed(tensors, quantization_config, dtype, activations)
+    if "W_q" in tensors:
+        return _hqq(tensors, dtype)
     if "weight" not in tensors:
         raise InvalidValue(
             f"no quantised layer has the tensors {', '.join(sorted(tensors)) or 'that are given: there are none'}",
@@ -162,6 +165,20 @@ def _symmetric(tensors: Tensors) -> None:
     zero = tensors.get("weight_zero_point")
     if zero is not None and bool((zero != 0).any()):
         raise InvalidValue("integers of 8 bits have zero points, expected none", hint="a symmetric scheme")
+
+
+def _hqq(tensors: Tensors, dtype: torch.dtype) -> QuantizedWeight:
+    """Import a layer of HQQ, whose numbers are tensors too."""
+    needed = ("scale", "zero", "shape", "nbits", "group_size", "axis")
+    missing = [name for name in needed if name not in tensors]
+    if missing:
+        raise ShapeMismatch(f"the layer has a W_q, but no {' and no '.join(missing)}")
+    if int(tensors["axis"]) != 1:
+        raise InvalidValue("HQQ with groups along its outputs (axis 0)", hint="a layer with axis 1")
+    return from_hqq(
+        tensors["W_q"], tensors["scale"], tensors["zero"], tensors["shape"], bits=int(tensors["nbits"]),
+        group_size=int(tensors["group_size"]), scale_dtype=dtype,
+    )  # fmt: skip
 
 
 def _bitsandbytes(tensors: Tensors, dtype: torch.dtype) -> QuantizedWeight:

@@ -180,7 +180,7 @@ def hopper_matmul_kernel(
                     tilus.arrive(turn, index=1)
                 # Where the next tile lies is computed while the tensor cores are busy.
                 next_tile, _, _ = work_of(unit + every, own, whole, team, teams, shared_tiles, steps, stream)
-                next_batch, next_i, next_j = place(next_tile, rows, columns, group)
+                next_batch, next_i, next_j = place_here(next_tile, rows, columns, group)
                 if bulk_residual:
                     if owed > 0:
                         # The result before this one has left shared memory.
@@ -314,15 +314,19 @@ def put_back(c, sc, out, batch, row, column):
 @tilus.inline
 def place(tile, rows, columns, group):
     """Return a tile's batch, row and column; `group` rows of tiles at a time, so that neighbours share operands."""
-    # The divisions stay where a kernel asks for them: the compiler would move them out of loops, or to where their
-    # results are used.
-    tile = tilus.inline_ptx("mov.b32 $0, $1;", (tile,), int32, volatile=True)
     batch, number = tile // (rows * columns), tile % (rows * columns)
     first = number // (group * columns) * group
     height = tilus.min(rows - first, group)
     within = number % (group * columns)
-    column = tilus.inline_ptx("mov.b32 $0, $1;", (within // height,), int32, volatile=True)
-    return batch, first + within % height, column
+    return batch, first + within % height, within // height
+
+
+@tilus.inline
+def place_here(tile, rows, columns, group):
+    """Do what `place` does, here: the compiler would move divisions out of loops, or to where results are used."""
+    tile = tilus.inline_ptx("mov.b32 $0, $1;", (tile,), int32, volatile=True)
+    batch, row, column = place(tile, rows, columns, group)
+    return batch, row, tilus.inline_ptx("mov.b32 $0, $1;", (column,), int32, volatile=True)
 
 
 @tilus.inline

@@ -11,6 +11,7 @@ from __future__ import annotations
 import tilus
 from tilus import Tensor, constexpr, float16, float32, int32, uint8
 from tilus.codegen.casts import biased_cast
+from tilus.ops.hopper_matmul_kernel import release
 from tilus.ops.prepack import UNIT_K, UNIT_N
 from tilus.ops.quantized_parts import finished
 from tilus.ops.quantized_wgmma_parts import (
@@ -23,7 +24,6 @@ from tilus.ops.quantized_wgmma_parts import (
     part_layout,
     part_of,
     prefetch,
-    release,
     sent,
     stage_before,
     summed,

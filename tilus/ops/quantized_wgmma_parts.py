@@ -318,13 +318,6 @@ def bring_units(sb, b, unit, first, full, stage, rank, blocks: constexpr, mask):
 
 
 @tilus.inline
-def release(empty, stage, size):
-    """Tell all blocks that copy into a stage that it has been read."""
-    for other in tilus.static_range(size):
-        tilus.arrive(empty, index=stage, rank=other)
-
-
-@tilus.inline
 def sent(c, sc, out, row, column, bulk_store: constexpr):
     """Store a piece of a tile through shared memory."""
     # What was stored before must have left it.

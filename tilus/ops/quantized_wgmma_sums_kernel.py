@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tilus
 from tilus import Tensor, constexpr, float32, int32, uint8
+from tilus.ops.hopper_matmul_kernel import release
 from tilus.ops.prepack import UNIT_K, UNIT_N
 from tilus.ops.quantized_parts import finished
 from tilus.ops.quantized_wgmma_parts import (
@@ -21,7 +22,6 @@ from tilus.ops.quantized_wgmma_parts import (
     part_layout,
     part_of,
     prefetch,
-    release,
     sent,
     stage_before,
     summed,

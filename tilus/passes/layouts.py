@@ -557,6 +557,7 @@ class Assign(Rewriter):
             self.emit(new)
             self.replace(op, new.results)
             return new
+        type = new.result.type
         own = new.layout  # type: ignore[attr-defined]
         threads = self.found.threads[op.result]
         if own.threads != threads:
@@ -567,7 +568,7 @@ class Assign(Rewriter):
             new = new.replace(mask=self.convert(new.mask, own, op.loc))
         made = new.replace(
             layout=own,
-            results=(Value(dataclasses.replace(new.result.type, layout=own), op.result.name),),
+            results=(Value(dataclasses.replace(type, layout=own), op.result.name),),
         )
         self.emit(made)
         self.replace(op, (self.convert(made.result, wanted, op.loc),))
@@ -593,7 +594,7 @@ class Assign(Rewriter):
         self.emit(new)
 
     def _shared(self, op: ops.LoadShared | ops.StoreShared) -> bool:
-        """Move elements of less than a byte in whole bytes, where that takes another layout, and tell whether it does."""
+        """Move elements of less than a byte in whole bytes; tell whether that takes another layout."""
         value = op.result if isinstance(op, ops.LoadShared) else op.value
         unit = byte_unit(value.type)
         if unit == 1 or getattr(op, "layout", None) is not None:

@@ -31,6 +31,9 @@ FUNCTIONS: dict[Any, str] = {
     torch.Tensor.bmm: "matmul",
 }
 METHODS = {"matmul": "matmul", "mm": "matmul", "bmm": "matmul", "__matmul__": "matmul", "addmm": "addmm"}
+# Products that are left, and told of.
+OTHERS = (torch.baddbmm, torch.addbmm, torch.einsum, torch.mv)
+OTHER_METHODS = ("baddbmm", "addbmm", "mv")
 # Parameters of each kind of product, in order, by the names that they may be given by.
 PARAMETERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "linear": (("input",), ("weight",), ("bias",)),
@@ -131,6 +134,11 @@ def replace(module: fx.GraphModule) -> list[Replaced]:
         if node.op == "call_method":
             kind = METHODS.get(node.target)
         if kind is None:
+            if (node.op == "call_function" and node.target in OTHERS) or (
+                node.op == "call_method" and node.target in OTHER_METHODS
+            ):
+                name = str(getattr(node.target, "__name__", node.target))
+                found.append(Replaced(node.name, name, "tilus has no operator for it, but one for matmul"))
             continue
         operands, reason = _operands(kind, node)
         reason = reason or _reason(kind, node, operands)

@@ -13,7 +13,7 @@ from tilus.ops.checkpoint_layers import STATE, from_layer
 from tilus.ops.checks import checked
 from tilus.torch.modules import QuantizedLinear, linears, named_errors, replace_module
 
-MARKS = ("qweight", "weight_packed", "weight_scale", "weight_scale_inv", "SCB")
+MARKS = ("qweight", "weight_packed", "weight_scale", "weight_scale_inv", "SCB", "W_q")
 """Tensors that quantised layers have and others have not."""
 
 

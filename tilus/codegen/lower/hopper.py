@@ -193,7 +193,8 @@ def check_tensor(ctx: Context, value: Value, bits: int) -> int:
         )
     if type.rank > TMA_RANK:
         raise TypeMismatch(
-            f"a bulk copy takes a tensor of at most {TMA_RANK} dimensions, and {value.name or 'this one'} has {type.rank}",
+            f"a bulk copy takes a tensor of at most {TMA_RANK} dimensions, and {value.name or 'this one'} has "
+            f"{type.rank}",
             hint="flatten some of them before the launch, or use copy_async",
         )
     if type.align % TMA_ALIGN:

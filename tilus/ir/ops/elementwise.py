@@ -14,7 +14,7 @@ UNARY_ANY = ("neg", "abs")
 UNARY_INTEGER = ("popcount", "clz", "ctz", "brev")
 UNARY_FLOAT = (
     "exp", "exp2", "log", "log2", "sin", "cos", "tanh", "sqrt", "rsqrt", "rcp", "erf", "floor", "ceil", "round",
-    "trunc", "isnan", "isinf",
+    "trunc", "isnan", "isinf", "fast_exp", "fast_exp2", "fast_rcp",
 )  # fmt: skip
 UNARY_LOGIC = ("not",)
 BINARY_ARITHMETIC = ("add", "sub", "mul", "min", "max", "mod", "pow")

@@ -191,13 +191,16 @@ def _number(name: str, x: Any) -> float:
     raise only_in_kernel(f"tilus.{name} of run-time values")
 
 
-def exp(x: Any) -> Any:
+def exp(x: Any, fast: bool = False) -> Any:
     """Return e to the power of each element.
 
     Parameters
     ----------
     x : number, Scalar or Tile
         A float.
+    fast : bool
+        Whether fewer instructions are worth an error of about 70 units in the last place for large x, and
+        zero for numbers below 2**-126, given or found.
 
     Returns
     -------
@@ -206,13 +209,16 @@ def exp(x: Any) -> Any:
     return math.exp(_number("exp", x))
 
 
-def exp2(x: Any) -> Any:
+def exp2(x: Any, fast: bool = False) -> Any:
     """Return 2 to the power of each element.
 
     Parameters
     ----------
     x : number, Scalar or Tile
         A float.
+    fast : bool
+        Whether fewer instructions are worth an error of 2 units in the last place, and
+        zero for numbers below 2**-126, given or found.
 
     Returns
     -------
@@ -341,13 +347,16 @@ def rsqrt(x: Any) -> Any:
     return 1.0 / math.sqrt(_number("rsqrt", x))
 
 
-def rcp(x: Any) -> Any:
+def rcp(x: Any, fast: bool = False) -> Any:
     """Return one over each element.
 
     Parameters
     ----------
     x : number, Scalar or Tile
         A float.
+    fast : bool
+        Whether fewer instructions are worth an error of 1 unit in the last place, and
+        zero for numbers below 2**-126, given or found.
 
     Returns
     -------

@@ -13,7 +13,7 @@ from tilus.lang.diagnostics import describe
 from tilus.lang.promotion import is_number, require_arithmetic, require_float, require_integer, require_number
 from tilus.lang.semantics.arithmetic import binary, convert, meet, select
 from tilus.lang.semantics.registry import implements
-from tilus.lang.semantics.shapes import operand_dtype, static_dtype, static_int, tile_type
+from tilus.lang.semantics.shapes import operand_dtype, static_bool, static_dtype, static_int, tile_type
 
 if TYPE_CHECKING:
     from tilus.lang.frontend.tracer import Tracer
@@ -131,6 +131,18 @@ def declare_unary(stub: Callable[..., Any], require: Callable[[str, DType], None
         return t.value(ops.Unary, name, x)
 
 
+def declare_fast(stub: Callable[..., Any]) -> None:
+    """Declare a function of a float that has a form of fewer instructions."""
+    name = stub.__name__
+
+    @implements(stub)
+    def unary(t: Tracer, x: Any, fast: Any) -> Any:
+        if is_number(x):
+            return stub(x)
+        require_float(name, operand_dtype(name, x))
+        return t.value(ops.Unary, f"fast_{name}" if static_bool("fast", fast) else name, x)
+
+
 def require_word(symbol: str, dtype: DType) -> None:
     """Allow integers of 32 and 64 bits."""
     require_integer(symbol, dtype)
@@ -141,11 +153,13 @@ def require_word(symbol: str, dtype: DType) -> None:
 
 
 for _stub in (
-    functions.exp, functions.exp2, functions.log, functions.log2, functions.sin, functions.cos, functions.tanh,
-    functions.erf, functions.sqrt, functions.rsqrt, functions.rcp, functions.floor, functions.ceil, functions.round,
+    functions.log, functions.log2, functions.sin, functions.cos, functions.tanh,
+    functions.erf, functions.sqrt, functions.rsqrt, functions.floor, functions.ceil, functions.round,
     functions.trunc, functions.isnan, functions.isinf,
 ):  # fmt: skip
     declare_unary(_stub, require_float)
+for _stub in (functions.exp, functions.exp2, functions.rcp):
+    declare_fast(_stub)
 for _stub in (functions.popcount, functions.clz, functions.ctz, functions.brev):
     declare_unary(_stub, require_word)
 

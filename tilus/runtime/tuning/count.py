@@ -72,6 +72,7 @@ _COSTLY: dict[str, tuple[tuple[str, float], ...]] = {
     "log2": (("special", 1),), "sin": (("special", 1), ("fma", 1)), "cos": (("special", 1), ("fma", 1)),
     "tanh": (("special", 1),), "sqrt": (("special", 1), ("fma", 2)), "rsqrt": (("special", 1),),
     "rcp": (("special", 1),), "div": (("special", 1), ("fma", 7)),
+    "fast_exp": (("special", 1),), "fast_exp2": (("special", 1),), "fast_rcp": (("special", 1),),
     "erf": (("special", 1), ("fma", 18)), "pow": (("special", 2), ("fma", 12)),
     "floordiv": (("special", 1), ("alu", 18)), "mod": (("special", 1), ("alu", 20)),
     "popcount": (("special", 1),), "clz": (("special", 1),), "ctz": (("special", 1), ("alu", 1)),
