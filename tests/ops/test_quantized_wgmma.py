@@ -32,8 +32,9 @@ from tilus.ops.quantized_wgmma import (
     stage_bytes,
     wgmma_schedule,
 )
-from tilus.ops.quantized_wgmma_call import bulk_readable, wgmma_call
+from tilus.ops.quantized_wgmma_call import wgmma_call
 from tilus.ops.quantized_wgmma_kernel import quantized_wgmma_kernel
+from tilus.ops.schedules import fits_bulk_copies
 from tilus.runtime.kernel import Kernel
 from tilus.simulator import Report
 
@@ -582,7 +583,7 @@ def test_without_warpgroups_there_is_no_schedule() -> None:
 def test_activations_that_bulk_copies_cannot_read(a: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """They are multiplied all the same, by the kernel that takes any."""
     monkeypatch.setenv("TILUS_SIMULATOR_TARGET", "sm_90a")
-    assert not bulk_readable(a)
+    assert not fits_bulk_copies(a)
     a[0 if a.stride(0) == 0 else slice(None)].normal_(generator=torch.Generator().manual_seed(0))
     weight = random_weight("uint4", 160, 72, 32)
     check_product(quantized_matmul(a, weight), a.double() @ weight.dequantize(), by_torch(a, weight))

@@ -25,8 +25,9 @@ from tilus.ops.quantized_kernel import quantized_matmul_kernel
 from tilus.ops.quantized_schedule import Schedule, WeightForm, choose, fits_deep, scales_late, stage_bytes
 from tilus.ops.quantized_tiles import looks_up
 from tilus.ops.quantized_wgmma import WgmmaSchedule, wgmma_schedule
-from tilus.ops.quantized_wgmma_call import bulk_readable, wgmma_call
+from tilus.ops.quantized_wgmma_call import wgmma_call
 from tilus.ops.scales import BYTES, scale_exponent
+from tilus.ops.schedules import fits_bulk_copies
 from tilus.ops.tokens import QuantizedTokens, quantize_tokens
 from tilus.ops.tuned import lookup, made_of
 from tilus.ops.weights import QuantizedWeight, interleave, operand_type
@@ -198,7 +199,7 @@ def call_of(
     )  # fmt: skip
     options = {
         **_fixed_options(schedule, form, target, k, rows.dtype, weight.result),
-        "bulk": target.has("tma") and bulk_readable(rows), "has_bias": bias is not None, "activation": activation,
+        "bulk": target.has("tma") and fits_bulk_copies(rows), "has_bias": bias is not None, "activation": activation,
         "gated": weight.gated,
     }  # fmt: skip
     if row_scale is not None:
@@ -291,7 +292,7 @@ def _multiply(
     target = target_of(rows)
     form = form_of(weight, rows)
     schedule: Schedule | WgmmaSchedule | None = None
-    bulk = bulk_readable(rows)
+    bulk = fits_bulk_copies(rows)
     by_block = row_scale is not None and row_scale.shape[0] > 1
     # What is known is known of whole devices; the simulator counts as one multiprocessor.
     if rows.device.type == "cuda" and not (weight.gated or by_block):

@@ -23,13 +23,8 @@ from tilus.ops.quantized_wgmma_kernel import quantized_wgmma_kernel
 from tilus.ops.quantized_wgmma_parts import ROW
 from tilus.ops.quantized_wgmma_sums_kernel import quantized_wgmma_sums_kernel, row_sums_kernel
 from tilus.ops.scales import scale_exponent
-from tilus.ops.schedules import BULK_BYTES, fits_bulk_copies
+from tilus.ops.schedules import BULK_BYTES
 from tilus.ops.weights import QuantizedWeight
-
-
-def bulk_readable(rows: torch.Tensor) -> bool:
-    """Tell whether bulk copies can read activations."""
-    return fits_bulk_copies(rows)
 
 
 def wgmma_call(

@@ -212,8 +212,9 @@ def apply_atomically(view: Any, index: Any, values: Any, compare: Any, function:
         # Few places, many lanes: a running reduction per place.
         for start, end in zip(starts, np.append(starts[1:], len(places))):
             lanes = order[start:end]
+            # Sums of integers wrap at their own width.
             chain = function.accumulate(
-                np.concatenate([view[places[start] : places[start] + 1], values[lanes]])
+                np.concatenate([view[places[start] : places[start] + 1], values[lanes]]), dtype=view.dtype
             )
             old[lanes] = chain[:-1]
             if chain[-1] != chain[0]:
