@@ -90,6 +90,8 @@ def hopper_grouped_block_scaled_kernel(
         with tilus.warps(4 * lane, warps // lanes, registers=232 if budget else 0):
             width = gcd(block_n, 1024 // out_dtype.bits)
             sc = tilus.shared(out_dtype, (1, height, block_n) if swap else (2, height, width))
+            # As in the product of one pair: the second consumer's stages stay in uniform registers.
+            tilus.sync()
             stage, phase, found = 0, 0, (0, 0)
             for tile in range(*tiles):
                 found, batch, row, column, expert, over = located(tile, found, space, how)

@@ -176,7 +176,7 @@ def hopper_matmul_kernel(
                 acc = tilus.dot_async(
                     operand(sa[stage][share], a_turned), operand(sb[stage], b_turned), out_dtype=acc_dtype
                 )
-                if not pingpong and consumer == 0 and consumers == 2 and length > stages:
+                if not pingpong and consumer == 0 and consumers > 1 and length > stages:
                     tilus.arrive(turn, index=1)
                 # Where the next tile lies is computed while the tensor cores are busy.
                 next_tile, _, _ = work_of(unit + every, own, whole, team, teams, shared_tiles, steps, stream)

@@ -211,23 +211,6 @@ class _Bulk(Lane):
         state.hazard(kind, message, self.instruction, int(lane))
         state.stop()
 
-    def slots_at(self, state: Any, lanes: Any, index: Any) -> Any:
-        """The mbarriers at byte indices of shared memory, which must be initialised."""
-        table = state.mbarriers
-        slots = table.slot(index)
-        missing = slots < 0
-        if not missing.any():
-            missing = ~table.valid[table.at(slots)]
-        if missing.any():
-            position = int(np.flatnonzero(missing)[0])
-            self.fail(
-                state,
-                lanes[position],
-                "mbarrier-misuse",
-                f"no mbarrier has been initialised at shared offset {int(index[position] % state.memory.stride):#x}",
-            )
-        return slots
-
 
 class BulkLoad(_Bulk):
     """Global (or own shared) memory to shared memory, completing at an mbarrier."""
@@ -275,7 +258,7 @@ class BulkLoad(_Bulk):
             barrier_blocks = blocks
         state.check_running(self.instruction, lanes[which], blocks)
         stride = state.memory.stride
-        slots = self.slots_at(state, lanes[which], barrier_blocks * stride + (barrier & _OFFSET)[which])
+        slots = state.mbarriers.find(self, lanes[which], barrier_blocks * stride + (barrier & _OFFSET)[which])
         values, offsets, sizes = self.source.fetch(self, state, sel, target & _OFFSET)
         if int(offsets.max(initial=0)) + CHUNK > state.memory.shared_bytes:
             self.fail(

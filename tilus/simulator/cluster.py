@@ -100,7 +100,7 @@ class AsyncStore(_Bulk):
     def execute(self, state: Any, sel: Selection) -> None:
         index = shared_operand(self, state, sel, self.address.get(state, sel), self.generic, self.width)
         barrier = shared_operand(self, state, sel, self.barrier.get(state, sel), self.generic, 8)
-        slots = self.slots_at(state, sel.index, barrier)
+        slots = state.mbarriers.find(self, sel.index, barrier)
         values = np.empty((sel.n, self.count), self.element.dtype)
         for position, source in enumerate(self.sources):
             values[:, position] = source.get(state, sel)

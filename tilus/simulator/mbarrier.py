@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .decoder import AddressSource, Decoder
+from .hazards import place_of
 from .operands import Sink
 from .operations import Control, Lane, Map, Operation
 from .order import latest
@@ -20,6 +21,7 @@ from .types import BITS_OF_WIDTH, TYPES
 
 _MAX_COUNT = (1 << 20) - 1
 _PATIENCE = 3
+_COLUMNS = ("expected", "pending", "transactions", "phase", "valid", "owner", "since", "ordered")
 B64 = TYPES["b64"]
 
 
@@ -35,6 +37,11 @@ class BarrierTable:
         self.transactions = np.zeros((blocks, 0), np.int64)
         self.phase = np.zeros((blocks, 0), np.int64)
         self.valid = np.zeros((blocks, 0), bool)
+        # Which lane initialised an object and when, and which warps of the cluster this happened before for certain.
+        self.owner = np.zeros((blocks, 0), np.int64)
+        self.since = np.zeros((blocks, 0), np.int64)
+        self.ordered = np.zeros((blocks, 0, state.engine.cluster_size * state.warps), bool)
+        self.all_ordered = True
         # What completed phases hand to those who wait, and what the running phase has collected so far.
         self.clock: dict[int, Any] = {}
         self.collecting: dict[int, Any] = {}
@@ -49,9 +56,10 @@ class BarrierTable:
             found = self.column.get(int(offset))
             if found is None and create:
                 found = self.column[int(offset)] = len(self.column)
-                for name in ("expected", "pending", "transactions", "phase", "valid"):
+                for name in _COLUMNS:
                     old = getattr(self, name)
-                    setattr(self, name, np.concatenate([old, np.zeros((len(old), 1), old.dtype)], axis=1))
+                    new = np.zeros((len(old), 1, *old.shape[2:]), old.dtype)
+                    setattr(self, name, np.concatenate([old, new], axis=1))
             columns[offsets == offset] = -1 if found is None else found
         del blocks
         return np.where(columns < 0, -1, columns + (index // stride) * (1 << 16))
@@ -61,9 +69,74 @@ class BarrierTable:
         """Slots as an index into the tables."""
         return slots >> 16, slots & 0xFFFF
 
-    def initialise(self, slots: Any, counts: Any) -> None:
+    def find(self, operation: Any, lanes: Any, index: Any) -> Any:
+        """Slots of the objects that lanes use, which must be initialised, at byte indices of shared memory."""
+        state = self.state
+        slots = self.slot(index)
+        missing = slots < 0
+        if not missing.any():
+            missing = ~self.valid[self.at(slots)]
+        if missing.any():
+            position = int(np.flatnonzero(missing)[0])
+            offset = int(index[position] % state.memory.stride)
+            state.hazard(
+                "mbarrier-misuse",
+                f"no mbarrier has been initialised at shared offset {offset:#x}",
+                operation.instruction,
+                int(lanes[position]),
+                offset,
+            )
+            state.stop()
+        if not self.all_ordered:
+            self._check_order(operation, lanes, index, self.at(slots))
+        return slots
+
+    def _check_order(self, operation: Any, lanes: Any, index: Any, at: Any) -> None:
+        """Report uses by threads that nothing orders after the initialisation, once for each object and warp."""
+        state = self.state
+        agents = state.order.agent[lanes >> 5]
+        if self.ordered[(*at, agents)].all():
+            return
+        self._refresh_order()
+        bad = ~self.ordered[(*at, agents)] & (lanes != self.owner[at])
+        if not bad.any():
+            return
+        position = int(np.flatnonzero(bad)[0])
+        offset = int(index[position] % state.memory.stride)
+        where = at[0][position], at[1][position]
+        owner = int(self.owner[where])
+        name = f"thread {state.thread_coordinates(int(state.thread_of_lane[owner]))}"
+        if state.engine.cluster_size > 1:
+            name += f" of cluster block {int(where[0]) % state.engine.cluster_size}"
+        state.hazard(
+            "mbarrier-misuse",
+            f"uses the mbarrier at shared offset {offset:#x} that {name} initialised"
+            f"{place_of(state.engine.instruction_at(int(self.since[where])))} with nothing ordering the two; a barrier "
+            "belongs between (for other blocks barrier.cluster, after fence.mbarrier_init where it is relaxed)",
+            operation.instruction,
+            int(lanes[position]),
+            offset,
+        )
+        self.ordered[at[0][bad], at[1][bad], agents[bad]] = True
+
+    def _refresh_order(self) -> None:
+        """Find the warps that know of each initialisation by now; what they have learnt they keep."""
+        state, order = self.state, self.state.order
+        blocks, columns = np.nonzero(self.valid & ~self.ordered.all(axis=2))
+        rank, warp = np.divmod(np.arange(self.ordered.shape[2]), state.warps)
+        size = state.engine.cluster_size
+        rows = warp * state.block_count + (blocks // size * size)[:, None] + rank
+        owner = order.agent[self.owner[blocks, columns] >> 5][:, None]
+        self.ordered[blocks, columns] |= order.knows(rows, owner) >= self.since[blocks, columns][:, None]
+        self.all_ordered = bool(self.ordered[self.valid].all())
+
+    def initialise(self, slots: Any, counts: Any, lanes: Any, instruction: Any) -> None:
         """``mbarrier.init``."""
         at = self.at(slots)
+        if self.state.races is not None:
+            self.owner[at] = lanes
+            self.since[at] = self.state.engine.tick(instruction)
+            self.ordered[at] = self.all_ordered = False
         self.expected[at] = counts
         self.pending[at] = counts
         self.transactions[at] = 0
@@ -137,24 +210,7 @@ class _MbarrierOperation(Lane):
 
     def slots(self, state: Any, sel: Selection) -> Any:
         """Slots of initialised objects."""
-        index = self.index(state, sel)
-        table = state.mbarriers
-        slots = table.slot(index)
-        missing = slots < 0
-        if not missing.any():
-            missing = ~table.valid[table.at(slots)]
-        if missing.any():
-            lane = int(sel.index[np.flatnonzero(missing)[0]])
-            offset = int(index[np.flatnonzero(missing)[0]] % state.memory.stride)
-            state.hazard(
-                "mbarrier-misuse",
-                f"no mbarrier has been initialised at shared offset {offset:#x}",
-                self.instruction,
-                lane,
-                offset,
-            )
-            state.stop()
-        return slots
+        return state.mbarriers.find(self, sel.index, self.index(state, sel))
 
 
 def shared_operand(access: Any, state: Any, sel: Selection, address: Any, generic: bool, width: int) -> Any:
@@ -206,7 +262,7 @@ class Initialise(_MbarrierOperation):
             state.races.write(self, sel, index, 8, view, index >> 3, counts.astype(np.uint64))
             self.strong = True
         state.memory.shared_view(np.dtype(np.uint64), 1)[index >> 3] = _opaque(counts)
-        table.initialise(slots, counts)
+        table.initialise(slots, counts, sel.index, self.instruction)
 
 
 def _opaque(counts: Any) -> Any:
