@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -411,6 +412,14 @@ def test_the_assembler_spills_and_serialises_nothing(
     assert made.resources.spill_stores == made.resources.spill_loads == made.resources.stack == 0
     assert made.resources.warnings == ()
     assert made.ptx.count("wgmma.mma_async") == 8
+    if group > 0:
+        # While the second half of the columns is multiplied, the first half's sums are scaled.
+        between = re.findall(
+            r"wait_group\.sync\.aligned 1;(.*?)wait_group\.sync\.aligned 0;", made.ptx, re.DOTALL
+        )
+        assert between
+        for text in between:
+            assert len(re.findall(r"\b(?:fma|mul|add)\.(?:rn\.)?f32\b", text)) >= tile.block_m // 2
     # Operands of mixed signedness came with PTX ISA 8.4.
     assert f".version {'8.4' if source.kind == 'uint' else '8.0'}" in made.ptx
 

@@ -323,10 +323,15 @@ def place(tile, rows, columns, group):
 
 @tilus.inline
 def place_here(tile, rows, columns, group):
-    """Do what `place` does, here: the compiler would move divisions out of loops, or to where results are used."""
-    tile = tilus.inline_ptx("mov.b32 $0, $1;", (tile,), int32, volatile=True)
-    batch, row, column = place(tile, rows, columns, group)
-    return batch, row, tilus.inline_ptx("mov.b32 $0, $1;", (column,), int32, volatile=True)
+    """Do what `place` does, with its divisions where this stands."""
+    batch, row, column = place(here(tile), rows, columns, group)
+    return batch, row, here(column)
+
+
+@tilus.inline
+def here(x):
+    """Return x, computed where this stands: the compiler would move it out of a loop, or behind a wait to its use."""
+    return tilus.inline_ptx("mov.b32 $0, $1;", (x,), x.dtype, volatile=True)
 
 
 @tilus.inline

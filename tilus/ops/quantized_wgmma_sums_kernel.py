@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tilus
 from tilus import Tensor, constexpr, float32, int32, uint8
-from tilus.ops.hopper_matmul_kernel import release
+from tilus.ops.hopper_matmul_kernel import here, release
 from tilus.ops.prepack import UNIT_K, UNIT_N
 from tilus.ops.quantized_parts import finished
 from tilus.ops.quantized_wgmma_parts import (
@@ -147,6 +147,7 @@ def quantized_wgmma_sums_kernel(
                         acc = acc + promoted(
                             one, 0, scales, zeros, of_rows, of_sums, by_group, sums, by_block
                         )
+                        acc = here(acc)
                         two = tilus.dot_wait(two)
                         other = other + promoted(
                             two, 1, scales, zeros, of_rows, of_sums, by_group, sums, by_block
