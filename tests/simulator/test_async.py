@@ -61,6 +61,34 @@ def test_a_relaxed_arrival_orders_nothing() -> None:
     assert report.hazards[0].ptx_line == line_of("ld.shared.u32 %v", body)
 
 
+@pytest.mark.parametrize(
+    ("before", "arrives", "waits", "after", "ordered"),
+    [
+        (
+            "fence.release.sync_restrict::shared::cta.cluster;",
+            "relaxed",
+            "relaxed",
+            "fence.acquire.sync_restrict::shared::cluster.cluster;",
+            True,
+        ),
+        ("fence.acq_rel.cluster;", "relaxed", "acquire", "", True),
+        ("", "release", "relaxed", "fence.acq_rel.cluster;", True),
+        ("fence.acq_rel.cluster;", "relaxed", "relaxed", "", False),
+        ("", "relaxed", "relaxed", "fence.acq_rel.cluster;", False),
+        ("", "release", "relaxed", "", False),
+    ],
+)
+def test_fences_around_relaxed_arrivals_and_waits(
+    before: str, arrives: str, waits: str, after: str, ordered: bool
+) -> None:
+    body = EXCHANGE.format(arrive=f"{before} mbarrier.arrive.{arrives}.cluster.shared::cta.b64 %tok, [%bar];")
+    body = body.replace("try_wait.parity", f"try_wait.parity.{waits}.cluster")
+    body = body.replace("xor.b32", f"{after}\nxor.b32")
+    report, out = run(body)
+    assert kinds(report) == ([] if ordered else ["shared-race"])
+    assert out[:128].tolist() == [t ^ 64 for t in range(128)]
+
+
 def test_tokens_phases_and_pending_counts() -> None:
     body = f"""{BEGIN} .reg .b64 %old; .reg .b32 %n<6>;
     mbarrier.init.shared::cta.b64 [%bar], 3;

@@ -19,7 +19,7 @@ KINDS: dict[str, str] = {
     "missing-wgmma-fence": "registers of a `wgmma` are touched without `wgmma.fence` or before `wgmma.wait_group`",
     "barrier-divergence": "threads of a warp disagree on a warp-wide or aligned barrier instruction",
     "barrier-count": "a barrier's thread count is no multiple of 32, differs among its participants, or can't be met",
-    "mbarrier-misuse": "an mbarrier is used uninitialised, overwritten, over-arrived or with an impossible count",
+    "mbarrier-misuse": "an mbarrier is used with no init ordered before, overwritten, over-arrived or miscounted",
     "deadlock": "no warp can go on",
     "setmaxnreg": "a register count or a pairing that the instruction does not allow",
     "illegal-descriptor": "a matrix descriptor, tensor map or bulk-copy operand that the hardware rejects",

@@ -316,7 +316,7 @@ class Arrive(_MbarrierOperation):
             number = np.ones(sel.n, np.int64)
         if not self.arrives:
             return
-        if state.order is not None and self.semantics == "release":
+        if state.order is not None:
             self._release(state, sel, table, slots)
         if self.drop:
             np.subtract.at(table.expected, at, number)
@@ -334,9 +334,15 @@ class Arrive(_MbarrierOperation):
             state.stop()
 
     def _release(self, state: Any, sel: Selection, table: Any, slots: Any) -> None:
-        rows = sel.index >> 5
+        rows, order = sel.index >> 5, state.order
         for slot in np.unique(slots):
-            table.collect(int(slot), state.order.snapshot(np.unique(rows[slots == slot])))
+            mine = np.unique(rows[slots == slot])
+            if self.semantics == "release":
+                table.collect(int(slot), order.snapshot(mine))
+                continue
+            for row in mine.tolist():
+                if row in order.released:
+                    table.collect(int(slot), order.released[row].local)
 
     def _arrive(self, state: Any, sel: Selection, table: Any, slots: Any, number: Any) -> None:
         unique, inverse = np.unique(slots, return_inverse=True)
@@ -431,7 +437,7 @@ class Wait(Control):
             return None
         if done.any():
             engine.counters.barrier(self.instruction, len(np.unique(sel.index[done] >> 5)))
-        if done.any() and self.acquire and state.order is not None:
+        if done.any() and state.order is not None:
             self._acquire(state, sel, table, slots, done)
         self.writes[0].put(state, sel, done)
         if not done.all():
@@ -471,6 +477,9 @@ class Wait(Control):
             if clock is not None:
                 mine = np.unique(rows[done & (slots == slot)])
                 fresh = mine[state.order.cluster[mine] == int(slot >> 16) // state.engine.cluster_size]
+                if not self.acquire:
+                    state.order.hear(fresh, clock)
+                    continue
                 state.order.learn(fresh, clock)
                 state.order.own[fresh] = state.engine.tick()
 

@@ -85,6 +85,8 @@ class Order:
         self.released: dict[int, Payload] = {}
         self.acquired: dict[int, dict[Payload, None]] = {}
         self.taken: dict[int, set[Payload]] = {}
+        # What relaxed waits for mbarriers saw, for the next fence to take in.
+        self.heard: dict[int, Any] = {}
         self.cluster_pending: dict[int, list[Any]] = {}
         self.cluster_done: dict[int, Any] = {}
         self.version = 0
@@ -314,6 +316,16 @@ class Order:
         for row in sel.warps:
             for payload in self.acquired.pop(int(row), ()):
                 self.take(int(row), payload)
+            clock = self.heard.pop(int(row), None)
+            if clock is not None:
+                self.learn(np.array([row]), clock)
+                self.own[row] = max(self.own[row], clock[0, self.agent[row]])
+
+    def hear(self, rows: Any, clock: Any) -> None:
+        """Rows see the end of an mbarrier's phase without acquiring what it hands on."""
+        for row in rows.tolist():
+            old = self.heard.get(row)
+            self.heard[row] = clock if old is None else latest(old, clock)
 
     def proxy_fence(self, sel: Selection, proxy: str) -> None:
         """Makes what the warp knows visible to the asynchronous proxy."""
