@@ -258,6 +258,8 @@ def from_fp8(
         What values are multiplied with ("weight_scale", or DeepSeek's "weight_scale_inv").
     scale_dtype : torch.dtype
         float16 or bfloat16, of the activations; scales that differ are rounded to it.
+    activations : torch.dtype, optional
+        float8_e4m3fn for activations of 8 bits too; see `quantize`.
     """
     if weight.dtype not in FP8:
         raise TypeMismatch(f"from_fp8 takes float8_e4m3fn or float8_e5m2, not {weight.dtype}")
