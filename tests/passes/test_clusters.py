@@ -96,7 +96,10 @@ def test_barriers_are_made_before_others_use_them():
 def test_without_them_the_simulator_finds_that_a_block_has_ended():
     flag, out = np.zeros(1, np.int32), np.zeros(2, np.int32)
     kernel = d.trace(greet, flag, out, late=True)
-    assert hazards_without(kernel, [flag, out], "synchronise-clusters") == {"mbarrier-misuse", "out-of-bounds"}
+    assert hazards_without(kernel, [flag, out], "synchronise-clusters") == {
+        "mbarrier-misuse",
+        "out-of-bounds",
+    }
     flag[:] = 0
     assert hazards_without(kernel, [flag, out]) == set()
     assert out.tolist() == [5, 6]
