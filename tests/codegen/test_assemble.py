@@ -14,7 +14,7 @@ from tilus.cli.inspect import disassemble, find_disassembler
 from tilus.codegen import assemble as assembler
 from tilus.codegen.assemble import parse_resources
 from tilus.codegen.target import target
-from tilus.errors import TilusError
+from tilus.errors import CompileError, TilusError
 
 TARGET = "sm_90a"
 ROOT = Path(__file__).resolve().parents[2]
@@ -212,6 +212,9 @@ def test_ptxas_is_the_one_that_is_named_then_a_packages_then_the_paths(monkeypat
         (place / program).unlink()
         monkeypatch.delenv("TILUS_PTXAS", raising=False)
     assert find() is None
+    monkeypatch.setenv("TILUS_PTXAS", str(places[0] / program))
+    with pytest.raises(CompileError, match=r"TILUS_PTXAS names .*, which is no file"):
+        find()
 
 
 @needs_assembler

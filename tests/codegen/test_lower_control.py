@@ -7,7 +7,7 @@ import pytest
 
 import tilus.lang as tilus
 from tests.codegen import differential as d
-from tilus.dtypes import bfloat16, boolean, float16, float32, float64, int8, int16, int32, int64, uint4
+from tilus.dtypes import bfloat16, boolean, float16, float32, float64, int8, int16, int32, int64, uint4, uint32
 from tilus.errors import ResourceExceeded
 from tilus.lang import Tensor, constexpr
 
@@ -70,6 +70,53 @@ def test_ranges_up_and_down(step):
         for i in range(start, stop, step):
             expected = expected * 3 + i
         assert made.arrays[0][2] == expected
+
+
+def far(out: Tensor[int32, "n"], start: int32, stop: int32, *, step: constexpr):
+    tilus.grid(1, warps=1)
+    count = 0
+    for i in range(start, stop, step):
+        count += 1 + i % 2
+    tilus.store(out, count, 0)
+    if start == 0:
+        count = 0
+        for i in range(0, stop, step):
+            count += 1 + i % 2
+        tilus.store(out, count, 1)
+    count = 0
+    for i in range(start, stop, tilus.grid_dim(0) * step):
+        count += 1 + i % 2
+    tilus.store(out, count, 2)
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "step"),
+    [
+        (0, 2**31 - 1, 2**28),
+        (0, 2**31 - 1, 2**29 + 1),
+        (-5, 2**31 - 3, 2**28 + 3),
+        (2**31 - 100, 2**31 - 1, 30),
+        (0, -7, 5),
+        (9, -7, 5),
+    ],
+)
+def test_a_loop_ends_where_a_step_leads_beyond_the_largest_number(start, stop, step):
+    made = d.run(far, np.zeros(3, np.int32), start, stop, step=step)
+    count = sum(1 + i % 2 for i in range(start, stop, step))
+    assert made.arrays[0].tolist() == [count, count if start == 0 else 0, count]
+
+
+def without_sign(out: Tensor[int32, "n"], stop: uint32):
+    tilus.grid(1, warps=1)
+    count = 0
+    for i in range(tilus.cast(7, uint32), stop, tilus.cast(2**28, uint32)):
+        count += (i % 2).to(int32)
+    tilus.store(out, count, 0)
+
+
+def test_ranges_of_unsigned_integers_go_beyond_the_largest_signed_one():
+    made = d.run(without_sign, np.zeros(1, np.int32), 3_000_000_000)
+    assert made.arrays[0].tolist() == [len(range(7, 3_000_000_000, 2**28))]
 
 
 def carried(a: Tensor["dtype", "m n"], out: Tensor["dtype", "k n"], steps: int32, *, dtype: constexpr):

@@ -233,6 +233,67 @@ def test_gather_and_scatter(dtype):
     np.testing.assert_array_equal(made.arrays[5], expected)
 
 
+def rows_by_index(
+    a: Tensor["dtype", "m n"], rows: Tensor[int64, "k"], out: Tensor["dtype", "k n"], back: Tensor["dtype", "m n"],
+    shift: int32, *, dtype: constexpr, by_shift: constexpr,
+):  # fmt: skip
+    (k,) = rows.shape
+    tilus.grid(tilus.cdiv(k, 8), warps=2)
+    start = tilus.block_id() * 8
+    i = tilus.load(rows, start, 8)[:, None]
+    j = tilus.arange(128)[None, :] + (shift if by_shift else 16 * shift)
+    known = (start + tilus.arange(8) < k)[:, None]
+    x = tilus.load(a, indices=(i, j), mask=known)
+    tilus.store(out, x, indices=((start + tilus.arange(8))[:, None], j))
+    tilus.store(back, x, indices=(i, j), mask=known)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "columns", "shift", "by_shift", "width"),
+    [
+        (float16, 112, 0, False, 16),
+        (float16, 112, 1, False, 16),
+        (float16, 112, -1, False, 16),
+        (float16, 112, 8, True, 2),
+        (float16, 100, 0, False, 8),
+        (float32, 128, 0, False, 16),
+        (int8, 128, 0, False, 16),
+        (int64, 33, 0, False, 8),
+        (boolean, 128, 1, False, 16),
+    ],
+)
+def test_rows_by_their_index_move_in_vectors_side_by_side(dtype, columns, shift, by_shift, width):
+    a = d.random(dtype, 20, columns)
+    rows = np.array([3, 19, 0, -1, 7, 20, 2**33 + 1, 11, 5, 6, 18], np.int64)
+    zeros = np.zeros((11, columns), a.dtype)
+    made = d.run(
+        rows_by_index, a, rows, zeros, np.zeros_like(a), shift, dtype=dtype, by_shift=by_shift, target="sm_80"
+    )
+    inside = (rows >= 0) & (rows < 20)
+    expected = np.where(inside[:, None], a[rows % 20], np.zeros(1, a.dtype))
+    first = shift if by_shift else 16 * shift
+    expected[:, : max(0, first)] = 0
+    expected[:, max(0, 128 + first) :] = 0
+    np.testing.assert_array_equal(made.arrays[2], expected)
+    assert width in accesses(made, "ld")
+    assert accesses(made, "st") == {width}
+    counters = made.report.counters
+    # Threads side by side take what lies side by side.
+    assert counters["global_store_sectors"] <= 1.5 * counters["global_store_sectors_ideal"]
+
+
+def bags(a: Tensor[float16, "m 64"], rows: Tensor[int32, "k"], out: Tensor[float32, "bags 64"]):
+    tilus.grid(1, warps=4)
+    i, j = tilus.load(rows, 0, 16)[:, None], tilus.arange(64)[None, :]
+    tilus.atomic_add(out, tilus.load(a, indices=(i, j)).to(float32), indices=(i // 4, j))
+
+
+def test_atomics_by_index_are_spread_over_the_threads_as_memory_is():
+    rows = np.random.default_rng(3).permutation(16).astype(np.int32)
+    made = d.run(bags, d.random(float16, 16, 64), rows, np.zeros((4, 64), np.float32), target="sm_80")
+    assert made.count("atom.relaxed") == 16 * 64 // 128
+
+
 def raw(p: Pointer[float32], q: Pointer[float32], n: int32, stride: int64):
     tilus.grid(tilus.cdiv(n, 32), warps=1)
     i = tilus.block_id(0) * 32

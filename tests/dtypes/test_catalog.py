@@ -187,6 +187,15 @@ def test_an_unknown_name_gets_the_nearest_one(name: str, near: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "theirs", [np.dtype(object), np.dtype("U3"), np.dtype("datetime64[s]"), np.dtype([("a", "f4")])], ids=str
+)
+def test_a_type_that_is_like_none_gets_no_hint(theirs: object) -> None:
+    with pytest.raises(ValueError, match=r"there is no dtype named .*: tilus has booleans") as caught:
+        dtype(theirs)
+    assert "did you mean" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("theirs", "ours"),
     [
         *(

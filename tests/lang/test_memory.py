@@ -149,6 +149,23 @@ def test_tensors_are_made_of_pointers(execute, static):
     assert (view.dims, view.steps) == (((4, 3) if static else (None, 3)), (3, 1))
 
 
+def more_than_32_bits_count(
+    p: Pointer[float32], out: Tensor[float32, "n"], sizes: Tensor[int64, "m"], n: int64
+):
+    tilus.grid(1)
+    again = tilus.view(p, float32, (2, n), (1, 0))
+    tilus.store(sizes, again.shape[1], 0)
+    places = n - 2 + tilus.cast(tilus.arange(4), int64)
+    tilus.store(out, tilus.load(again, indices=(1, places), other=9), 0)
+
+
+def test_an_extent_may_have_64_bits(execute):
+    out, sizes = np.zeros(4, np.float32), np.zeros(1, np.int64)
+    execute(more_than_32_bits_count, np.array([3.0, 5.0], np.float32), out, sizes, (1 << 32) + 1)
+    assert out.tolist() == [5, 5, 9, 9]
+    assert sizes.tolist() == [(1 << 32) + 1]
+
+
 def seen_as_integers(p: Pointer[float32], out: Tensor[int32, "n"]):
     tilus.grid(1)
     bits = tilus.view(p, int32, (2,))

@@ -1,11 +1,14 @@
 """What a kernel says about itself: its parameters, its default types, its fingerprint, and places in its source."""
 
+import collections
 import functools
 import importlib.util
 import inspect
 import math
+import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -287,6 +290,26 @@ def test_a_fingerprint_tells_constexpr_values_apart():
     found = [source.fingerprint({"d": value}) for value in values]
     assert len(set(found)) == len(values)
     assert found == [source.fingerprint({"d": value}) for value in values]
+
+
+def returning(number: int):
+    return lambda: number
+
+
+def test_a_fingerprint_tells_objects_apart_that_python_shows_alike():
+    torch = pytest.importorskip("torch")
+    pairs = [
+        (torch.tensor([1.00001]), torch.tensor([1.00002])),
+        (torch.arange(3000), torch.arange(3000) * (torch.arange(3000) != 1500)),
+        (torch.tensor(1.0, dtype=torch.bfloat16), torch.tensor(1.0078125, dtype=torch.bfloat16)),
+        (collections.deque([returning(1)]), collections.deque([returning(2)])),
+        (types.MappingProxyType({"f": returning(1)}), types.MappingProxyType({"f": returning(2)})),
+        (re.compile("a" * 300 + "b"), re.compile("a" * 300 + "c")),
+    ]
+    source = KernelSource(documented)
+    found = [source.fingerprint({"d": value}) for pair in pairs for value in pair]
+    assert len(set(found)) == len(found)
+    assert found == [source.fingerprint({"d": value}) for pair in pairs for value in pair]
 
 
 POSTPONED = """

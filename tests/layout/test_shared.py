@@ -249,10 +249,22 @@ def test_windows_of_tiles_follow_the_tiles() -> None:
     layout = row_major(2, 2) * row_major(4, 4)
     assert layout.window((4, 4), (4, 4)) == (48, row_major(4, 4))
     assert layout.window((0, 4), (8, 2)) == (16, layout.window((0, 0), (8, 2))[1])
-    with pytest.raises(LayoutError, match=r"a window of 3 at 0 along dimension 0 cuts the digits"):
-        layout.window((0, 0), (3, 4))
+    assert layout.window((5, 0), (3, 4)) == (36, strided((3, 4), (4, 1)))
+    with pytest.raises(LayoutError, match=r"a window of 3 at 2 along dimension 0 cuts the digits"):
+        layout.window((2, 0), (3, 4))
+    with pytest.raises(LayoutError, match=r"a window of 6 at 0 along dimension 0 cuts the digits"):
+        layout.window((0, 0), (6, 4))
     with pytest.raises(LayoutError, match=r"a window of 4 at 2 along dimension 0 cuts the digits"):
         layout.window((2, 0), (4, 4))
+
+
+def test_a_window_may_take_any_number_of_spans_of_a_swizzled_tile() -> None:
+    """As the 512 values among the 576 numbers of a key of latent attention."""
+    layout = swizzled_row_major((32, 576), 16)
+    base, window = layout.window((0, 64), (32, 448))
+    assert base == 32 * 64
+    assert window.swizzle == layout.swizzle
+    assert all(base + window.offset((i, j)) == layout.offset((i, j + 64)) for i in range(32) for j in range(448))
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import torch
 
 from tilus import dtypes
 from tilus.codegen import TARGETS, target
+from tilus.ops import quantize, quantized_matmul
 from tilus.ops.few_rows import (
     MOST_ROWS,
+    block_bytes,
     candidates,
     estimate,
     few_rows_schedule,
@@ -19,8 +22,9 @@ from tilus.ops.few_rows import (
     step_instructions,
 )
 from tilus.ops.prepack import UNIT_K, UNIT_N
+from tilus.ops.quantized_matmul import call_of
 from tilus.ops.quantized_schedule import choose
-from tilus.ops.quantized_tiles import WeightForm, fits_deep, packed_cost, stage_bytes
+from tilus.ops.quantized_tiles import Schedule, WeightForm, fits_deep, packed_cost
 
 HOPPER, PROCESSORS = target("sm_90a"), 132
 # Columns and rows of the layers of Llama-3 8B and 70B and Qwen2.5-32B, and of the papers' matrix.
@@ -68,12 +72,42 @@ def test_every_shape_has_a_schedule_that_fits(name: str) -> None:
         form = WeightForm(dtypes.dtype(f"uint{bits}"), dtypes.float16, group, True)
         for processors in (1, 132):
             schedule = few_rows_schedule(m, n, k, form, machine, processors)
-            assert schedule.stages * stage_bytes(schedule, form) <= machine.shared_bytes
+            assert block_bytes(schedule, form, machine) <= machine.shared_bytes
             assert schedule.block_m >= m
             assert schedule.deep == 1 or fits_deep(group, k, schedule.deep)
             assert schedule.block_n % (UNIT_N * schedule.warps // schedule.deep) == 0
             assert schedule.splits == 1 or not schedule.blocks
             assert choose(m, n, k, form, machine, processors).schedule == schedule
+
+
+@pytest.mark.parametrize(
+    ("dtype", "group", "zero_point", "schedule"),
+    [
+        ("int8", 64, False, Schedule(block_n=256, stages=3, late=True)),
+        ("uint4", 128, True, Schedule(block_m=8, block_n=64, deep=2, stages=5, swap=True, late=True)),
+        ("int4", -1, False, Schedule(block_n=64, deep=4, stages=2, late=True)),
+        ("nf4", 64, False, Schedule(stages=3, late=True)),
+    ],
+)
+@pytest.mark.parametrize("name", ["sm_80", "sm_90a"])
+def test_a_block_has_the_shared_memory_that_is_counted(
+    dtype: str, group: int, zero_point: bool, schedule: Schedule, name: str
+) -> None:
+    machine = target(name)
+    weight = quantize(torch.randn(512, 256), dtype, group, zero_point=zero_point)
+    form = WeightForm(weight.dtype, dtypes.float16, group if group > 0 else 512, zero_point)
+    made = call_of(torch.randn(schedule.block_m, 512).half(), weight, schedule, machine)
+    taken = made.kernel.compile(*made.arguments, target=name, **made.options).shared_bytes
+    counted = block_bytes(schedule, form, machine)
+    assert counted - 8192 < taken <= counted
+
+
+def test_the_result_of_the_deepest_pipeline_has_room_too() -> None:
+    """With 8-bit weights and 256 columns, stages alone would fill the memory."""
+    torch.manual_seed(0)
+    weight, a = quantize(torch.randn(128, 192) / 11, "int8", 64), torch.randn(14, 128).half()
+    expected = a.double() @ weight.dequantize().double()
+    assert (quantized_matmul(a, weight).double() - expected).abs().max() < 2e-3 * expected.abs().max()
 
 
 def test_the_least_estimate_is_chosen() -> None:

@@ -96,6 +96,9 @@ def test_empty_results(a: tuple[int, ...], b: tuple[int, ...]) -> None:
 def test_a_sum_over_nothing_is_zero() -> None:
     found = matmul(torch.empty(4, 0).half(), torch.empty(0, 8).half())
     assert torch.equal(found, torch.zeros(4, 8).half())
+    # Slices of a matrix that has elements: torch gives them no address.
+    some = torch.ones(8, 8).half()
+    assert torch.equal(matmul(some[:4, 8:], some[8:], bias=some[0]), some[:4])
 
 
 ACTIVATIONS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from math import gcd
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tilus import dtypes
 from tilus.codegen import target
 from tilus.codegen.assemble import available, ptxas_path
 from tilus.errors import ShapeMismatch, TypeMismatch
+from tilus.lang.semantics.debug import StaticAssertionFailed
 from tilus.ops import matmul_block_scaled, quantize_blocks
 from tilus.ops.block_scaled_kernel import block_scaled_kernel, hopper_block_scaled_kernel
 from tilus.ops.schedules import (
@@ -104,7 +106,23 @@ def test_every_tile(monkeypatch: pytest.MonkeyPatch, block_m: int, block_n: int,
     check(block_m + 24, 2 * block_n + 40, 272)
 
 
-@pytest.mark.parametrize("tile", [(128, 192, 2), (128, 112, 2), (64, 80, 1)], ids=str)
+@pytest.mark.parametrize("tile", [(128, 192, 2), (128, 144, 2), (128, 112, 2)], ids=str)
+def test_tiles_that_begin_anywhere_in_a_block(
+    monkeypatch: pytest.MonkeyPatch, tile: tuple[int, int, int]
+) -> None:
+    """So many tiles that one of them begins at each place in a block of columns where any does."""
+    force(monkeypatch, *tile, blocks=2, stages=2)
+    check(24, 128 // gcd(tile[1], 128) * tile[1], 128)
+
+
+@pytest.mark.parametrize("block_n", [176, 208, 240])
+def test_tiles_that_may_lie_in_three_blocks_are_refused(block_n: int) -> None:
+    assert block_n not in {columns for _, columns, _ in BLOCK_SCALED_TILES}
+    with pytest.raises(StaticAssertionFailed):
+        hopper_block_scaled_kernel.compile(target="sm_90a", block_n=block_n, **E4M3)
+
+
+@pytest.mark.parametrize("tile", [(128, 256, 2), (128, 192, 2), (128, 112, 2), (64, 80, 1)], ids=str)
 def test_tiles_that_all_blocks_share(monkeypatch: pytest.MonkeyPatch, tile: tuple[int, int, int]) -> None:
     force(monkeypatch, *tile, blocks=3, stages=2, stream=True)
     check(tile[0] + 24, tile[1] + 40, 528)
@@ -220,7 +238,11 @@ E4M3: dict[str, Any] = dict(dtype=dtypes.float8_e4m3, b_dtype=dtypes.float8_e4m3
 MISTAKES = {
     "scales are freed before they are read": (
         "factors = tilus.load(ss[stage][lane][:block_m])\n",
-        "release(empty, stage, size)\n        factors = tilus.load(ss[stage][lane][:block_m])\n",
+        "release(empty, stage, size)\n                factors = tilus.load(ss[stage][lane][:block_m])\n",
+    ),
+    "scales of columns are freed before they are read": (
+        "product = tilus.dot_wait(product)\n",
+        "product = tilus.dot_wait(product)\n            scale = tilus.load(sw[(stage + 1) % stages][0:1])\n",
     ),
     "bytes of scales are not waited for": ("BLOCK + 4 * block_m", "BLOCK"),
     "a stage too few": ("tilus.shared(b_dtype, (stages, ", "tilus.shared(b_dtype, (stages - 1, "),
@@ -252,7 +274,7 @@ ASSEMBLES = pytest.mark.skipif(
 def without_the_next_tiles_place(loop: str) -> str:
     """Return a loop without what is skipped in all steps but one of a tile: its divisions, behind the products."""
     lines = loop.splitlines()
-    last = max(i for i, line in enumerate(lines) if "QGMMA" in line)
+    last = next(i for i, line in enumerate(lines) if "QGMMA" in line and "gsb0" in line)
     assert not any("MUFU" in line for line in lines[:last])
     branch = next(i for i in range(last, len(lines)) if "BRA" in lines[i])
     skipped = re.search(r"`\((\.L_x_\d+)\)", lines[branch])
@@ -265,7 +287,7 @@ def without_the_next_tiles_place(loop: str) -> str:
 @ASSEMBLES
 @pytest.mark.parametrize(
     ("block_m", "block_n", "consumers", "clusters"),
-    [*((*tile, 1) for tile in BLOCK_SCALED_TILES), (128, 192, 2, 2), (128, 176, 2, 2)],
+    [*((*tile, 1) for tile in BLOCK_SCALED_TILES), (128, 256, 2, 2), (128, 192, 2, 2)],
     ids=str,
 )
 def test_no_tile_spills(block_m: int, block_n: int, consumers: int, clusters: int) -> None:
@@ -281,10 +303,11 @@ def test_no_tile_spills(block_m: int, block_n: int, consumers: int, clusters: in
     assert made.resources.spill_stores == made.resources.spill_loads == made.resources.stack == 0
     assert made.resources.warnings == ()
     # Four steps of 32 along k from zero, then the scales; each consumer has a loop of its own.
-    assert made.ptx.count("wgmma.mma_async") == 4 * consumers
+    products = 4 * (2 if block_n == 256 else 1)
+    assert made.ptx.count("wgmma.mma_async") == products * consumers
     text = sass(made)
     loop = without_the_next_tiles_place(main_loop(text))
-    assert loop.count("QGMMA") == 4
+    assert loop.count("QGMMA") == products
     # Both consumers' descriptors and stages are in uniform registers, but for what there are too few of for wide tiles.
     assert loop.count("R2UR") <= 2
     additions = len(re.findall(r"\bFFMA\b", loop))
@@ -292,8 +315,10 @@ def test_no_tile_spills(block_m: int, block_n: int, consumers: int, clusters: in
     # The tensor cores of a multiprocessor's quarter take one consumer's step in so many cycles, in which a warp of
     # each consumer adds up the step before.
     cycles = block_m * block_n * 128 // PRODUCTS_PER_CYCLE
-    issued = consumers * len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", loop, re.MULTILINE))
-    assert consumers == 1 or issued < cycles
+    issued = len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", loop, re.MULTILINE))
+    assert consumers == 1 or consumers * issued < cycles
+    # Waits, arrivals, the next descriptors and three loads of scales.
+    assert issued - additions - products <= 65
 
 
 @ASSEMBLES

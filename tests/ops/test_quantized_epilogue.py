@@ -114,6 +114,13 @@ def test_the_scales_of_a_pair_meet_in_one_power_of_two() -> None:
     assert torch.equal(pair.dequantize(), torch.cat([gate.dequantize(), up.dequantize()], dim=1))
 
 
+@pytest.mark.parametrize("factors", [(0.37, 0.37), (0.1, 0.2), (0.0, 0.0), (-0.3, -0.3)])
+def test_a_pair_keeps_a_factor_that_is_no_power_of_two(factors: tuple[float, float]) -> None:
+    gate, up = (replace(weight_of(64, 16, seed), alpha=x) for seed, x in enumerate(factors))
+    pair = gated_pair(gate, up)
+    assert torch.equal(pair.dequantize(), torch.cat([gate.dequantize(), up.dequantize()], dim=1))
+
+
 def test_columns_of_a_pair_take_turns_of_eight() -> None:
     gate, up = torch.arange(16.0), torch.arange(16.0) + 100
     order = interleave(gate, up)

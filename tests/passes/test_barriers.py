@@ -71,11 +71,11 @@ def written(a: Tensor[float32, "m n"], out: Tensor[float32, "m n"]):
     tilus.store(s, tilus.load(a, (0, 0), (64, 16), layout=ROWS))
     tilus.sync()
     tilus.store(out, tilus.load(s, layout=COLUMNS), (0, 0))
-    tilus.store(out, tilus.load(s, layout=ROWS), (0, 0))
+    tilus.store(out, tilus.load(s, layout=ROWS), (64, 0))
 
 
 def test_the_users_own_is_not_doubled_and_loads_need_none_between_them():
-    a = d.random(float32, 64, 16)
+    a = d.random(float32, 128, 16)
     check(written, "store sync load load", a, np.zeros_like(a))
 
 

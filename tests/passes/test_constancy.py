@@ -18,7 +18,8 @@ PARAMS = "%n: i32, %a: global<i32, [m:1, 48], [k:16, 1]>"
 
 def runs(body: str) -> dict[str, tuple[int, ...]]:
     kernel = make(body, PARAMS)
-    return {v.name: r for v, r in constancy(kernel, facts(kernel).divisors).items() if v.name}
+    found = constancy(kernel, facts(kernel).divisors)
+    return {v.name: tuple(a.constant for a in r.along) for v, r in found.items() if v.name}
 
 
 def test_a_bound_that_is_a_multiple_leaves_whole_vectors():
@@ -117,9 +118,13 @@ def test_runs_are_equal_in_every_run(program: tuple[str, list[int]], factor: int
         for value in op.results:
             if isinstance(value.type, RegisterType):
                 array = np.asarray(block.values[value])
-                for axis, run in enumerate(found[value]):
-                    assert array.shape[axis] % run == 0
-                    parts = np.moveaxis(array, axis, -1).reshape(-1, run)
+                for axis, along in enumerate(found[value].along):
+                    assert array.shape[axis] % along.constant == 0 == array.shape[axis] % along.rising
+                    parts = np.moveaxis(array, axis, -1).reshape(-1, along.constant)
                     assert (parts == parts[:, :1]).all()
-                    checked += run > 1
+                    rising = np.moveaxis(array, axis, -1).reshape(-1, along.rising)
+                    if along.rising > 1:
+                        assert (rising == rising[:, :1] + np.arange(along.rising)).all()
+                        assert (rising[:, 0] % along.rising == 0).all()
+                    checked += along.constant > 1
     assert checked

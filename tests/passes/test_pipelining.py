@@ -213,7 +213,7 @@ def test_a_loop_over_wide_integers():
     d.run(wide_index, a, np.zeros((4, 32), np.float32), 5, rtol=1e-6)
 
 
-def one_stage(a: Tensor[float32, "m n"], *, fault: constexpr):
+def one_stage(a: Tensor[float32, "m n"], out: Tensor[float32, "m n"], *, fault: constexpr):
     tilus.grid(1, warps=1)
     outside = tilus.shared(float32, (4, 32))
     for i in tilus.pipeline(range(4), stages=2):
@@ -230,13 +230,17 @@ def one_stage(a: Tensor[float32, "m n"], *, fault: constexpr):
             if i > 1:
                 tilus.copy_async(s, a, (4 * i, 0))
         elif fault == "memory":
-            tilus.copy_async(s, a, (tilus.cast(tilus.load(a, (i, 0)), int32), 0))
+            tilus.copy_async(s, a, (tilus.cast(tilus.load(out, (i, 0)), int32), 0))
         elif fault == "alias":
-            same = tilus.view(a.ptr + 64, float32, (4, 32))
+            same = tilus.view(out.ptr + 64, float32, (4, 32))
             tilus.copy_async(s, a, (tilus.cast(tilus.load(same, (i, 0)), int32), 0))
+        elif fault == "source":
+            tilus.copy_async(s, out, (4 * i, 0))
+        elif fault == "moved source":
+            tilus.copy_async(s, tilus.view(tilus.assume(out.ptr + 32, 16), float32, (15, 32)), (4 * i, 0))
         elif fault == "shared":
             tilus.copy_async(s, a, (tilus.cast(tilus.max(tilus.load(outside)), int32), 0))
-        tilus.store(a, tilus.load(s), (0, 0))
+        tilus.store(out, tilus.load(s), (0, 0))
 
 
 def paged(pages: Tensor[int32, "p 16 32"], table: Tensor[int32, "s n"], out: Tensor[int32, "s 16 32"]):
@@ -269,6 +273,8 @@ def test_a_table_says_where_copies_read(length):
         ("branch", "not under an if or a loop"),
         ("memory", "loaded from memory that the loop may write to"),
         ("alias", "loaded from memory that the loop may write to"),
+        ("source", "the loop writes to out, from which copies run ahead of it"),
+        ("moved source", "the loop writes to the tensor, from which copies run ahead of it"),
         ("shared", "depends on load_shared, which cannot run ahead of its iteration"),
         ("nothing", "nothing to overlap"),
     ],
@@ -276,7 +282,7 @@ def test_a_table_says_where_copies_read(length):
 def test_what_cannot_run_ahead_is_refused(fault, message):
     a = d.random(float32, 16, 32)
     with pytest.raises(SyntaxNotSupported, match=message):
-        pipeline_loops(d.trace(one_stage, a, fault=fault))
+        pipeline_loops(d.trace(one_stage, a, a, fault=fault))
 
 
 def test_a_kernel_without_stages_stays_as_it_is():

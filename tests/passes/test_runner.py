@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.ir.kernels import make
+from tilus.errors import InvalidValue
 from tilus.ir import Kernel
 from tilus.ir.parser import parse_kernel
 from tilus.ir.printer import print_kernel
@@ -70,6 +71,12 @@ def test_each_step_is_dumped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by
     assert '@ "k.py":2:0' in files["00-input.ir"]
     assert files["02-rename_1.ir"] == print_kernel(made, locations=True)
     assert print_kernel(parse_kernel(files["01-canonicalise.ir"])) == print_kernel(canonicalise(kernel))
+
+
+def test_a_folder_for_dumps_that_cannot_be_made_is_said(tmp_path: Path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InvalidValue, match=r"the folder for dumps, .*, cannot be written to"):
+        run(make(""), [], dump=tmp_path / "file")
 
 
 def test_a_kernel_that_a_pass_broke_is_dumped_all_the_same(tmp_path: Path):

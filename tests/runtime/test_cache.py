@@ -17,6 +17,7 @@ import torch
 
 import tilus
 from tests.runtime import kernels
+from tilus.errors import LaunchError
 from tilus.runtime import cache
 from tilus.runtime import kernel as kernel_module
 from tilus.runtime.binary import Binary
@@ -61,6 +62,15 @@ def test_second_process_compiles_nothing(folder: Path, compilations: list[str]) 
     assert (len(compilations), len(entries(folder))) == (1, 1)
     launch(factor=3.0)
     assert (len(compilations), len(entries(folder))) == (2, 2)
+
+
+def test_a_kernel_that_is_kept_is_dumped_all_the_same(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch()
+    monkeypatch.setenv("TILUS_DUMP", str(tmp_path / "dump"))
+    launch()
+    assert list(tmp_path.glob("dump/*/*.ir"))
 
 
 def test_entry_gives_back_everything() -> None:
@@ -165,6 +175,21 @@ def test_compiler_digest_covers_each_file_of_the_compiler(
     assert digest() != before
 
 
+def test_compiler_digest_covers_a_package_without_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = cache.compiler_digest.__wrapped__
+    package, archive = tmp_path / "compiled" / "tilus", tmp_path / "tilus.zip"
+    for root, file in ((package, package / "codegen" / "lower.pyc"), (archive / "tilus", archive)):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        monkeypatch.setattr(tilus, "__file__", str(root / "__init__.py"))
+        file.write_bytes(b"one")
+        before = digest()
+        assert digest() == before
+        file.write_bytes(b"two")
+        assert digest() != before
+
+
 def test_key_covers_source_values_types_and_target(folder: Path, compilations: list[str]) -> None:
     source = textwrap.dedent(
         """
@@ -223,6 +248,13 @@ def test_switched_off_cache_keeps_nothing(
     launch()
     assert len(compilations) == 2
     assert not folder.exists()
+
+
+def test_a_switch_that_is_neither_on_nor_off_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TILUS_CACHE", "/var/cache/tilus")
+    with pytest.raises(LaunchError, match="TILUS_CACHE is '/var/cache/tilus', expected 0 or 1") as caught:
+        launch()
+    assert "TILUS_CACHE_DIR" in str(caught.value)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no folders that are read-only for their owner")

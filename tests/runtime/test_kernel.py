@@ -14,7 +14,7 @@ import tilus
 from tests.runtime import kernels
 from tilus import Tensor, constexpr, float32
 from tilus.dtypes import pack
-from tilus.errors import HazardFound, LaunchError
+from tilus.errors import HazardFound, LaunchError, TargetNotSupported
 from tilus.ir import GlobalType, Symbol
 from tilus.runtime import kernel as kernel_module
 
@@ -236,6 +236,15 @@ def test_target_of_the_simulator_is_chosen_by_the_environment(monkeypatch: pytes
     monkeypatch.setenv("TILUS_SIMULATOR_TARGET", "sm_75")
     kernel(torch.zeros(8), torch.zeros(8), torch.zeros(8))
     assert [binary.target for binary in kernel._variants.values()] == ["sm_75"]
+    monkeypatch.setenv("TILUS_SIMULATOR_TARGET", "sm75")
+    with pytest.raises(TargetNotSupported, match="TILUS_SIMULATOR_TARGET is 'sm75'"):
+        kernel(torch.zeros(8), torch.zeros(8), torch.zeros(8))
+
+
+@pytest.mark.parametrize("wrong", [90, None, "sm_91"])
+def test_a_target_that_is_none_is_named(wrong: object) -> None:
+    with pytest.raises(TargetNotSupported, match=f"no target named {wrong!r}"):
+        kernels.scale_add.compile(target=wrong)
 
 
 def test_prepare_compiles_and_launches_nothing() -> None:

@@ -88,6 +88,11 @@ def test_two_threads_writing_one_cell() -> None:
         ("mov.b64 %a, {%v, %v}; st.shared.v2.b64 [%u], {%a, %a};", "0x3f800001", []),
         ("mov.b64 %a, {%w, %v}; st.shared.b64 [%u], %a;", "0x3fc00000", ["shared-race"]),
         ("cvt.f64.f32 %a, %v; st.shared.f64 [%u], %a;", "0x3f800001", []),
+        # The upper half of the word as bfloat16 or float16, alone and twice in a word.
+        (".reg .b16 %h; mov.b32 {_, %h}, %v; st.shared.b16 [%u], %h;", "0x3f820000", []),
+        (".reg .b16 %h; mov.b32 {_, %h}, %v; st.shared.b16 [%u], %h;", "0x3f900000", ["shared-race"]),
+        (".reg .b16 %h; mov.b32 {_, %h}, %v; mov.b32 %v, {%h, %h}; st.shared.b32 [%u], %v;", "0x3f820000", []),
+        ("shr.u32 %v, %v, 16; and.b32 %v, %v, 255; st.shared.b16 [%u], %v;", "0x3f810000", ["shared-race"]),
     ],
 )
 def test_lanes_of_one_store_may_differ_by_the_rounding_of_floats(
@@ -170,7 +175,7 @@ def test_uninitialised_registers_may_be_kept_in_local_memory() -> None:
     generic = "mov.u64 %f, frame; cvta.local.u64 %f, %f;"
     for kept in ("st.local.u32 [frame], %never;", f"{generic} st.u32 [%f+8], %never;"):
         assert run(body.format(kept)).hazards == []
-    for used in ("st.shared.u32 [%u], %never;", "st.local.u32 [%never], %v;"):
+    for used in ("st.global.u32 [%out+2048], %never;", "st.local.u32 [%never], %v;"):
         expect(run(body.format(used)), "uninitialized-register", line_of(used, body.format(used)))
 
 

@@ -197,12 +197,19 @@ def test_wrong_arguments_are_refused(args: list[Any], message: str) -> None:
         ({"grid": 1, "block": (1024, 2)}, "at most 1024"),
         ({"grid": 3, "block": 1, "cluster": 2}, "no multiple of cluster"),
         ({"grid": 1, "block": 1, "shared_bytes": 1 << 20}, "shared memory"),
-        ({"grid": 1, "block": 1, "checks": {"everything"}}, "unknown check"),
+        ({"grid": 1, "block": 1, "checks": {"everything"}}, "unknown check 'everything'"),
+        ({"grid": 1, "block": 1, "checks": "everything"}, "unknown check 'everything'"),
+        ({"grid": 1, "block": 1, "checks": [1]}, "unknown check 1"),
+        ({"grid": 1, "block": 1, "checks": None}, "checks is None, expected True, False, or some of async"),
     ],
 )
 def test_wrong_launches_are_refused(keywords: dict[str, Any], message: str) -> None:
     with pytest.raises(simulator.LaunchError, match=message):
         load("ret;").launch(args=[], **keywords)
+
+
+def test_one_check_may_be_named_alone() -> None:
+    assert not load("ret;").launch(1, 1, [], checks="async").hazards
 
 
 def test_addresses_of_32_bits_wrap_around() -> None:

@@ -103,3 +103,117 @@ def test_a_predicate_without_a_value() -> None:
 def test_a_result_that_is_written_again_has_a_value() -> None:
     assert kinds(f"{HALF}\nmov.b32 %s, %r;\nmov.b32 %s, %z;", WHOLE) == CLEAN
     assert kinds(f"{HALF}\nmov.b32 %s, %r;\nld.global.b32 %s, [%x];", WHOLE) == CLEAN
+
+
+# -- shared memory ---------------------------------------------------------------------------------------------------
+
+# Threads below 40 have a value in %r; each has 16 bytes of shared memory, at %a.
+PARTLY = """.reg .b32 %a, %i, %j, %k, %n; .reg .b64 %g; .reg .f32 %f; .shared .align 16 .b8 buf[1024];
+mov.u32 %a, buf; mad.lo.u32 %a, %t, 16, %a; setp.lt.u32 %q, %t, 40; @%q mov.b32 %r, 7; mov.b32 %f, %r;
+"""
+PUT, GET = "st.shared.b32 [%a], %r;", "ld.shared.b32 %s, [%a];"
+GENERIC = "cvta.shared.u64 %g, buf; mad.wide.u32 %g, %t, 16, %g;"
+VALID = f"@%q {WHOLE}"
+
+
+@pytest.mark.parametrize(
+    ("body", "use", "expected"),
+    [
+        (f"{PUT} {GET}", WHOLE, BAD),
+        (f"{PUT} {GET}", VALID, CLEAN),
+        (f"{PUT} {GET} add.u32 %s, %s, 1; selp.b32 %s, %s, 0, %q;", WHOLE, CLEAN),
+        (f"{PUT} st.shared.b32 [%a], %t; {GET}", WHOLE, CLEAN),
+        (f"{PUT} @%q st.shared.b32 [%a], %t; {GET}", WHOLE, BAD),
+        (f"{PUT} @!%q st.shared.b32 [%a], %t; {GET}", WHOLE, CLEAN),
+        (f"st.shared.b32 [%a], %t; @%q {PUT} {GET}", WHOLE, CLEAN),
+        (f"{GENERIC} st.b32 [%g], %r; ld.b32 %s, [%g];", WHOLE, BAD),
+        (f"{GENERIC} st.b32 [%g], %r; ld.b32 %s, [%g];", VALID, CLEAN),
+        ("st.shared.f32 [%a], %f; ld.shared.f32 %f, [%a]; mov.b32 %s, %f;", WHOLE, BAD),
+        ("st.shared.f32 [%a], %f; ld.shared.f32 %f, [%a]; mov.b32 %s, %f;", VALID, CLEAN),
+        ("st.shared.v4.b32 [%a], {%t, %r, %t, %t}; ld.shared.v4.b32 {%i, %j, %s, %k}, [%a];", WHOLE, CLEAN),
+        ("st.shared.v4.b32 [%a], {%t, %r, %t, %t}; ld.shared.v4.b32 {%i, %s, %j, %k}, [%a];", WHOLE, BAD),
+        (f"{HALF} {PUT} {GET} {UNPACK}", LOW, CLEAN),
+        (f"{HALF} {PUT} {GET} {UNPACK}", HIGH, BAD),
+        (f"{HALF} {PUT} ld.shared.b16 %l, [%a];", LOW, CLEAN),
+        (f"{HALF} {PUT} ld.shared.b16 %w, [%a+2];", HIGH, BAD),
+        (f"{HALF} {PUT} ld.shared.s16 %s, [%a];", WHOLE, CLEAN),
+        (f"{HALF} {PUT} ld.shared.u16 %s, [%a+2]; shr.u32 %s, %s, 16;", WHOLE, CLEAN),
+        (f"{HALF} {PUT} ld.shared.s16 %s, [%a+2]; shr.u32 %s, %s, 16;", WHOLE, BAD),
+    ],
+)
+def test_shared_memory_without_a_value(body: str, use: str, expected: list[str]) -> None:
+    assert kinds(f"{PARTLY}\n{body}", use) == expected
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "atom.shared.add.u32 %s, [%a], 1;",
+        "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%i, %j, %k, %s}, [%a];",
+        "cp.async.bulk.global.shared::cta.bulk_group [%x], [%a], 16;",
+    ],
+)
+def test_others_than_loads_need_memory_with_values(use: str) -> None:
+    fill = "st.shared.v4.b32 [%a], {{{0}, {0}, {0}, {0}}}; fence.proxy.async; bar.sync 0;"
+    finish = "cp.async.bulk.commit_group; cp.async.bulk.wait_group 0;"
+    for source, expected in (("%t", CLEAN), ("%r", ["uninitialized-shared"])):
+        text = f"{BEGIN}{PARTLY}\n{fill.format(source)}\n{use}\n{finish}"
+        report = load(text, ".param .u64 out").launch(1, 64, [np.zeros(256, np.uint32)])
+        assert [hazard.kind for hazard in report.hazards] == expected
+        assert all("without a value was stored" in hazard.message for hazard in report.hazards)
+        assert all(hazard.ptx_line == line_of(use, text) for hazard in report.hazards)
+
+
+READ = "ld.shared.v2.b32 {%i, %s}, [%a];"
+DECIDED = "setp.ne.u32 %p, %s, 3;"
+
+
+@pytest.mark.parametrize(
+    ("use", "reported"),
+    [
+        (WHOLE, True),
+        (VALID, False),
+        ("@%q st.global.b32 [%x], %i;", True),
+        (f"{DECIDED} @%p bra out;", True),
+        (f"{DECIDED} and.pred %p, %p, %q; @%p bra out;", False),
+        (f"{DECIDED} or.pred %p, %p, %q; @%p bra out;", True),
+        ("add.u32 %a, %a, %s; and.b32 %a, %a, 0; ld.shared.b32 %n, [%a];", False),
+        ("min.u32 %a, %a, %s; @!%q ld.shared.b32 %n, [%a];", True),
+        ("", False),
+    ],
+)
+@pytest.mark.parametrize("apart", ["", "setp.ge.u32 %p, %t, 48; @%p bra out;"])
+def test_loads_of_what_nobody_wrote_are_named_where_the_value_decides_something(
+    use: str, reported: bool, apart: str
+) -> None:
+    """Threads below 40 wrote their second word, and nobody the first one; other lanes may have left before."""
+    write = "@%q st.shared.b32 [%a+4], %t; st.shared.b32 [%a+8], %t;"
+    text = f"{BEGIN}{PARTLY}\n{write} bar.sync 0;\n{apart}\n{READ}\n{use}\nout: ret;"
+    report = load(text, ".param .u64 out").launch(1, 64, [np.zeros(256, np.uint32)])
+    assert [h.kind for h in report.hazards] == (["uninitialized-shared"] if reported else [])
+    for hazard in report.hazards:
+        thread = 0 if "%i" in use else 40
+        assert (hazard.ptx_line, hazard.thread) == (line_of(READ, text), (thread, 0, 0))
+        assert hazard.address == thread * 16
+        assert f"the value is used at PTX line {line_of(READ, text) + 1}" in hazard.message
+
+
+def test_loads_are_reported_at_once_where_registers_are_not_checked() -> None:
+    text = f"{BEGIN}{PARTLY}\n{READ}"
+    report = load(text, ".param .u64 out").launch(1, 64, [np.zeros(256, np.uint32)], checks={"shared"})
+    assert [(h.kind, h.thread) for h in report.hazards] == [("uninitialized-shared", (0, 0, 0))]
+
+
+def test_a_load_is_followed_in_blocks_that_ran_before_it_and_in_loops() -> None:
+    """The second turn of a loop reads what only the first block has written."""
+    body = f"""{PARTLY} .reg .pred %first; mov.u32 %n, 0; mov.u32 %k, %ctaid.x; mov.u32 %s, 0;
+    again: setp.eq.u32 %p, %k, 0; setp.eq.u32 %first, %n, 0; or.pred %p, %p, %first; @%p st.shared.b32 [%a], %t;
+    ld.shared.b32 %i, [%a]; {{}} add.u32 %s, %s, %i; add.u32 %n, %n, 1; add.u32 %a, %a, 4;
+    setp.lt.u32 %p, %n, 2; @%p bra again;
+    {WHOLE}"""
+    for between, expected in (("", ["uninitialized-shared"]), ("@!%p mov.b32 %i, 0;", [])):
+        text = BEGIN + body.format(between)
+        report = load(text, ".param .u64 out").launch(
+            2, 64, [np.zeros(256, np.uint32)], checks={"registers", "shared"}
+        )
+        assert [(h.kind, h.block[0]) for h in report.hazards] == [(kind, 1) for kind in expected]

@@ -373,3 +373,16 @@ def test_wrong_checkpoints_name_the_layer() -> None:
     for wrong_state, message in cases:
         with pytest.raises(TilusError, match=message):
             load_checkpoint(Model().half(), wrong_state, config)
+
+
+@pytest.mark.parametrize("lost", ["1.qzeros", "2.weight"])
+def test_a_refused_checkpoint_leaves_the_model_as_it_was(lost: str) -> None:
+    tensors, config, _ = gptq(1)
+    model = nn.Sequential(nn.Linear(K, N, bias=False), nn.Linear(K, N, bias=False), nn.LayerNorm(N)).half()
+    state = {f"{number}.{key}": tensor for number in range(2) for key, tensor in tensors.items()}
+    state |= {"2.weight": torch.ones(N).half(), "2.bias": torch.ones(N).half()}
+    layers = list(model)
+    with pytest.raises(ShapeMismatch):
+        load_checkpoint(model, {key: tensor for key, tensor in state.items() if key != lost}, config)
+    assert list(model) == layers
+    assert load_checkpoint(model, state, config) == ["0", "1"]

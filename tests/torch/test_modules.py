@@ -289,8 +289,11 @@ def test_wrong_state_dicts_are_refused() -> None:
         layer.load_state_dict(linear().state_dict())
     with pytest.raises(RuntimeError, match="Unexpected key"):
         layer.load_state_dict({**layer.state_dict(), "extra": torch.zeros(1)})
-    with pytest.raises(ShapeMismatch, match="0 is 96 x 40, but the state dict's weight is 64 x 40"):
-        load_quantized(nn.Sequential(linear(96, 40)), nn.Sequential(layer).state_dict())
+    target = nn.Sequential(linear(64, 40), linear(96, 40))
+    before = list(target)
+    with pytest.raises(ShapeMismatch, match="1 is 96 x 40, but the state dict's weight is 64 x 40"):
+        load_quantized(target, nn.Sequential(layer, layer).state_dict())
+    assert list(target) == before
 
 
 def test_loading_does_not_share_memory_with_the_state_dict() -> None:
@@ -361,10 +364,13 @@ def test_conversion_keeps_the_order_of_rows_and_activations_of_8_bits() -> None:
 
 def test_conversion_to_a_type_without_the_values_is_refused() -> None:
     layer = QuantizedLinear.from_linear(linear(), "float8_e7m0", 32, scale_dtype=torch.bfloat16)
+    x = torch.randn(2, layer.in_features).bfloat16()
+    expected = layer(x)
     with pytest.raises(
         TypeMismatch, match=r"a code of float8_e7m0 stands for .*, which torch.float16 does not hold"
     ):
         layer.half()
+    assert torch.equal(layer(x), expected)
 
 
 def test_layers_with_scales_of_8_bits_stay_in_all_conversions() -> None:

@@ -90,7 +90,9 @@ def ptxas_path() -> str | None:
     """Return the ptxas that TILUS_PTXAS names, a pip package's (nvidia-cuda-nvcc, or Triton), or the one on PATH."""
     named = os.environ.get("TILUS_PTXAS")
     if named:
-        return named if Path(named).is_file() else None
+        if not Path(named).is_file():
+            raise CompileError(f"the environment variable TILUS_PTXAS names {named}, which is no file")
+        return named
     program = "ptxas.exe" if os.name == "nt" else "ptxas"
     for pattern in (f"nvidia/*/bin/{program}", f"triton/backends/nvidia/bin/{program}"):
         for folder in map(Path, sys.path):

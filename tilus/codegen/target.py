@@ -84,7 +84,7 @@ def target(name: str | Target) -> Target:
     """Return a target by name (`sm_90` stands for `sm_90a`, and so on)."""
     if isinstance(name, Target):
         return name
-    found = TARGETS.get(name) or TARGETS.get(name + "a")
+    found = TARGETS.get(name) or TARGETS.get(f"{name}a")
     if found is None:
         raise TargetNotSupported(f"no target named {name!r}", hint="one of " + ", ".join(TARGETS))
     return found

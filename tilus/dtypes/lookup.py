@@ -120,5 +120,11 @@ def _by_name(name: str, shown: str) -> DType:
         raise InvalidValue(f"{shown} {_REFUSED[name]}")
     import difflib
 
-    near = difflib.get_close_matches(name.lower(), _BY_NAME, n=1, cutoff=0.0)
-    raise InvalidValue(f"there is no dtype named {shown!r}: did you mean {near[0]!r}?")
+    # A word that someone wrote is meant to be one of ours; a type of another package may be like none of them.
+    near = difflib.get_close_matches(name.lower(), _BY_NAME, n=1, cutoff=0.0 if shown == name else 0.75)
+    instead = (
+        f"did you mean {near[0]!r}?"
+        if near
+        else "tilus has booleans, integers and real floats of 1 to 64 bits"
+    )
+    raise InvalidValue(f"there is no dtype named {shown!r}: {instead}")

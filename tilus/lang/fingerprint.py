@@ -6,6 +6,7 @@ reads, so that a cache keyed by it is never stale.
 
 from __future__ import annotations
 
+import copyreg
 import dataclasses
 import functools
 import hashlib
@@ -14,6 +15,7 @@ import re
 import sys
 import sysconfig
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +74,7 @@ class Fingerprint:
         self.alive.append(value)
         if isinstance(value, (tuple, list)):
             return f"{type(value).__name__}:[{', '.join(map(self.text, value))}]"
-        if isinstance(value, dict):
+        if isinstance(value, (dict, types.MappingProxyType)):
             return "dict:{" + ", ".join(f"{self.text(k)}: {self.text(v)}" for k, v in value.items()) + "}"
         if isinstance(value, (set, frozenset)):
             return "set:{" + ", ".join(sorted(map(self.text, value))) + "}"
@@ -100,8 +102,25 @@ class Fingerprint:
         name = getattr(value, "__qualname__", None)
         if name is not None:
             return f"{getattr(value, '__module__', cls.__module__)}.{name}"
-        # Addresses are others in every process.
-        return f"instance:{self.text(cls)}:{ADDRESS.sub('', repr(value))}"
+        return f"instance:{self.text(cls)}:{self.stored(value)}"
+
+    def stored(self, value: Any) -> str:
+        """Return the text of what pickle would store of an object; of what it does not take, what Python shows.
+
+        What Python shows of a tensor of torch is rounded.
+        """
+        try:
+            if hasattr(value, "untyped_storage"):
+                codes = value.detach().cpu().reshape(-1).view(sys.modules["torch"].uint8).numpy()
+                return self.text((value.dtype, tuple(value.shape), codes))
+            reduce = copyreg.dispatch_table.get(type(value))
+            parts = value.__reduce_ex__(4) if reduce is None else reduce(value)
+        except Exception:
+            # Addresses are others in every process.
+            return ADDRESS.sub("", repr(value))
+        if isinstance(parts, str):
+            return parts
+        return self.text([list(part) if isinstance(part, Iterator) else part for part in parts])
 
     def python_function(self, function: types.FunctionType) -> str:
         """Return the text of a Python function and of what it reads."""

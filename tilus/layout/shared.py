@@ -188,17 +188,18 @@ class SharedLayout:
     def _cut(self, dim: int, begin: int, extent: int) -> list[Digit]:
         """Return the digits of the ``extent`` indices from ``begin`` on."""
         chain = self.chains[dim]
-        if len(chain) == 1:
-            return [Digit(extent, dim, chain[0].stride)]
         digits: list[Digit] = []
-        left = extent
+        inner, left = 1, extent
         for digit in reversed(chain):
+            # Whole digits, then a part of one; those above it have one value.
             size = min(left, digit.size)
-            if left % size or digit.size % size:
+            if left % size or begin % inner or begin // inner % digit.size + size > digit.size:
                 break
             digits.insert(0, Digit(size, dim, digit.stride))
-            left //= size
-        if left > 1 or begin % extent:
+            inner, left = inner * digit.size, left // size
+            if left == 1:
+                break
+        if left > 1:
             raise LayoutError(
                 f"a window of {extent} at {begin} along dimension {dim} cuts the digits {format_digits(chain)}"
             )

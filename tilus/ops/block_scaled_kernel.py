@@ -70,6 +70,7 @@ def hopper_block_scaled_kernel(
     sa = tilus.shared(dtype, (stages, consumers, height, BLOCK))
     sb = tilus.shared(b_dtype, (stages, block_n, BLOCK))
     ss = tilus.shared(float32, (stages, consumers, height))
+    sw = tilus.shared(float32, (stages, 2))
     full = tilus.barrier(stages)
     empty = tilus.barrier(stages, arrivals=size * warps)
     budget = consumers > 1
@@ -85,8 +86,10 @@ def hopper_block_scaled_kernel(
                 _, i, j = place(tile, rows, columns, group)
                 row = (i * cluster_m + rank_m) * block_m
                 column = (j * cluster_n + rank_n) * block_n
+                scales = column_scales(b_scale, 0, column, first, block_n)
                 for step in range(first, first + length):
                     tilus.wait(empty, phase, index=stage)
+                    bring_scales(sw[stage], scales)
                     tilus.arrive(full, index=stage, bytes=(block_m + block_n) * BLOCK + 4 * block_m)
                     at = step * BLOCK
                     fetch(sb[stage], b, 0, column, at, True, full, stage, rank_m, cluster_m, column_mask)
@@ -94,6 +97,8 @@ def hopper_block_scaled_kernel(
                         here = row + lane * height
                         fetch(sa[stage][lane], a, 0, here, at, True, full, stage, rank_n, cluster_n, row_mask)
                         tilus.copy_bulk(ss[stage][lane], a_scale, (step, here), full, index=stage)
+                    # A step ahead, so that no copy waits for memory.
+                    scales = column_scales(b_scale, 0, column, step + 1, block_n)
                     stage, phase = following(stage, phase, stages)
 
     for lane in tilus.static_range(consumers):
@@ -111,17 +116,19 @@ def hopper_block_scaled_kernel(
                 row = (i * cluster_m + rank_m) * block_m + lane * height
                 column = (j * cluster_n + rank_n) * block_n
                 later, _, _ = work_of(unit + 1, own, whole, team, teams, shared_tiles, steps, stream)
-                acc, stage, phase, i, j = scaled_steps(
-                    sa, sb, ss, b_scale, full, empty, stage, phase, lane, 0, column, first, length, size, False,
+                sums, stage, phase, i, j = scaled_product(
+                    sa, sb, ss, sw, full, empty, stage, phase, lane, column, first, length, size, False,
                     i, j, (later, rows, columns, group),
                 )  # fmt: skip
                 if stream and length < steps:
                     slot = 2 * team + (0 if unit == own else 1)
-                    tilus.store(partial, acc, (slot * size + rank, lane * height, 0))
+                    for number, half in enumerate(sums):
+                        at = number * half.shape[1]
+                        tilus.store(partial, half, (slot * size + rank, lane * height, at))
                 else:
                     parts = block_n // width
                     for part in tilus.static_range(parts):
-                        out = tilus.cast(acc[:, part * width : (part + 1) * width], out_dtype)
+                        out = tilus.cast(columns_of(sums, part * width, width), out_dtype)
                         send(c, sc, out, 0, row, column + part * width, part, parts, bulk_store)
             if bulk_store:
                 tilus.bulk_wait(0, read=False)
@@ -129,59 +136,89 @@ def hopper_block_scaled_kernel(
 
 @tilus.inline
 def scaled_product(
-    sa, sb, ss, b_scale, full, empty, stage, phase, lane, matrix, column, first, length, size, swap=False
+    sa, sb, ss, sw, full, empty, stage, phase, lane, column, first, length, size, swap=False, i=0, j=0, later=None
 ):  # fmt: skip
-    """Return the sum of scaled products of a consumer over steps along k, and the stage and its phase after them.
+    """Return the sums of scaled products of a consumer over steps along k, and the stage and its phase after them.
 
-    With `swap` it is the sum's transpose, whose rows are those of b.
+    With `swap` they are the sums' transpose, whose rows are those of b. Two more results tell where the tile `later`
+    lies, for `place`; they are i and j if it is None.
+
+    The sums of a tile of two whole blocks of columns are in two halves, for a thread has not the registers for both
+    products of a step at a time: the second one takes those of the first.
     """
-    acc, stage, phase, _, _ = scaled_steps(
-        sa, sb, ss, b_scale, full, empty, stage, phase, lane, matrix, column, first, length, size, swap, 0, 0, None
-    )  # fmt: skip
-    return acc, stage, phase
+    stages, _, block_m, _ = sa.shape
+    block_n = sb.shape[1]
+    halves = 2 if block_n == 2 * BLOCK else 1
+    width = block_n // halves
+    sums = [
+        tilus.zeros((width, block_m) if swap else (block_m, width), float32)
+        for _ in tilus.static_range(halves)
+    ]
+    for step in range(first, first + length):
+        tilus.wait(full, phase, index=stage)
+        for half in tilus.static_range(halves):
+            there = sb[stage][half * width : (half + 1) * width]
+            if swap:
+                product = tilus.dot_async(there, sa[stage][lane].transpose(), out_dtype=float32)
+            elif half == 0:
+                product = tilus.dot_async(sa[stage][lane], there.transpose(), out_dtype=float32)
+            else:
+                product = tilus.dot_async(sa[stage][lane], there.transpose(), over=product)
+            if half == 0:
+                if later is not None:
+                    if step == first:
+                        # While the tensor cores are busy: divisions take as long as a product.
+                        _, i, j = place_here(*later)
+                factors = tilus.load(ss[stage][lane][:block_m])
+                scale = tilus.load(sw[stage][0:1])
+                next_scale = scale if BLOCK % block_n == 0 else tilus.load(sw[stage][1:2])
+            product = tilus.dot_wait(product)
+            if half == halves - 1:
+                release(empty, stage, size)
+            if swap:
+                # Of all rows of b in a tile the scale is the same.
+                more = sums[half] + product * (factors * scale)[None, :]
+            elif halves == 1:
+                more = promoted(sums[half], product, factors, scale, next_scale, column)
+            elif half == 0:
+                more = added(sums[half], product, (factors * scale)[:, None])
+            else:
+                more = sums[half] + product * (factors * next_scale)[:, None]
+            sums = [more if number == half else old for number, old in enumerate(sums)]
+        stage, phase = following(stage, phase, stages)
+    return sums, stage, phase, i, j
 
 
 @tilus.inline
-def scaled_steps(
-    sa, sb, ss, b_scale, full, empty, stage, phase, lane, matrix, column, first, length, size, swap, i, j, later
-):  # fmt: skip
-    """Do what `scaled_product` does; return also where the tile `later` lies, for `place`, or i and j if it is None."""
-    stages, _, block_m, _ = sa.shape
-    block_n = sb.shape[1]
-    acc = tilus.zeros((block_n, block_m) if swap else (block_m, block_n), float32)
-    scale, next_scale = column_scales(b_scale, matrix, column, first, block_n)
-    for step in range(first, first + length):
-        # A step ahead, so that no product waits for memory.
-        ahead, next_ahead = column_scales(b_scale, matrix, column, step + 1, block_n)
-        tilus.wait(full, phase, index=stage)
-        if swap:
-            sums = tilus.dot_async(sb[stage], sa[stage][lane].transpose(), out_dtype=float32)
-        else:
-            sums = tilus.dot_async(sa[stage][lane], sb[stage].transpose(), out_dtype=float32)
-        if later is not None:
-            if step == first:
-                # While the tensor cores are busy: divisions take as long as a product.
-                _, i, j = place_here(*later)
-        factors = tilus.load(ss[stage][lane][:block_m])
-        sums = tilus.dot_wait(sums)
-        release(empty, stage, size)
-        if swap:
-            # Of all rows of b in a tile the scale is the same.
-            acc = acc + sums * (factors * scale)[None, :]
-        else:
-            acc = promoted(acc, sums, factors, scale, next_scale, column)
-        scale, next_scale = ahead, next_ahead
-        stage, phase = following(stage, phase, stages)
-    return acc, stage, phase, i, j
+def added(sums, product, factor):
+    """Return sums + product * factor, computed here: the compiler would add both halves at the end."""
+    factor = tilus.broadcast_to(factor, sums.shape)
+    return tilus.inline_ptx("fma.rn.f32 $0, $1, $2, $3;", (product, factor, sums), float32, volatile=True)
+
+
+@tilus.inline
+def columns_of(sums, first, width):
+    """Return some columns of what `scaled_product` gave, all of one half."""
+    each = sums[0].shape[1]
+    return sums[first // each][:, first % each : first % each + width]
 
 
 @tilus.inline
 def column_scales(b_scale, matrix, column, step, block_n):
     """Return the scales of a tile's columns in a step: it may lie in two blocks of columns."""
+    # Where the last of these tiles begins in a block, it ends in the next one.
+    tilus.static_assert(block_n <= BLOCK + gcd(block_n, BLOCK))
     scale = tilus.load(b_scale, (matrix, column // BLOCK, step))
     if BLOCK % block_n == 0:
         return scale, scale
     return scale, tilus.load(b_scale, (matrix, column // BLOCK + 1, step))
+
+
+@tilus.inline
+def bring_scales(target, scales):
+    """Put what `column_scales` gave into a stage: the arrival after it tells consumers that it is there."""
+    for number in tilus.static_range(2):
+        tilus.store(target[number : number + 1], tilus.full(1, scales[number]))
 
 
 @tilus.inline

@@ -18,8 +18,10 @@ from tilus.ops.prepack import UNIT_K, UNIT_N, unit_bytes
 from tilus.ops.quantized_tiles import (
     FEWEST_STAGES,
     MOST_SPLITS,
+    PERIOD,
     Schedule,
     WeightForm,
+    buffers_of,
     fits_deep,
     operand_of,
     packed_cost,
@@ -40,6 +42,10 @@ MOST_RESIDENT = 3
 """Blocks of one multiprocessor: more than these find no registers."""
 RESERVED_BYTES = 1024
 """Of shared memory, for each resident block."""
+STAGE_ALIGNMENT = 128
+"""Bytes of shared memory, at multiples of which the parts of a buffer begin."""
+BARRIER_BYTES = 128
+"""Of shared memory, for the barriers of the stages."""
 FIXED = 60
 """Instructions of a warp in a step that do not depend on its columns: copies, waits, the loop."""
 FOR_ROWS = 70
@@ -124,11 +130,29 @@ def candidates(
 
 def with_stages(schedule: Schedule, form: WeightForm, target: Target, resident: int) -> Schedule | None:
     """Return the schedule with as many stages as shared memory has room for beside other blocks, None for too few."""
-    have = (target.shared_bytes + RESERVED_BYTES) // resident - RESERVED_BYTES - table_bytes(form)
-    stages = min(MOST_STAGES, have // stage_bytes(schedule, form))
+    have = (target.shared_bytes + RESERVED_BYTES) // resident - RESERVED_BYTES
+    stages = MOST_STAGES
+    while stages and block_bytes(replace(schedule, stages=stages), form, target) > have:
+        stages -= 1
     if stages < (FEWEST_STAGES if resident == 1 else FEWEST_STAGES + 1):
         return None
     return replace(schedule, stages=stages)
+
+
+def block_bytes(schedule: Schedule, form: WeightForm, target: Target) -> int:
+    """Return the shared memory of a block.
+
+    Into the buffers of bulk copies nothing else is written, so that the exchange of sums between warps, or of a result
+    between threads, has memory of its own; after other copies the buffers have room for it.
+    """
+    if not target.has("tma"):
+        return schedule.stages * stage_bytes(schedule, form) + table_bytes(form)
+    stages = sum(
+        -(-schedule.stages * (-(-size // STAGE_ALIGNMENT) * STAGE_ALIGNMENT) // PERIOD) * PERIOD
+        for size in buffers_of(schedule, form)
+    )
+    exchanged = schedule.block_m * schedule.block_n * (2 if schedule.deep == 1 else 4 * schedule.deep)
+    return stages + table_bytes(form) + -(-exchanged // PERIOD) * PERIOD + BARRIER_BYTES
 
 
 def estimate(
@@ -173,9 +197,7 @@ def shares(
 ) -> tuple[int, int, int]:
     """Return the steps of a tile, the most that a multiprocessor takes, and how many blocks it has at once."""
     tiles, steps = -(-n // schedule.block_n), -(-k // (schedule.deep * UNIT_K))
-    room = (target.shared_bytes + RESERVED_BYTES) // (
-        schedule.stages * stage_bytes(schedule, form) + table_bytes(form) + RESERVED_BYTES
-    )
+    room = (target.shared_bytes + RESERVED_BYTES) // (block_bytes(schedule, form, target) + RESERVED_BYTES)
     room = max(1, min(room, MOST_RESIDENT))
     if schedule.blocks:
         here = -(-schedule.blocks // processors)

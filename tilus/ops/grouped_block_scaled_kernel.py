@@ -10,7 +10,7 @@ from math import gcd
 
 import tilus
 from tilus import Tensor, constexpr, float16, float32, int32
-from tilus.ops.block_scaled_kernel import BLOCK, scaled_product
+from tilus.ops.block_scaled_kernel import BLOCK, bring_scales, column_scales, columns_of, scaled_product
 from tilus.ops.grouped_tiles import GroupedTiles, located, tile_of, tiles_of
 from tilus.ops.hopper_matmul_kernel import fetch, following, send
 
@@ -61,6 +61,7 @@ def hopper_grouped_block_scaled_kernel(
     # A bulk copy begins at a multiple of 128 bytes.
     scales = max(height, 32)
     ss = tilus.shared(float32, (stages, lanes, scales))
+    sw = tilus.shared(float32, (stages, 2))
     full = tilus.barrier(stages)
     empty = tilus.barrier(stages, arrivals=cluster_n * warps)
     budget = consumers > 1
@@ -72,8 +73,10 @@ def hopper_grouped_block_scaled_kernel(
                 found, batch, row, column, expert, over = located(tile, found, space, how)
                 if over:
                     break
+                of_columns = column_scales(b_scale, expert, column, 0, block_n)
                 for step in range(steps if expert >= 0 else 0):
                     tilus.wait(empty, phase, index=stage)
+                    bring_scales(sw[stage], of_columns)
                     tilus.arrive(full, index=stage, bytes=(block_m + block_n) * BLOCK + 4 * lanes * scales)
                     at = step * BLOCK
                     fetch(sb[stage], b, expert, column, at, True, full, stage, 0, 1, 0)
@@ -84,6 +87,8 @@ def hopper_grouped_block_scaled_kernel(
                             (1 << cluster_n) - 1,
                         )  # fmt: skip
                         tilus.copy_bulk(ss[stage][lane], a_scale, (batch, step, here), full, index=stage)
+                    # A step ahead, so that no copy waits for memory.
+                    of_columns = column_scales(b_scale, expert, column, step + 1, block_n)
                     stage, phase = following(stage, phase, stages)
 
     for lane in tilus.static_range(lanes):
@@ -99,13 +104,12 @@ def hopper_grouped_block_scaled_kernel(
                     break
                 if expert >= 0:
                     row += lane * height
-                    acc, stage, phase = scaled_product(
-                        sa, sb, ss, b_scale, full, empty, stage, phase, lane, expert, column, 0, steps, cluster_n,
-                        swap,
-                    )  # fmt: skip
+                    sums, stage, phase, _, _ = scaled_product(
+                        sa, sb, ss, sw, full, empty, stage, phase, lane, column, 0, steps, cluster_n, swap
+                    )
                     parts = 1 if swap else block_n // width
                     for part in tilus.static_range(parts):
-                        here = acc.transpose() if swap else acc[:, part * width : (part + 1) * width]
+                        here = sums[0].transpose() if swap else columns_of(sums, part * width, width)
                         out = tilus.cast(here, out_dtype)
                         send(c, sc, out, batch, row, column + part * width, part, parts, bulk_store)
             if bulk_store:

@@ -121,7 +121,12 @@ def fits_deep(group: int, k: int, deep: int) -> bool:
 
 
 def stage_bytes(schedule: Schedule, form: WeightForm) -> int:
-    """Return the shared memory of one step of k."""
+    """Return the shared memory that one step of k takes at most."""
+    return sum(-(-size // PERIOD) * PERIOD for size in buffers_of(schedule, form))
+
+
+def buffers_of(schedule: Schedule, form: WeightForm) -> list[int]:
+    """Return the bytes of each buffer for one step of k."""
     depth = schedule.deep * UNIT_K
     groups = max(1, depth // form.group)
     values = groups * schedule.block_n
@@ -131,7 +136,7 @@ def stage_bytes(schedule: Schedule, form: WeightForm) -> int:
     if form.activations.bits == 8:
         spans = schedule.deep * max(1, UNIT_K // form.group)
         buffers += [spans * schedule.block_m * 4, schedule.deep * schedule.block_m * 4]
-    return sum(-(-size // PERIOD) * PERIOD for size in buffers)
+    return buffers
 
 
 def table_bytes(form: WeightForm) -> int:

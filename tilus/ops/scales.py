@@ -183,8 +183,10 @@ def common_scales(
 
     They are rounded where they do not fit: the caller compares.
     """
+    alpha = alpha or 1.0
     if scale_type is None:
-        return split_scales(values, dtype)
+        stored, power = split_scales(values / alpha, dtype)
+        return stored, alpha * power
     # Another factor than one of the weights' own is an exact one for powers of two only.
     if scale_type == dtypes.float8_e8m0:
         alpha *= float(np.exp2(np.floor(np.log2(values.max() / alpha))))

@@ -300,9 +300,10 @@ def hopper_schedule(
 
 
 BLOCK_SCALED_TILES = (
-    # Rows, columns and consumers: each thread has its sums twice, so that tiles are smaller than `TILES`.
+    # Rows, columns and consumers. Wherever a tile begins, it lies in two blocks of 128 columns at most. That of two
+    # whole ones has two products a step, one after the other: a thread has not the registers for both.
+    (128, 256, 2),
     (128, 192, 2),
-    (128, 176, 2),
     (128, 160, 2),
     (128, 144, 2),
     (128, 128, 2),
@@ -340,7 +341,7 @@ def most_promoted() -> int:
 
     Only ptxas lets warps change how many registers they have (`tilus.codegen.assemble`).
     """
-    return FEWER_ACCUMULATORS if ptxas_path() is not None else FEWEST_PROMOTED
+    return MOST_ACCUMULATORS if ptxas_path() is not None else FEWEST_PROMOTED
 
 
 def block_scaled_schedule(

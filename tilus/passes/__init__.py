@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tilus.errors import InvalidValue
 from tilus.ir.kernel import Kernel
 from tilus.ir.printer import print_kernel
 from tilus.ir.verifier import InvalidIR, verify
@@ -88,7 +89,12 @@ def _folder(target: Path, kernel: Kernel) -> Path:
     """Return the kernel's own folder; specialisations of one kernel differ in their text."""
     digest = hashlib.sha256(print_kernel(kernel).encode()).hexdigest()[:8]
     folder = target / f"{kernel.name}-{digest}"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidValue(
+            f"the folder for dumps, {target}, cannot be written to: {error.strerror or error}"
+        ) from None
     return folder
 
 

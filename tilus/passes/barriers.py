@@ -3,8 +3,11 @@
 The pass walks the program with the accesses that other threads may not have seen yet. A new access that conflicts
 with one of them gets a barrier before it. Loops are walked until nothing changes. Asynchronous copies count as
 writes from the wait that covers them; reading or overwriting their target before is an error where it is certain.
+Where other things have since taken the place of their target, a wait for all copies is inserted.
 Accesses to different stages of one buffer, `(index + a) % n` and `(index + b) % n`, do not conflict. A load from a
-tensor in global memory and a store to it conflict, unless the same threads hold the same elements of the same tile.
+tensor in global memory and a store to it conflict, unless the same threads hold the same elements of the same tile;
+so do those of two iterations, unless their tiles are the same one or have nothing in common. Two stores conflict
+where their tiles overlap for certain.
 
 Nothing is placed between warp groups: there the user says what he means with barriers. Where wgmma or a bulk
 store reads what threads wrote, a proxy fence stands before the barrier.
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cache
 
 from tilus.errors import HazardFound
 from tilus.ir import ops
@@ -46,6 +50,30 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Tile:
+    """A tile of a tensor in global memory, and which thread has which element; owners None is a tile anywhere."""
+
+    tensor: Value
+    offsets: tuple[Stage, ...]
+    shape: tuple[int, ...]
+    owners: object
+
+    @property
+    def extents(self) -> tuple[int, ...]:
+        """Its extent along each dimension of the tensor."""
+        return (1,) * (len(self.offsets) - len(self.shape)) + self.shape
+
+    def overlaps(self, other: Tile) -> bool:
+        """Tell whether two tiles have elements in common for certain."""
+        if self.tensor is not other.tensor or self.owners is None or other.owners is None:
+            return False
+        return all(
+            a.base is b.base and a.modulus == b.modulus and -m < a.offset - b.offset < n
+            for a, b, m, n in zip(self.offsets, other.offsets, self.extents, other.extents)
+        )
+
+
+@dataclass(frozen=True)
 class Access:
     """Bytes [low, high) of shared memory, at a stage if one is known, read or written."""
 
@@ -57,8 +85,8 @@ class Access:
     what: str
     proxy: str = "generic"
     group: tuple[int, ...] = ()
-    # For a tensor in global memory: where the tile lies and which thread has which element.
-    tile: tuple[object, ...] | None = None
+    # For a tensor in global memory.
+    tile: Tile | None = None
 
     def conflicts(self, other: Access) -> bool:
         """Tell whether two accesses of different threads must be ordered.
@@ -69,7 +97,11 @@ class Access:
         if longer[: len(shorter)] != shorter:
             return False
         if self.tile is not None or other.tile is not None:
-            return self.buffer is other.buffer and self.write != other.write and self.tile != other.tile
+            if self.buffer is not other.buffer or self.tile is None or other.tile is None:
+                return False
+            if self.tile == other.tile or not (self.write or other.write):
+                return False
+            return self.write != other.write or self.tile.overlaps(other.tile)
         if not (self.write or other.write) or self.high <= other.low or other.high <= self.low:
             return False
         if self.buffer is other.buffer and self.stage is not None and other.stage is not None:
@@ -109,9 +141,9 @@ def place_barriers(kernel: Kernel) -> Kernel:
             break
         except _Again:
             continue
-    if not analysis.wanted:
+    if not (analysis.wanted or analysis.landings):
         return kernel
-    placed = Insert(analysis.wanted, analysis.fences).run(kernel)
+    placed = Insert(analysis.wanted, analysis.fences, analysis.landings).run(kernel)
     return replace(placed, notes=kernel.notes + tuple(sorted(set(analysis.report.values()))))
 
 
@@ -133,6 +165,8 @@ class Analysis:
         self.branches: list[tuple[Operation, State]] = []
         self.group: tuple[int, ...] = ()
         self.fences: set[int] = set()
+        # The operations before which all copies must have landed.
+        self.landings: set[int] = set()
         self._index(kernel.body)
 
     def _index(self, region: Region) -> None:
@@ -217,7 +251,17 @@ class Analysis:
         type = (op.value if isinstance(op, ops.StoreGlobal) else op.result).type
         assert isinstance(type, RegisterType) and type.layout is not None
         own: object = type.layout if type.layout.replication == 1 else (op.opcode, type.layout)
-        return Access(0, 0, None, write, op.tensor, op.opcode, group=self.group, tile=(op.offsets, own))
+        tile = Tile(op.tensor, tuple(self.stage(offset) for offset in op.offsets), type.shape, own)
+        return Access(0, 0, None, write, self.memory(op.tensor), op.opcode, group=self.group, tile=tile)
+
+    def memory(self, tensor: Value) -> Value:
+        """Return the tensor or the pointer that a tensor, such as a view of another one's pointer, is a part of."""
+        made = self.made.get(tensor)
+        if isinstance(made, (ops.GlobalView, ops.PointerAdd, ops.PointerCast)):
+            return self.memory(made.pointer)
+        if isinstance(made, (ops.PointerOf, ops.Assume)):
+            return self.memory(made.tensor if isinstance(made, ops.PointerOf) else made.value)
+        return tensor
 
     def access(self, tensor: Value, write: bool, what: str) -> Access:
         """Return an access to a whole shared tensor."""
@@ -235,6 +279,8 @@ class Analysis:
 
     def operation(self, op: Operation, state: State) -> State | None:
         """Walk one operation."""
+        if id(op) in self.landings:
+            state = replace(state, flying=frozenset()).add(access for access, _ in state.flying)
         if id(op) in self.wanted:
             state = self.synced(state)
         if isinstance(op, ops.Sync):
@@ -289,6 +335,7 @@ class Analysis:
             # The exchange begins and ends its writes with barriers of its own, then reads.
             low = getattr(op, "scratch", None) or 0
             made = Access(low, low + scratch, None, False, None, op.opcode, group=self.group)
+            self._check_landed(op, made, state)
             return self.synced(state).add([made])
         return state.add(found) if found else state
 
@@ -307,6 +354,7 @@ class Analysis:
                         op.loc,
                         hint="call tilus.copy_async_commit() and tilus.copy_async_wait(0) before",
                     )
+            self._check_landed(op, access, state)
         for access in found:
             for earlier in state.accesses:
                 if access.conflicts(earlier):
@@ -322,6 +370,19 @@ class Analysis:
                     self.report[id(place)] = f"barrier{where}: {reason} of the same {space} memory"
                     raise _Again
         return state
+
+    def _check_landed(self, op: Operation, access: Access, state: State) -> None:
+        """See to it that no copy is in flight into what another tile, or an exchange, now has for itself."""
+        for copy in state.flying:
+            made, _ = copy
+            if made.buffer is not access.buffer and made.low < access.high and access.low < made.high:
+                place = next((branch for branch, entry in self.branches if copy in entry.flying), op)
+                self.landings.add(id(place))
+                where = f" at line {op.loc.line}" if op.loc is not None else ""
+                self.report[-id(place)] = (
+                    f"wait{where}: {made.what} before {op.opcode} of the same shared memory"
+                )
+                raise _Again
 
     def _loop(self, op: Operation, body: Region, state: State, may_skip: bool) -> State:
         entry = state
@@ -351,8 +412,40 @@ class Analysis:
         """Say what was done at the index of the last iteration in terms of this one's."""
         step = self.constant(op.step) if isinstance(op, ops.For) else None
         index = body.args[0] if isinstance(op, ops.For) else None
+        inside = _defined(body)
+
+        @cache
+        def moved(value: Value) -> int | None:
+            """Return by how much a value is larger in the next iteration, if that is known."""
+            if value is index:
+                return step
+            if value not in inside:
+                return 0
+            made = self.made.get(value)
+            if made is None or not made.pure:
+                return None
+            if isinstance(made, ops.Binary) and made.kind in ("add", "sub", "mul"):
+                a, b = moved(made.a), moved(made.b)
+                if a is not None and b is not None and made.kind != "mul":
+                    return a + b if made.kind == "add" else a - b
+                for by, other in ((a, made.b), (b, made.a)):
+                    factor = self.constant(other)
+                    if by is not None and factor is not None:
+                        return by * factor
+            return 0 if all(moved(x) == 0 for x in made.inputs()) else None
+
+        def apart(tile: Tile) -> bool:
+            """Tell whether the tiles of all iterations are the same one, or have nothing in common."""
+            moves = [moved(o.base) if o.base is not None else 0 for o in tile.offsets]
+            moves = [by if o.modulus is None or by == 0 else None for by, o in zip(moves, tile.offsets)]
+            away = any(by is not None and abs(by) >= extent for by, extent in zip(moves, tile.extents))
+            return moved(tile.tensor) == 0 and (away or all(by == 0 for by in moves))
 
         def move(access: Access) -> Access:
+            if access.tile is not None:
+                return (
+                    access if apart(access.tile) else replace(access, tile=replace(access.tile, owners=None))
+                )
             stage = access.stage
             if stage is None or stage.base is None:
                 return access
@@ -360,7 +453,7 @@ class Analysis:
                 if stage.modulus is None:
                     return replace(access, stage=None)
                 return replace(access, stage=replace(stage, offset=(stage.offset - step) % stage.modulus))
-            return replace(access, stage=None) if self._inside(body, stage.base) else access
+            return replace(access, stage=None) if stage.base in inside else access
 
         return State(
             frozenset(move(a) for a in state.accesses), frozenset((move(a), age) for a, age in state.flying)
@@ -368,19 +461,17 @@ class Analysis:
 
     def _forget(self, body: Region, state: State) -> State:
         """Drop stages that are known by values of the loop only."""
+        inside = _defined(body)
 
         def move(access: Access) -> Access:
             stage = access.stage
-            if stage is not None and stage.base is not None and self._inside(body, stage.base):
+            if stage is not None and stage.base is not None and stage.base in inside:
                 return replace(access, stage=None)
             return access
 
         return State(
             frozenset(move(a) for a in state.accesses), frozenset((move(a), age) for a, age in state.flying)
         )
-
-    def _inside(self, body: Region, value: Value) -> bool:
-        return value in _defined(body)
 
 
 def _defined(region: Region) -> set[Value]:
@@ -395,11 +486,14 @@ def _defined(region: Region) -> set[Value]:
 class Insert(Rewriter):
     """Puts barriers before the operations that want one."""
 
-    def __init__(self, wanted: dict[int, str], fences: set[int]) -> None:
+    def __init__(self, wanted: dict[int, str], fences: set[int], landings: set[int]) -> None:
         super().__init__()
-        self.wanted, self.fences = wanted, fences
+        self.wanted, self.fences, self.landings = wanted, fences, landings
 
     def visit(self, op: Operation) -> None:
+        if id(op) in self.landings:
+            self.emit(ops.CopyAsyncCommit(loc=op.loc))
+            self.emit(ops.CopyAsyncWait(0, loc=op.loc))
         if id(op) in self.fences:
             self.emit(ops.Fence("async", loc=op.loc))
         if id(op) in self.wanted:

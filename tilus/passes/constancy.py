@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import gcd
 
+from tilus.dtypes import boolean
 from tilus.ir import ops
 from tilus.ir.core import Operation, Region, Value
 from tilus.ir.kernel import Kernel
-from tilus.ir.types import RegisterType
+from tilus.ir.types import Extent, GlobalType, RegisterType, Symbol
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Runs:
     divisor: int = 1
 
 
-def constancy(kernel: Kernel, divisors: dict[Value, int]) -> dict[Value, tuple[int, ...]]:
-    """Return, for each tile, the length of the aligned runs of equal elements along each dimension.
+def constancy(kernel: Kernel, divisors: dict[Value, int]) -> dict[Value, Runs]:
+    """Return what is known of each tile.
 
     Parameters
     ----------
@@ -50,7 +51,37 @@ def constancy(kernel: Kernel, divisors: dict[Value, int]) -> dict[Value, tuple[i
     """
     analysis = _Constancy(divisors)
     analysis.region(kernel.body)
-    return {value: tuple(a.constant for a in runs.along) for value, runs in analysis.found.items()}
+    return analysis.found
+
+
+def neighbours(
+    op: ops.Gather | ops.Scatter | ops.Atomic, tensor: GlobalType, runs: dict[Value, Runs]
+) -> tuple[int, int]:
+    """Return the dimension of an index tile along which elements lie side by side in memory, and how many.
+
+    So many elements of each aligned run along the dimension are in one place, aligned to as many, and are all inside
+    of the tensor and the mask or none.
+    """
+    if 1 not in tensor.strides or not runs[op.indices[0]].along:
+        return -1, 1
+    fast = tensor.strides.index(1) if tensor.strides[-1] != 1 else tensor.rank - 1
+    others = [index for axis, index in enumerate(op.indices) if axis != fast]
+    found = [
+        gcd(along.rising, *(runs[index].along[dim].constant for index in others))
+        for dim, along in enumerate(runs[op.indices[fast]].along)
+    ]
+    dim = max(range(len(found)), key=lambda d: (found[d], d))
+    bits = 8 if tensor.dtype is boolean else tensor.dtype.bits
+    count = gcd(found[dim], max(1, tensor.align * 8 // bits))
+    if op.mask is not None:
+        count = gcd(count, runs[op.mask].along[dim].constant)
+    if op.checked:
+        count = gcd(count, _divisor(tensor.dims[fast]))
+    return dim, gcd(count, *(_divisor(stride) for axis, stride in enumerate(tensor.strides) if axis != fast))
+
+
+def _divisor(extent: Extent) -> int:
+    return extent.divisor if isinstance(extent, Symbol) else extent
 
 
 class _Constancy:

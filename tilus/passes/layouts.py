@@ -21,7 +21,7 @@ from tilus.ir.kernel import Kernel
 from tilus.ir.rewrite import Rewriter
 from tilus.ir.types import Extent, GlobalType, RegisterType, SharedType, Symbol, Type
 from tilus.layout import Digit, RegisterLayout, coalesced, local
-from tilus.passes.constancy import constancy
+from tilus.passes.constancy import Runs, constancy, neighbours
 from tilus.passes.divisibility import facts
 from tilus.passes.reshaping import Mapped, attempt, mapped, narrow, plain_result, plain_source
 from tilus.passes.select import DotChoice, Selector
@@ -31,6 +31,8 @@ UNIFORM = (
     ops.Unary, ops.Binary, ops.Compare, ops.Select, ops.Cast, ops.CastRandom, ops.InlinePtx, ops.Gather, ops.Scatter,
     ops.Atomic, ops.Random, ops.Table, ops.Exchange,
 )  # fmt: skip
+
+BY_INDEX = (ops.Gather, ops.Scatter, ops.Atomic)
 
 # What makes a tile of scalars and of tiles made so, and how many of them are done again in place of a conversion.
 AGAIN = (ops.Iota, ops.Splat, ops.Unary, ops.Binary, ops.Compare, ops.Select, ops.Cast)
@@ -284,17 +286,21 @@ class Inference:
 
     def _memory(self) -> None:
         """Give classes without an anchor the layout that their largest memory access prefers."""
-        accesses: list[tuple[int, int, int, Operation, Value]] = []
+        accesses: list[tuple[int, int, int, int, Operation, Value]] = []
         for op in self.operations:
             value: Value | None = None
+            # Of accesses of one size those by index tiles come last, and of these atomics first: they cost most.
+            order = 0
             if isinstance(op, (ops.LoadGlobal, ops.LoadShared)):
                 value, space = op.result, 0 if isinstance(op, ops.LoadGlobal) else 1
             elif isinstance(op, (ops.StoreGlobal, ops.StoreShared)):
                 value, space = op.value, 0 if isinstance(op, ops.StoreGlobal) else 1
+            elif isinstance(op, BY_INDEX) and isinstance(op.tensor.type, GlobalType):
+                value, space, order = op.indices[0], 0, 1 if isinstance(op, ops.Atomic) else 2
             if value is not None:
                 assert isinstance(value.type, RegisterType)
-                accesses.append((space, -value.type.size, len(accesses), op, value))
-        for _, _, _, op, value in sorted(accesses, key=lambda entry: entry[:3]):
+                accesses.append((space, -value.type.size, order, len(accesses), op, value))
+        for *_, op, value in sorted(accesses, key=lambda entry: entry[:4]):
             if self.of(value) is None:
                 self.give(value, self.preferred(op, value), f"{op.opcode} of its tile", op.loc)
                 self._propagate()
@@ -302,6 +308,8 @@ class Inference:
     def preferred(self, op: Operation, value: Value) -> RegisterLayout:
         """Return the layout in which a memory access is widest."""
         assert isinstance(value.type, RegisterType)
+        if isinstance(op, BY_INDEX):
+            return self.spread(op, value.type.shape, self.threads[value])
         order = None
         vector = max(1, 128 // value.type.dtype.bits)
         if isinstance(op, (ops.LoadGlobal, ops.StoreGlobal)):
@@ -316,6 +324,17 @@ class Inference:
         whole = tuple(unit if dim == fast else 1 for dim in range(made.rank))
         outer = tuple(n // w for n, w in zip(made.shape, whole, strict=True))
         return coalesced(outer, self.threads[value], 1, order) * local(*whole)
+
+    def spread(
+        self, op: ops.Gather | ops.Scatter | ops.Atomic, shape: tuple[int, ...], threads: int
+    ) -> RegisterLayout:
+        """Return the layout of an access by index tiles in which threads take what lies side by side in memory."""
+        tensor = self.facts.tensor(op.tensor)
+        dim, count = neighbours(op, tensor, self.runs)
+        vector = 1 if isinstance(op, ops.Atomic) else gcd(count, max(1, 128 // tensor.dtype.bits))
+        rank = len(shape)
+        order = (dim % rank, *(d for d in reversed(range(rank)) if d != dim % rank)) if rank else None
+        return coalesced(shape, threads, vector, order)
 
     def accessed(self, op: Operation, value: Value) -> RegisterLayout:
         """Return the layout in which a tile is loaded from or stored to global memory."""
@@ -333,8 +352,8 @@ class Inference:
         return best if bytes_only_there else own
 
     @cached_property
-    def runs(self) -> dict[Value, tuple[int, ...]]:
-        """For each tile, how many elements in a row are equal along each dimension."""
+    def runs(self) -> dict[Value, Runs]:
+        """For each tile, how its elements vary along each dimension."""
         return constancy(self.kernel, self.facts.divisors)
 
     def provable_vector(self, op: ops.LoadGlobal | ops.StoreGlobal) -> int:
@@ -348,9 +367,9 @@ class Inference:
             return bound
         fast = type.strides.index(1) if 1 in type.strides and type.strides[-1] != 1 else type.rank - 1
         if op.mask is not None:
-            runs = self.runs[op.mask]
-            inner = fast - (type.rank - len(runs))
-            bound = gcd(bound, runs[inner] if inner >= 0 else 1)
+            along = self.runs[op.mask].along
+            inner = fast - (type.rank - len(along))
+            bound = gcd(bound, along[inner].constant if inner >= 0 else 1)
         for axis, stride in enumerate(type.strides):
             if axis != fast:
                 bound = gcd(bound, divisor(stride))

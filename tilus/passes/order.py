@@ -10,6 +10,7 @@ from tilus.passes.layouts import infer_layouts
 from tilus.passes.pipelining import pipeline_loops
 from tilus.passes.select import Selector
 from tilus.passes.shared_memory import plan_shared_memory
+from tilus.passes.unrolling import unroll_loops
 from tilus.passes.warp_specialise import specialise_warps
 
 
@@ -19,6 +20,7 @@ def pipeline_passes(selector: Selector) -> list[Pass]:
         Pass("canonicalise", canonicalise),
         Pass("specialise-warps", lambda kernel: specialise_warps(kernel, selector)),
         Pass("pipeline-loops", pipeline_loops),
+        Pass("unroll-loops", unroll_loops),
         Pass("canonicalise-again", canonicalise),
         Pass("infer-layouts", lambda kernel: infer_layouts(kernel, selector), layouts=True),
         Pass("plan-shared-memory", lambda kernel: plan_shared_memory(kernel, selector)),

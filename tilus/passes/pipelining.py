@@ -15,7 +15,7 @@ from tilus.ir.core import Operation, Region, Value, walk
 from tilus.ir.kernel import Kernel
 from tilus.ir.rewrite import Rewriter
 from tilus.ir.types import GlobalType, ScalarType, SharedType
-from tilus.passes.provenance import definitions, never_written, written_memory
+from tilus.passes.provenance import definitions, memory_of, never_written, written_memory
 from tilus.passes.turns import index_of_turn, turn_count
 
 
@@ -175,6 +175,12 @@ class Pipeliner(Rewriter):
         written = written_memory(body, self.made)
         needed: set[Value] = set()
         for copy in copies:
+            if memory_of(copy.tensor, self.made) in written:
+                raise SyntaxNotSupported(
+                    f"the loop writes to {copy.tensor.name or 'the tensor'}, from which copies run ahead of it",
+                    copy.loc,
+                    hint="store to another tensor, or use a plain range",
+                )
             needed.update((*copy.offsets, copy.tensor))
         chosen: set[int] = {id(c) for c in copies}
         for op in reversed(body.ops):

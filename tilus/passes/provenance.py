@@ -20,6 +20,8 @@ def memory_of(value: Value, made: dict[Value, Operation]) -> Value:
             value = op.pointer
         elif isinstance(op, ops.PointerOf):
             value = op.tensor
+        elif isinstance(op, ops.Assume):
+            value = op.value
         else:
             return value
 
@@ -35,9 +37,6 @@ def written_memory(body: Region, made: dict[Value, Operation]) -> set[Value]:
 
 
 def never_written(tensor: Value, written: set[Value], kernel: Kernel, made: dict[Value, Operation]) -> bool:
-    """Tell whether a tensor is a parameter's memory that nothing in `written` can be."""
-    return (
-        memory_of(tensor, made) in kernel.params
-        and memory_of(tensor, made) not in written
-        and (written <= set(kernel.params))
-    )
+    """Tell whether nothing in `written` can be a tensor's memory: all of it is of parameters, or there is nothing."""
+    memory, params = memory_of(tensor, made), set(kernel.params)
+    return not written or (memory in params and memory not in written and written <= params)

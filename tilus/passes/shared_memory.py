@@ -384,12 +384,15 @@ class Offsets(Rewriter):
         self.intervals: dict[object, Interval] = {}
         self.owner: dict[Value, list[object]] = {}
         self.streamed: set[object] = set()
-        self._scan(kernel.body, kernel.threads, [], False)
+        for _, key in self._scan(kernel.body, kernel.threads, [], False):
+            self.intervals[key].last = FOREVER
         self.total = self._place()
 
     def _scan(
         self, region: Region, threads: int, loops: list[tuple[int, set[object]]], parallel: bool
-    ) -> None:
+    ) -> list[tuple[type[Operation], object]]:
+        """Walk a region; return the tiles that asynchronous operations may still read at its end."""
+        flying: list[tuple[type[Operation], object]] = []
         for op in region.ops:
             self.number += 1
             here = self.number
@@ -407,9 +410,8 @@ class Offsets(Rewriter):
                 self.owner[op.result] = [key]
                 for _, inside in loops:
                     inside.add(key)
-                if isinstance(op, ops.BarrierAlloc):
-                    self.intervals[key].last = FOREVER
-                if parallel:
+                # Threads may still use what was there before when one of them initialises a barrier.
+                if parallel or isinstance(op, ops.BarrierAlloc):
                     self.intervals[key] = Interval(0, FOREVER, size)
             scratch = scratch_bytes(op, threads)
             if scratch:
@@ -426,9 +428,21 @@ class Offsets(Rewriter):
                 self.owner[op.result] = list(self.owner.get(op.tensor, []))
             for key in self._reached(op):
                 self.intervals[key].first, self.intervals[key].last = 0, FOREVER
+            if isinstance(op, ops.CopyBulk):
+                # No barrier of threads orders the copy behind what other tiles had in these bytes.
+                for key in self.owner.get(op.shared, []):
+                    if key not in self.streamed:
+                        self.intervals[key].first = 0
+            if isinstance(op, (ops.DotAsync, ops.StoreBulk)):
+                flying += [(type(op), key) for value in op.inputs() for key in self.owner.get(value, [])]
+            if isinstance(op, (ops.DotWait, ops.BulkWait)) and op.pending == 0:
+                kind = ops.DotAsync if isinstance(op, ops.DotWait) else ops.StoreBulk
+                for _, key in (f for f in flying if f[0] is kind):
+                    self.intervals[key].last = max(self.intervals[key].last, here)
+                flying = [f for f in flying if f[0] is not kind]
             looping = isinstance(op, (ops.For, ops.Loop))
             for nested in op.regions():
-                self._scan(
+                flying += self._scan(
                     nested,
                     WARP * op.count if isinstance(op, ops.WarpGroup) else threads,
                     [*loops, (here, set())] if looping else loops,
@@ -437,6 +451,7 @@ class Offsets(Rewriter):
             if looping:
                 for key in self._pending.pop(here, set()):
                     self.intervals[key].last = max(self.intervals[key].last, self.number)
+        return flying
 
     def _use(
         self, key: object, here: int, loops: list[tuple[int, set[object]]], parallel: bool, op: Operation

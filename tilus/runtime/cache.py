@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from tilus.codegen.assemble import Resources, assemblers
-from tilus.errors import TilusError
+from tilus.errors import LaunchError, TilusError
 from tilus.runtime.binary import Binary
 from tilus.runtime.signature import Signature
 
@@ -32,7 +32,7 @@ DIRECTORY_VARIABLE = "TILUS_CACHE_DIR"
 SWITCH_VARIABLE = "TILUS_CACHE"
 COMPILER_FOLDERS = ("dtypes", "layout", "ir", "lang", "passes", "codegen")
 """Parts of the package that decide what is generated."""
-ENTRY_FILES = ("binary.py", "host_expression.py", "signature.py")
+ENTRY_FILES = ("binary", "host_expression", "signature")
 """Files of this folder that decide what an entry says beside the machine code."""
 
 log = logging.getLogger("tilus.cache")
@@ -40,7 +40,7 @@ log = logging.getLogger("tilus.cache")
 
 def directory() -> Path | None:
     """Return the folder of the cache, or None if `TILUS_CACHE=0` turns it off."""
-    if os.environ.get(SWITCH_VARIABLE, "1").strip().lower() in ("0", "off", "false", "no"):
+    if not switched(SWITCH_VARIABLE, f"{DIRECTORY_VARIABLE}=... for another folder"):
         return None
     named = os.environ.get(DIRECTORY_VARIABLE)
     if named:
@@ -48,6 +48,16 @@ def directory() -> Path | None:
     from platformdirs import user_cache_path
 
     return user_cache_path("tilus", appauthor=False)
+
+
+def switched(variable: str, hint: str | None = None) -> bool:
+    """Tell whether an environment variable leaves something on, which is so unless it says 0."""
+    value = os.environ.get(variable, "").strip()
+    if value.lower() in ("", "1", "on", "true", "yes"):
+        return True
+    if value.lower() in ("0", "off", "false", "no"):
+        return False
+    raise LaunchError(f"the environment variable {variable} is {value!r}, expected 0 or 1", hint=hint)
 
 
 @lru_cache(maxsize=1)
@@ -59,11 +69,13 @@ def compiler_digest() -> str:
 
     root = Path(tilus.__file__).parent
     digest = hashlib.sha256(f"tilus {tilus.__version__}".encode())
-    paths = [path for path in (root / "runtime" / name for name in ENTRY_FILES) if path.is_file()]
+    paths = [p for p in sorted((root / "runtime").glob("*.py*")) if p.stem in ENTRY_FILES]
     for folder in COMPILER_FOLDERS:
-        paths += [p for p in sorted((root / folder).rglob("*")) if p.suffix in (".py", ".lark")]
-    for path in paths:
-        digest.update(f"\n{path.relative_to(root).as_posix()}\n".encode())
+        found = (p for p in sorted((root / folder).rglob("*")) if p.suffix in (".py", ".pyc", ".lark"))
+        paths += [p for p in found if p.parent.name != "__pycache__"]
+    # Imported from an archive, the package has no files of its own.
+    for path in paths or [parent for parent in root.parents if parent.is_file()]:
+        digest.update(f"\n{path.relative_to(root).as_posix() if paths else path.name}\n".encode())
         digest.update(path.read_bytes())
     try:
         digest.update(f"\nllvmlite {version('llvmlite')}".encode())
@@ -86,7 +98,8 @@ def _path(folder: Path, entry_key: str) -> Path:
 def read(entry_key: str) -> Binary | None:
     """Return an entry, or None if there is none that is whole."""
     folder = directory()
-    if folder is None:
+    # Whoever wants to see what the passes do wants them to run.
+    if folder is None or os.environ.get("TILUS_DUMP"):
         return None
     path = _path(folder, entry_key)
     try:

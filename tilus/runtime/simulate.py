@@ -9,11 +9,13 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from tilus.errors import CompileError, HazardFound, LaunchError, Location
+from tilus.codegen.target import target
+from tilus.errors import CompileError, HazardFound, LaunchError, Location, TargetNotSupported
 from tilus.ir import ScalarType
 from tilus.runtime import tensor_maps
 from tilus.runtime.arguments import Operand, scalar_bits
 from tilus.runtime.binary import Binary
+from tilus.runtime.cache import switched
 from tilus.runtime.launch import grid_function, size_values
 from tilus.runtime.signature import scalar_format
 
@@ -27,17 +29,19 @@ DEFAULT_TARGET = "sm_90a"
 
 def checks_wanted() -> bool:
     """Tell whether launches on the CPU are checked for hazards; `TILUS_SIMULATOR_CHECKS=0` turns that off."""
-    value = os.environ.get(CHECKS_VARIABLE, "1").strip().lower()
-    if value in ("1", "on", "true", "yes", ""):
-        return True
-    if value in ("0", "off", "false", "no"):
-        return False
-    raise LaunchError(f"{CHECKS_VARIABLE} is {value!r}, expected 0 or 1")
+    return switched(CHECKS_VARIABLE)
 
 
 def default_target() -> str:
     """Return the target whose PTX CPU tensors get: `TILUS_SIMULATOR_TARGET`, or sm_90a."""
-    return os.environ.get(TARGET_VARIABLE) or DEFAULT_TARGET
+    named = os.environ.get(TARGET_VARIABLE) or DEFAULT_TARGET
+    try:
+        return target(named).name
+    except TargetNotSupported as error:
+        raise TargetNotSupported(
+            f"the environment variable {TARGET_VARIABLE} is {named!r}, and there is no such target",
+            hint=error.hint,
+        ) from None
 
 
 @lru_cache(maxsize=64)

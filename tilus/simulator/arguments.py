@@ -201,7 +201,8 @@ class ArgumentPacker:
             storage = value.untyped_storage()
             root, writeable = value, True
             start, size = int(storage.data_ptr()), int(storage.nbytes())
-            address = int(value.data_ptr())
+            # Of a tensor without elements torch gives no address, though it may be a slice of one that has some.
+            address = int(value.data_ptr()) if value.numel() else start
         key = (start, size)
         found = self.roots.get(key)
         if found is None:

@@ -9,7 +9,9 @@ import numpy as np
 
 from .counters import Counters
 from .hazards import Hazard, Stop
+from .memory import Store
 from .multiply import MultiplyRun, scheduled
+from .poison import Unwritten, affected, loaded_registers
 from .selection import LANES, Selection
 from .spaces import Allocation, GlobalMemory
 from .spinning import Patience
@@ -68,6 +70,9 @@ class Engine:
         self.check_global = "global" in checks
         self.check_registers = "registers" in checks
         self.check_async = "async" in checks
+        # Which registers may lack a value and which instructions touch them; whether loads are followed as well.
+        self.tainted, self.touching = kernel.tainted, kernel.touching
+        self.following = False
         self.track_order = self.check_shared or self.check_global or self.check_async
         self.hazards: list[Hazard] = []
         self.seen: set[tuple[str, int | None]] = set()
@@ -230,18 +235,32 @@ class Engine:
             found = self.segments[pc] = Segment(operations, control, pc, at)
         return found
 
-    def _bind(self, state: State, segment: Segment, sel: Selection) -> list[Any]:
+    def _follow_loads(self) -> None:
+        """From now on loads of shared memory may give registers without a value."""
+        self.following = True
+        self.tainted, self.touching = affected(
+            self.kernel, self.kernel.watched | loaded_registers(self.kernel)
+        )
+        for state in self.states:
+            state.segments.clear()
+            state.poison.tainted = self.tainted
+            state.poison.keys.clear()
+
+    def _bind(self, state: State, segment: Segment, sel: Selection, start: int = 0) -> list[Any]:
         thunks = []
-        for operation in segment.schedule:
+        for operation in segment.schedule[start:]:
             if isinstance(operation, MultiplyRun):
                 thunks.append(operation.bind(state, sel.lo, sel.hi))
                 continue
             if self.check_async and operation.instruction.index in self.kernel.tracked:
                 thunks.append(partial(state.wgmma.used, operation, Selection(sel.lo, sel.hi)))
-            if self.check_registers and operation.instruction.index in self.kernel.touching:
+            followed = self.check_registers and operation.instruction.index in self.touching
+            if followed:
                 thunks.append(partial(state.poison.step, operation, Selection(sel.lo, sel.hi)))
             if operation not in segment.merged:
                 thunks.append(operation.bind(state, sel.lo, sel.hi))
+            if followed and isinstance(operation, Store):
+                thunks.append(partial(state.poison.stored, operation, Selection(sel.lo, sel.hi)))
         return thunks
 
     def _run_group(self, state: State, group: Group) -> None:
@@ -256,8 +275,13 @@ class Engine:
                 thunks = segments.get(key)
                 if thunks is None:
                     thunks = segments[key] = self._bind(state, segment, sel)
-                for thunk in thunks:
-                    thunk()
+                try:
+                    for thunk in thunks:
+                        thunk()
+                except Unwritten as load:
+                    self._follow_loads()
+                    for thunk in self._bind(state, segment, sel, segment.schedule.index(load.operation)):
+                        thunk()
                 self.counters.executed(pc, segment.end, sel, segment.control is not None, state.block_count)
             else:
                 following = self._run_partial(state, group, segment)
@@ -269,7 +293,7 @@ class Engine:
             if control is None:
                 group.pc = segment.end
             else:
-                if self.check_registers and control.instruction.index in self.kernel.touching:
+                if self.check_registers and control.instruction.index in self.touching:
                     state.poison.step(control, sel)
                 moved = control.step(self, group)
                 if moved is None:
@@ -295,9 +319,17 @@ class Engine:
                     return None
             if self.check_async and pc in self.kernel.tracked:
                 state.wgmma.used(operation, sel)
-            if self.check_registers and pc in self.kernel.touching:
+            followed = self.check_registers and pc in self.touching
+            if followed:
                 state.poison.step(operation, sel)
-            operation.run(state, sel)
+            try:
+                operation.run(state, sel)
+            except Unwritten:
+                self._follow_loads()
+                state.poison.step(operation, sel)
+                operation.run(state, sel)
+            if followed and isinstance(operation, Store):
+                state.poison.stored(operation, sel)
             pc += 1
         self.counters.executed(segment.start, pc, sel, segment.control is not None, state.block_count)
         group.sel = sel

@@ -25,6 +25,8 @@ class Fence(Lane):
             return
         if self.proxy is not None:
             state.order.proxy_fence(sel, self.proxy)
+        elif self.semantics == "mbarrier_init":
+            state.order.initialisation_fence(sel)
         else:
             state.order.fence(sel, self.scope)
 

@@ -496,7 +496,7 @@ class Builder:
                 leaders.add(instruction.index + 1)
         kernel.leaders = leaders
         maybe_uninitialized(kernel)
-        kernel.tainted, kernel.touching = affected(kernel)
+        kernel.tainted, kernel.touching = affected(kernel, kernel.watched)
         kernel.shared_grain = _grain(kernel, "shared")
         kernel.global_grain = _grain(kernel, "global")
         kernel.wgmma_registers = wgmma_registers(kernel.instructions)

@@ -8,6 +8,7 @@ import numpy as np
 
 from .hazards import place_of
 from .order import GLOBAL
+from .read_uses import ReadUses
 from .selection import Selection
 
 _STRONG = 1 << 31
@@ -49,17 +50,23 @@ class Shadow:
         # NumPy is fastest along the axis that is contiguous, and the accesses are many.
         return (first + np.arange(width >> self.shift)[:, None]).T
 
-    def note(self, now: int, offset: Any, who: Any, width: int, per_block: int) -> None:
+    def note(self, now: int, offset: Any, who: Any, width: int, per_block: int, uses: ReadUses) -> None:
         """Threads read."""
         self.recent.append((now, offset, who, width))
         self.recent_size += len(offset)
         if self.recent_size > _MOST_RECENT:
-            self.settle(per_block)
+            self.settle(per_block, uses)
 
-    def settle(self, per_block: int) -> None:
-        """Bring the tables of reads up to date."""
+    def settle(self, per_block: int, uses: ReadUses) -> None:
+        """Bring the tables of reads up to date, with the reads that somebody uses."""
         recent, self.recent, self.recent_size = self.recent, [], 0
         for now, offset, who, width in recent:
+            used = uses.used(uses.engine.instruction_at(now))
+            if used is not None:
+                kept = used[who % per_block]
+                offset, who = offset[kept], who[kept]
+                if not len(who):
+                    continue
             cells = self.cells_of(offset, width)
             who = np.broadcast_to(who[:, None], cells.shape).reshape(-1) if cells.ndim > 1 else who
             self._settle(now, cells.reshape(-1), who, per_block)
@@ -102,6 +109,7 @@ class GlobalRaces:
         self.shadows: dict[int, Shadow | None] = {}
         self.spent = 0
         self.unchecked: list[str] = []
+        self.uses = ReadUses(engine)
 
     def shadow(self, allocation: Any) -> Shadow | None:
         """The shadow of an allocation; None where it would take too much memory."""
@@ -146,7 +154,7 @@ class GlobalRaces:
                 if access.asynchronous and state.order.layers > 1:
                     self._against_proxy(state, access, sel, allocation, shadow, cells, written)
         if not access.strong:
-            shadow.note(now, offset, who, access.width, state.warps * 32)
+            shadow.note(now, offset, who, access.width, state.warps * 32, self.uses)
 
     def write(
         self, state: Any, access: Any, sel: Selection, allocation: Any, offset: Any, values: Any
@@ -205,7 +213,7 @@ class GlobalRaces:
         self, state: Any, access: Any, sel: Selection, allocation: Any, offset: Any, reads: bool, writes: bool
     ) -> None:
         engine = self.engine
-        if engine.locations or state.order.released or access.order in ("release", "acq_rel"):
+        if engine.locations or state.order.fenced or access.order in ("release", "acq_rel"):
             state.order.strong(sel, ("global", allocation.base), offset, access, reads, writes)
 
     # -- slow path ---------------------------------------------------------------------------------------------
@@ -289,6 +297,11 @@ class GlobalRaces:
             bad &= (writer & np.uint32(_STRONG)) == 0
         if same is not None:
             bad &= ~(same[:, None] if cells.ndim > 1 else same)
+        if verb == "reads" and bad.any():
+            used = self.uses.used(access.instruction)
+            if used is not None:
+                of_thread = used[state.thread_of_lane[sel.index]]
+                bad &= of_thread[:, None] if cells.ndim > 1 else of_thread
         if bad.any():
             self._report(state, access, sel, allocation, shadow, cells, bad, other, written, verb, "wrote")
 
@@ -304,7 +317,7 @@ class GlobalRaces:
         verb: str,
     ) -> None:
         if shadow.recent:
-            shadow.settle(state.warps * 32)
+            shadow.settle(state.warps * 32, self.uses)
         for times, readers in zip(shadow.read, shadow.reader):
             read = times[cells]
             if int(read.max()) == 0:

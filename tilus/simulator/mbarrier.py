@@ -127,7 +127,9 @@ class BarrierTable:
         size = state.engine.cluster_size
         rows = warp * state.block_count + (blocks // size * size)[:, None] + rank
         owner = order.agent[self.owner[blocks, columns] >> 5][:, None]
-        self.ordered[blocks, columns] |= order.knows(rows, owner) >= self.since[blocks, columns][:, None]
+        self.ordered[blocks, columns] |= (
+            order.knows_initialised(rows, owner) >= self.since[blocks, columns][:, None]
+        )
         self.all_ordered = bool(self.ordered[self.valid].all())
 
     def initialise(self, slots: Any, counts: Any, lanes: Any, instruction: Any) -> None:
@@ -341,8 +343,10 @@ class Arrive(_MbarrierOperation):
                 table.collect(int(slot), order.snapshot(mine))
                 continue
             for row in mine.tolist():
-                if row in order.released:
-                    table.collect(int(slot), order.released[row].local)
+                own = int(slot) >> 16 == state.block_of_warp[row]
+                for payload, wide in order.gifts(row, "cluster"):
+                    if wide or own:
+                        table.collect(int(slot), payload.local)
 
     def _arrive(self, state: Any, sel: Selection, table: Any, slots: Any, number: Any) -> None:
         unique, inverse = np.unique(slots, return_inverse=True)

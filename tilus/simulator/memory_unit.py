@@ -218,9 +218,9 @@ class Memory:
         """Gather from shared memory."""
         width = access.width
         index = self.shared_index(access, sel, address, width)
-        self.engine.counters.shared_access(access, sel, address, width)
         if self.engine.check_shared:
             self.state.races.read(access, sel, index, width)
+        self.engine.counters.shared_access(access, sel, address, width)
         if access.type.bits == 128:
             return gather(self.shared_view(np.dtype(np.uint64), 2), index >> 4)
         return gather(self.shared_view(access.type.dtype, access.count), index // width)

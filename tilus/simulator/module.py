@@ -109,17 +109,7 @@ class Kernel:
             raise LaunchError(
                 f"{code.shared_bytes + shared_bytes} bytes of shared memory; at most {_MAX_SHARED} are possible"
             )
-        if checks is True:
-            names = CHECKS
-        elif checks is False:
-            names = frozenset()
-        else:
-            names = frozenset(checks)
-            unknown = names - CHECKS
-            if unknown:
-                raise LaunchError(
-                    f"unknown check {sorted(unknown)[0]!r}; use some of {', '.join(sorted(CHECKS))}"
-                )
+        names = _checks(checks)
         packer = ArgumentPacker(code, self._module.loaded.memory.allocations)
         parameters = packer.pack(args)
         engine = Engine(
@@ -167,6 +157,20 @@ def collect_reports() -> Iterator[list[Report]]:
         yield reports
     finally:
         _COLLECTED.reset(token)
+
+
+def _checks(wanted: object) -> frozenset[str]:
+    """Return the checks that are wanted, by name."""
+    if isinstance(wanted, bool):
+        return CHECKS if wanted else frozenset()
+    if not isinstance(wanted, Iterable):
+        raise LaunchError(
+            f"checks is {wanted!r}, expected True, False, or some of {', '.join(sorted(CHECKS))}"
+        )
+    names = frozenset([wanted] if isinstance(wanted, str) else wanted)
+    for name in names - CHECKS:
+        raise LaunchError(f"unknown check {name!r}; use some of {', '.join(sorted(CHECKS))}")
+    return names
 
 
 def _three(value: int | Sequence[int], what: str) -> tuple[int, int, int]:

@@ -3,9 +3,9 @@
 Time counts memory instructions. ``known[layer, warp, agent]`` is the time up to which an agent's accesses happen
 before whatever the warp does next. Agents are the warps of the cluster, then its warpgroups, whose ``wgmma`` read
 shared memory, then a few *channels*, through which asynchronous copies complete (an mbarrier each). Layer 0 is the
-generic proxy; layers 1 and 2, kept only for kernels with asynchronous-proxy instructions, are what proxy fences have
-made visible to that proxy of shared and of global memory. Knowledge about warps of other clusters, needed for global
-memory only, is a dict from block to a vector.
+generic proxy; the others are kept only for kernels with asynchronous-proxy instructions. Layers 1 and 2 are what proxy
+fences have made visible to that proxy of shared and of global memory, layer 3 is of initialisations of mbarriers alone.
+Knowledge about warps of other clusters, needed for global memory only, is a dict from block to a vector.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from .selection import Selection
 
-SHARED, GLOBAL = 1, 2
+SHARED, GLOBAL, INITIALISATIONS = 1, 2, 3
 CHANNELS = 16  # To begin with, and by how many there are more at a time.
 Knowledge = dict[int, Any]
 
@@ -52,12 +52,17 @@ def _behind(known: Any, last: Any) -> Any:
 
 
 class Payload:
-    """What a release hands on: knowledge about the own cluster, and about other blocks."""
+    """What a release by a thread of ``block`` hands on: knowledge about the own cluster, and about other blocks."""
 
-    __slots__ = ("as_remote", "cluster", "local", "remote")
+    __slots__ = ("as_remote", "block", "cluster", "local", "remote")
 
-    def __init__(self, cluster: int, local: Any, remote: Knowledge, as_remote: Knowledge) -> None:
-        self.cluster, self.local, self.remote, self.as_remote = cluster, local, remote, as_remote
+    def __init__(self, block: int, cluster: int, local: Any, remote: Knowledge, as_remote: Knowledge) -> None:
+        self.block, self.cluster = block, cluster
+        self.local, self.remote, self.as_remote = local, remote, as_remote
+
+
+# A payload, and whether its release has a scope beyond the block.
+Gift = tuple[Payload, bool]
 
 
 class Order:
@@ -71,7 +76,7 @@ class Order:
         self.warps = state.warps
         self.agents = self.size * state.warps
         self.channels = CHANNELS if engine.kernel.uses_async_proxy else 0
-        self.layers = 3 if engine.kernel.uses_async_proxy else 1
+        self.layers = 4 if engine.kernel.uses_async_proxy else 1
         rows = state.warp_count
         self.group_count = -(-self.warps // 4) if engine.kernel.wgmma_registers else 0
         self.readers = self.agents + self.size * self.group_count
@@ -82,8 +87,11 @@ class Order:
         self.row_number = np.arange(rows)
         self.own = np.zeros(rows, np.int64)
         self.remote: dict[int, Knowledge] = {}
+        # What a row's fences released, to all blocks and (later ones) to its own.
         self.released: dict[int, Payload] = {}
-        self.acquired: dict[int, dict[Payload, None]] = {}
+        self.released_to_block: dict[int, Payload] = {}
+        # What relaxed reads saw, for the next fence to take in, and whether an atomic saw it.
+        self.acquired: dict[int, dict[Payload, bool]] = {}
         self.taken: dict[int, set[Payload]] = {}
         # What relaxed waits for mbarriers saw, for the next fence to take in.
         self.heard: dict[int, Any] = {}
@@ -101,6 +109,11 @@ class Order:
         )
         rank = state.block_of_warp % self.size
         self.group_agent = self.agents + rank * self.group_count + state.warp_in_block // 4
+
+    @property
+    def fenced(self) -> bool:
+        """Whether a fence has released something."""
+        return bool(self.released or self.released_to_block)
 
     # -- time --------------------------------------------------------------------------------------------------
 
@@ -156,6 +169,11 @@ class Order:
         value = self.known[0][rows, agents]
         return np.where(agents == self.agent[rows], self.own[rows], value)
 
+    def knows_initialised(self, rows: Any, agents: Any) -> Any:
+        """Known time of an agent's initialisations of mbarriers for each row."""
+        known = self.knows(rows, agents)
+        return known if self.layers == 1 else np.maximum(known, self.known[INITIALISATIONS, rows, agents])
+
     def proxied(self, rows: Any, agents: Any, layer: int) -> Any:
         """Time up to which an agent's generic accesses are visible to the rows' asynchronous operations."""
         return self.known[layer, rows, agents]
@@ -191,25 +209,36 @@ class Order:
                 joined[0][np.arange(blocks), column] = now
             shaped[:] = joined[:, None]
         self.own[:] = now
-        if self.remote or self.released or self.acquired:
+        if self.remote or self.fenced or self.acquired:
             for block in range(blocks):
                 self._share(np.arange(self.warps) * blocks + block)
         self.version += 1
 
     def _share(self, rows: Any) -> None:
-        """Warps that meet share what they know of other blocks, and their release fences."""
+        """Warps that meet share what they know of other blocks, and their release fences.
+
+        They take in what their atomics have seen: the last block of a grid is found so, with no fence after the atomic.
+        """
         merged: Knowledge = {}
         for row in rows:
             merged = join(merged, self.remote.get(int(row), {}))
-        seen = [p for row in rows for p in self.acquired.get(int(row), ())]
-        fences = [self.released[int(row)] for row in rows if int(row) in self.released]
+        seen: dict[Payload, bool] = {}
+        for row in rows:
+            for payload, updated in self.acquired.get(int(row), {}).items():
+                seen[payload] = updated or seen.get(payload, False)
         for row in rows:
             if merged:
                 self.remote[int(row)] = merged
             if seen:
-                self.acquired[int(row)] = dict.fromkeys(seen)
+                self.acquired[int(row)] = {p: False for p, updated in seen.items() if not updated}
+                for payload, updated in seen.items():
+                    if updated:
+                        self.take(int(row), payload)
+        for table in (self.released, self.released_to_block):
+            fences = [table[int(row)] for row in rows if int(row) in table]
             if fences:
-                self.released[int(row)] = fences[0] if len(fences) == 1 else _merge_payloads(fences)
+                gift = fences[0] if len(fences) == 1 else _merge_payloads(fences)
+                table.update((int(row), gift) for row in rows)
 
     def barrier(self, members: list[Any]) -> None:
         """A named barrier completes: ``members`` are (rows, waits, snapshot at arrival)."""
@@ -222,7 +251,7 @@ class Order:
         waiting = np.concatenate(rows)
         self.learn(waiting, total)
         self.own[waiting] = self.engine.tick()
-        if self.remote or self.released or self.acquired:
+        if self.remote or self.fenced or self.acquired:
             self._share(np.concatenate([m[0] for m in members]))
 
     def warp_sync(self, sel: Selection) -> None:
@@ -292,12 +321,13 @@ class Order:
 
     # -- fences and atomics ------------------------------------------------------------------------------------
 
-    def payload(self, row: int) -> Payload:
-        """Everything a row can hand on now."""
-        key, local = self._cluster_key(row), self.snapshot(np.array([row]))
-        return Payload(
-            key, local, self.remote.get(row, {}), blocks_of(key, local, self.engine, self.warps, self.size)
-        )
+    def payload(self, row: int, local: Any = None) -> Payload:
+        """Everything a row can hand on now, or ``local`` of it."""
+        key, block = self._cluster_key(row), int(self.state.blocks[self.state.block_of_warp[row]])
+        if local is None:
+            local = self.snapshot(np.array([row]))
+        as_remote = blocks_of(key, local, self.engine, self.warps, self.size)
+        return Payload(block, key, local, self.remote.get(row, {}), as_remote)
 
     def _cluster_key(self, row: int) -> int:
         """A number for the row's cluster that is unique in the launch: its first block."""
@@ -307,9 +337,30 @@ class Order:
     def fence(self, sel: Selection, scope: str) -> None:
         """A memory fence: releases what is known, takes in what strong reads have seen."""
         self.take_pending(sel)
-        if scope != "cta":
-            for row in sel.warps:
-                self.released[int(row)] = self.payload(int(row))
+        for row in sel.warps.tolist():
+            (self.released_to_block if scope == "cta" else self.released)[row] = self.payload(row)
+            if scope != "cta":
+                self.released_to_block.pop(row, None)
+
+    def initialisation_fence(self, sel: Selection) -> None:
+        """``fence.mbarrier_init``: adds the rows' own initialisations to what their fences have released."""
+        if self.layers == 1:
+            return
+        now = self.engine.tick()
+        for row in sel.warps.tolist():
+            old = self.released.get(row)
+            local = np.zeros((self.layers, self.readers + self.channels), np.int64)
+            local[INITIALISATIONS, self.agent[row]] = now
+            if old is None:
+                self.released[row] = self.payload(row, local)
+            else:
+                local = latest(local, old.local)
+                self.released[row] = Payload(old.block, old.cluster, local, old.remote, old.as_remote)
+
+    def gifts(self, row: int, scope: str) -> list[Gift]:
+        """What a relaxed write of a scope hands on: what the row's fences have released."""
+        tables = ((self.released, scope != "cta"), (self.released_to_block, False))
+        return [(table[row], wide) for table, wide in tables if row in table]
 
     def take_pending(self, sel: Selection) -> None:
         """Take in what strong reads have seen."""
@@ -359,56 +410,52 @@ class Order:
         """A relaxed, acquire, release or atomic access of locations, one ``offset`` in ``space`` per lane."""
         engine = self.engine
         order = access.order
-        releases = writes and (order in ("release", "acq_rel") or self.released)
+        releases = writes and (order in ("release", "acq_rel") or self.fenced)
         if not releases and not (reads and engine.locations):
             return
         # One step for each warp and location.
         pairs = np.unique((sel.index >> 5) << 44 | offset)
         if not releases:
-            known = [
-                o
-                for o in np.unique(offset).tolist()
-                if self._key(space, o, access, None) in engine.locations or access.scope == "cta"
-            ]
+            known = [o for o in np.unique(offset).tolist() if (*space, o) in engine.locations]
             if not known:
                 return
             pairs = pairs[np.isin(pairs & ((1 << 44) - 1), known)]
         for pair in pairs.tolist():
-            row = pair >> 44
-            key = self._key(space, pair & ((1 << 44) - 1), access, row)
+            row, key = pair >> 44, (*space, pair & ((1 << 44) - 1))
             found = engine.locations.get(key)
             if reads and found:
-                if order in ("acquire", "acq_rel"):
-                    for payload in found:
-                        self.take(row, payload)
-                else:
-                    done = self.taken.get(row, ())
-                    fresh = [payload for payload in found if payload not in done]
-                    if fresh:
-                        self.acquired.setdefault(row, {}).update(dict.fromkeys(fresh))
+                self._observe(row, found, access, writes)
             if writes:
-                gift = None
                 if order in ("release", "acq_rel"):
-                    gift = self.payload(row)
-                elif row in self.released:
-                    gift = self.released[row]
-                if gift is not None:
+                    gifts = [(self.payload(row), access.scope != "cta")]
+                else:
+                    gifts = self.gifts(row, access.scope)
+                if gifts:
                     # A read-modify-write continues the release sequence, a store begins a new one.
-                    engine.locations[key] = self._add(row, found, gift) if reads and found else [gift]
+                    engine.locations[key] = self._add(row, found, gifts) if reads and found else gifts
 
-    def _key(self, space: Any, offset: int, access: Any, row: int | None) -> Any:
-        """The name of a location; with block scope each block has its own."""
-        if access.scope != "cta" or row is None:
-            return (*space, offset)
-        return (*space, offset, int(self.state.blocks[self.state.block_of_warp[row]]))
+    def _observe(self, row: int, found: list[Gift], access: Any, updates: bool) -> None:
+        """A row reads what was written with a release that has the row in its scope, and the reverse."""
+        block, done = int(self.state.blocks[self.state.block_of_warp[row]]), self.taken.get(row, ())
+        wide = access.scope != "cta"
+        fresh = [p for p, w in found if p not in done and (p.block == block or (w and wide))]
+        if access.order in ("acquire", "acq_rel"):
+            for payload in fresh:
+                self.take(row, payload)
+        elif fresh:
+            self.acquired.setdefault(row, {}).update(dict.fromkeys(fresh, updates))
 
-    def _add(self, row: int, found: list[Payload], gift: Payload) -> list[Payload]:
+    def _add(self, row: int, found: list[Gift], gifts: list[Gift]) -> list[Gift]:
         """The payloads of a location after another release; what the releaser knows already is in its own."""
         done = self.taken.get(row, ())
-        kept = [payload for payload in found if payload not in done]
-        if len(kept) > 8:
-            return [_merge_payloads([*kept, gift])]
-        return [*kept, gift]
+        kept = [gift for gift in found if gift[0] not in done]
+        if len(kept) <= 8:
+            return kept + gifts
+        # Those that reach all blocks become one, of the others those of each block.
+        groups: dict[int | None, list[Payload]] = {}
+        for payload, wide in kept + gifts:
+            groups.setdefault(None if wide else payload.block, []).append(payload)
+        return [(_merge_payloads(group), block is None) for block, group in groups.items()]
 
     def ordered_remote(self, row: int, block: int, warp: int, time: int) -> bool:
         """Whether an access by a warp of another cluster happens before the row's next step."""
@@ -430,7 +477,7 @@ def _merge_payloads(payloads: list[Payload]) -> Payload:
     for other in payloads[1:]:
         if other.cluster == first.cluster:
             as_remote = join(as_remote, other.as_remote)
-    return Payload(first.cluster, local, remote, as_remote)
+    return Payload(first.block, first.cluster, local, remote, as_remote)
 
 
 def blocks_of(cluster: int, local: Any, engine: Any, warps: int, size: int) -> Knowledge:

@@ -7,6 +7,10 @@ exchanged-and-stored value, a branch, a guard. Only registers that the data flow
 What is followed are bits: each register has a *mask*, a word of its own type in which a one stands for a bit without a
 value. Instructions that move bits (packing and unpacking above all) move those of the masks, bitwise ones lose what
 does not reach their result, those on packed elements keep elements apart; all others lack their whole result.
+
+Shared memory has a mask as well, since tiles that are not full are exchanged through it: a store of bits without a
+value leaves the memory as if nobody had written it, and a load of memory that nobody wrote gives registers without a
+value. Few launches have such a load. With the first one, the registers that loads reach are followed as well.
 """
 
 from __future__ import annotations
@@ -16,12 +20,13 @@ from typing import Any
 
 import numpy as np
 
+from .hazards import place_of
 from .matrix import MatrixAccess, MatrixMultiply
-from .memory import Access, Store
+from .memory import Access, Load, Store
 from .operands import Register
 from .operations import Control, Map, Operation, registers_of
 from .selection import Selection
-from .spaces import LOCAL_WINDOW, WINDOW_SIZE
+from .spaces import LOCAL_WINDOW, SHARED_WINDOW, WINDOW_SIZE
 from .warp import Synchronised
 
 Key = tuple[int, int]
@@ -41,9 +46,24 @@ def _unsigned(mask: Any) -> Any:
     return mask if mask.dtype == np.bool_ else np.ascontiguousarray(mask).view(f"u{mask.dtype.itemsize}")
 
 
-def affected(kernel: Any) -> tuple[set[Key], set[int]]:
+class Unwritten(Exception):
+    """A load is about to read shared memory that nobody has written; from here on loads must be followed."""
+
+    def __init__(self, operation: Load) -> None:
+        super().__init__(operation)
+        self.operation = operation
+
+
+def loaded_registers(kernel: Any) -> set[Key]:
+    """The registers that are loaded from shared memory."""
+    operations = [i.operation for i in kernel.instructions]
+    loads = [o for o in operations if isinstance(o, Load) and o.space in ("shared", None)]
+    return {_key(register) for load in loads for register in registers_of(load.writes)}
+
+
+def affected(kernel: Any, missing: set[Key]) -> tuple[set[Key], set[int]]:
     """The registers that may hold a value derived from a missing one, and the instructions that touch them."""
-    tainted: set[Key] = set(kernel.watched)
+    tainted = set(missing)
     if not tainted:
         return set(), set()
     flows = [
@@ -80,6 +100,14 @@ _DTYPES: dict[int, Any] = {
 }
 
 
+def _within(operation: Any, space: str, window: int, state: Any, sel: Selection) -> Any:
+    """Lanes whose access lies in a state space."""
+    if operation.space is not None:
+        return np.full(sel.n, operation.space == space)
+    address = operation.address.get(state, sel)
+    return (address >= window) & (address < window + WINDOW_SIZE)
+
+
 class _Rows:
     """The masks of one width of registers, by row."""
 
@@ -99,9 +127,16 @@ class Poison:
     def __init__(self, state: Any) -> None:
         self.state = state
         self.kernel = state.kernel
-        self.tainted, self.touching = state.kernel.tainted, state.kernel.touching
+        self.tainted: set[Key] = state.engine.tainted
         self.missing: dict[Key, Any] = {}
         self.defined: dict[int, Any] = {}
+        self.shared: Any = None
+        # Registers that may lack something now, and for each instruction those that matter to it.
+        self.lacking: set[Key] = set(state.kernel.watched)
+        self.keys: dict[int, frozenset[Key]] = {}
+        # Where registers got what they lack: a load, and which byte of shared memory each of its lanes read.
+        self.origins: dict[Key, tuple[Load, dict[int, int]]] = {}
+        self.origin: tuple[Load, dict[int, int]] | None = None
         self.banks = {bank: _Rows(self, bank) for bank in _DTYPES}
 
     def table(self, key: Key) -> Any:
@@ -138,6 +173,13 @@ class Poison:
 
     def step(self, operation: Operation, sel: Selection) -> None:
         """Check and follow one operation; called before it executes."""
+        loads = self.state.engine.following and isinstance(operation, Load)
+        if not loads and self.lacking.isdisjoint(self._keys(operation)):
+            return
+        sources = (_key(r) for r in registers_of(operation.reads)) if self.origins else ()
+        self.origin = next(
+            (self.origins[k] for k in sources if k in self.origins and k in self.lacking), None
+        )
         guard = None
         if operation.guard is not None:
             poisoned_guard = self._any([operation.guard], sel)
@@ -158,15 +200,84 @@ class Poison:
                     if bad.any():
                         self._report(operation, sel, bad, operation.reads)
             self._write(operation, sel, guard, None)
+            if loads and isinstance(operation, Load):
+                self._loaded(operation, sel, guard)
+
+    def _keys(self, operation: Operation) -> frozenset[Key]:
+        """The registers of an operation that may lack something at some time."""
+        index = operation.instruction.index
+        found = self.keys.get(index)
+        if found is None:
+            registers = registers_of((*operation.reads, *operation.writes)) + operation.guard_registers
+            found = self.keys[index] = frozenset(map(_key, registers)) & self.tainted
+        return found
 
     def _keeps(self, operation: Store, sel: Selection) -> Any:
-        """Lanes that store to memory of their own; unoptimised code copies structures with their padding there."""
+        """Lanes that store to memory that has a mask, or to their own, where padding of structures is copied."""
         poisoned = self._any([operation.address], sel)
         known = np.ones(sel.n, bool) if poisoned is None else ~poisoned
-        if operation.space is not None:
-            return known & (operation.space == "local")
+        own = _within(operation, "local", LOCAL_WINDOW, self.state, sel)
+        return known & (own | self._masked(operation, sel))
+
+    def _masked(self, operation: Any, sel: Selection) -> Any:
+        """Lanes that access memory that has a mask, which the check of shared memory keeps up to date."""
+        return _within(operation, "shared", SHARED_WINDOW, self.state, sel) & (self.state.races is not None)
+
+    def _index(self, operation: Any, sel: Selection) -> Any:
+        """The bytes of shared memory at which the lanes' accesses begin."""
         address = operation.address.get(self.state, sel)
-        return known & (address >= LOCAL_WINDOW) & (address < LOCAL_WINDOW + WINDOW_SIZE)
+        if operation.space is None:
+            address = address - SHARED_WINDOW
+        return self.state.memory.shared_index(operation, sel, address, operation.width)
+
+    def stored(self, operation: Store, sel: Selection) -> None:
+        """What was stored without a value is memory without a value; called after the store."""
+        if self.lacking.isdisjoint(self._keys(operation)):
+            return
+        element = f"u{min(operation.type.bytes, 8)}"
+        parts = [_unsigned(np.asarray(self._moved(v, sel))).astype(element) for v in operation.values]
+        parts = [np.broadcast_to(part, (sel.n, *part.shape[1:])) for part in parts]
+        masks = np.stack(parts, axis=1).reshape(sel.n, -1).view(np.uint8)
+        there = self._masked(operation, sel)
+        if operation.guard is not None:
+            there = there & operation.guard.get(self.state, sel)
+        if not masks[there].any():
+            return
+        if self.shared is None:
+            self.shared = np.zeros_like(self.state.memory.shared)
+        index = self._index(operation, sel.subset(there))
+        self.shared.reshape(-1, operation.width)[index // operation.width] = masks[there]
+        self.state.races.forget(index, masks[there])
+
+    def _loaded(self, operation: Load, sel: Selection, guard: Any) -> None:
+        """Registers get the mask of the memory that they are loaded from."""
+        there = self._masked(operation, sel)
+        if guard is not None:
+            there = there & guard
+        if not there.any():
+            return
+        some = sel.subset(there)
+        index = self._index(operation, some)
+        missing = self.state.races.unwritten(index, operation.width)
+        if not missing.any():
+            return
+        shape = (*missing.shape, operation.width // missing.shape[1])
+        stored = np.zeros(shape, np.uint8)
+        if self.shared is not None:
+            stored = self.shared.reshape(-1, operation.width)[index // operation.width].reshape(shape)
+        never = missing & ~stored.any(axis=2)
+        if never.any():
+            bad = never.any(axis=1)
+            offsets = index[bad] + never[bad].argmax(axis=1) * shape[2]
+            self.origin = operation, dict(zip(some.index[bad].tolist(), offsets.tolist()))
+        found = np.where(missing[:, :, None], np.where(never[:, :, None], np.uint8(255), stored), np.uint8(0))
+        masks = np.zeros((sel.n, operation.width), np.uint8)
+        masks[there] = found.reshape(len(index), -1)
+        if operation.type.bits == 128:
+            results = [masks.view(np.uint64)]
+        else:
+            results = list(masks.view(operation.type.dtype).T)
+        self._put_all(operation, sel, guard, results if operation.count > 1 else results[0])
 
     def _write(self, operation: Operation, sel: Selection, guard: Any, lacking: Any) -> None:
         """Results that lack all their bits in some lanes, and none in the others."""
@@ -183,8 +294,16 @@ class Poison:
         if guard is not None:
             mask = np.where(guard[:, None] if table.ndim > 1 else guard, mask, table[sel.lanes])
         table[sel.lanes] = mask
+        if mask.any():
+            self.lacking.add(_key(register))
+            if self.origin is not None:
+                self.origins[_key(register)] = self.origin
+            else:
+                self.origins.pop(_key(register), None)
+        elif guard is None and sel.n == self.state.lane_count:
+            self.lacking.discard(_key(register))
 
-    def _put_all(self, operation: Map, sel: Selection, guard: Any, results: Any) -> None:
+    def _put_all(self, operation: Operation, sel: Selection, guard: Any, results: Any) -> None:
         """Set the masks of the results from values of their types, extended as values are."""
         for target, result in zip(operation.writes, results if len(operation.writes) > 1 else (results,)):
             if isinstance(target, Register) and _key(target) in self.tainted:
@@ -259,12 +378,18 @@ class Poison:
     def _report(self, operation: Operation, sel: Selection, bad: Any, operands: Any) -> None:
         position = int(np.flatnonzero(bad)[0])
         lane = int(sel.index[position])
-        names = []
+        names, origin = [], None
         for register in registers_of(operands):
             key = _key(register)
             if key in self.tainted and np.any(self._mask(register, sel)[position]):
                 names.append(self.kernel.register_names[key])
+                origin = origin or self.origins.get(key)
                 self.table(key)[sel.lanes] = 0
+        if origin is not None:
+            load, offsets = origin
+            lane = lane if lane in offsets else next(iter(offsets))
+            self.state.races.report_unwritten(load, lane, offsets[lane], place_of(operation.instruction))
+            return
         self.state.hazard(
             "uninitialized-register",
             f"{operation.instruction.opcode.split('.')[0]} uses register {' and '.join(names)}, which holds no value "

@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 
 from .hazards import place_of
+from .memory import Load
 from .memory_unit import gather, scatter
 from .order import SHARED
+from .poison import Unwritten
 from .selection import Selection
+from .types import TYPES
 
 PENDING = 0xFFFFFFFF
 _STRONG = 1 << 30
@@ -171,6 +174,23 @@ class SharedRaces:
             mark = mark | np.uint32(_STRONG)
         self._mark(self.writer, width, row, mark)
 
+    def forget(self, index: Any, missing: Any) -> None:
+        """Some bytes ``[n, width]`` of what was written have no value: their cells count as never written."""
+        cells = self.cells(index, missing.shape[1]).reshape(len(index), -1)
+        self.written[cells[missing.reshape(*cells.shape, -1).any(axis=2)]] = 0
+
+    def unwritten(self, index: Any, width: int) -> Any:
+        """Whether cells of accesses count as never written: ``[n, k]``."""
+        cells = self.cells(index, width)
+        return (self._own(cells) & (self.written[cells] == 0)).reshape(len(index), -1)
+
+    def _own(self, cells: Any) -> Any:
+        """Whether cells are the kernel's; the system has initialised what is its own."""
+        if not self.engine.reserved_bytes:
+            return True
+        first = (self.engine.shared_bytes - self.engine.reserved_bytes) // self.grain
+        return cells % self.cells_per_block < first
+
     def atomic(self, access: Any, sel: Selection, index: Any, width: int) -> None:
         """Lanes do an atomic operation."""
         cells = self.cells(index, width)
@@ -192,9 +212,7 @@ class SharedRaces:
 
     def _needs_keys(self, access: Any, writes: bool) -> bool:
         return bool(
-            self.engine.locations
-            or self.order.released
-            or (writes and access.order in ("release", "acq_rel"))
+            self.engine.locations or self.order.fenced or (writes and access.order in ("release", "acq_rel"))
         )
 
     # -- asynchronous copies -----------------------------------------------------------------------------------
@@ -476,18 +494,28 @@ class SharedRaces:
             )
 
     def _uninitialized(self, access: Any, sel: Any, index: Any, cells: Any, written: Any) -> None:
-        missing = written == 0
-        if self.engine.reserved_bytes:
-            # The system has initialised what is its own.
-            first = (self.engine.shared_bytes - self.engine.reserved_bytes) // self.grain
-            missing &= cells % self.cells_per_block < first
-            if not missing.any():
-                return
+        missing = self._own(cells) & (written == 0)
+        if not missing.any():
+            return
+        if isinstance(access, Load) and self.engine.check_registers:
+            if not self.engine.following:
+                raise Unwritten(access)
+            return
+        text = "reads shared memory that nobody has written"
+        masks = self.state.poison.shared
+        if masks is not None:
+            stored = missing & masks.reshape(-1, self.grain)[cells].any(axis=-1)
+            if stored.any():
+                missing, text = stored, "reads shared memory to which a register without a value was stored"
         position, cell = self._lane_of(sel, cells, missing)
-        self._report(
-            "uninitialized-shared", access, sel, position, cell, "reads shared memory that nobody has written"
-        )
+        self._report("uninitialized-shared", access, sel, position, cell, text)
         del index
+
+    def report_unwritten(self, load: Any, lane: int, index: int, use: str) -> None:
+        """A value that was loaded from memory that nobody has written decides something."""
+        text = f"reads shared memory that nobody has written, and the value is used{use}"
+        one = Selection.of(np.array([lane]))
+        self._report("uninitialized-shared", load, one, 0, index >> self.shift, text)
 
     def _of_thread(self, cell: int, thread: int) -> str:
         return "" if thread >= self.agents * 32 else f" of {self._thread_name(cell, thread)}"
@@ -515,23 +543,38 @@ class SharedRaces:
 
 
 def _same_but_rounding(a: Any, b: Any) -> Any:
-    """Whether words are floats, or 64-bit ones pairs of float32, that differ by rounding only.
+    """Whether words are floats, or several narrower ones, that differ by rounding only.
 
     Compilers let the lanes of a warp store a replicated result of a reduction, which each lane summed in another
     order; whichever lane wins, the result is right.
     """
-    if a.dtype.itemsize not in (4, 8):
-        return np.zeros(len(a), bool)
-    close = _close(a, b, np.float32).reshape(len(a), -1).all(axis=1)
-    if a.dtype.itemsize == 8:
-        close |= _close(a, b, np.float64).reshape(len(a), -1).all(axis=1)
-    return close
+    size = a.dtype.itemsize
+    result = np.zeros(len(a), bool)
+    for type, width in (("bf16", 2), ("f16", 2), ("f32", 4), ("f64", 8)):
+        if width <= size and size > 1:
+            result |= _close(a, b, type, width < size).reshape(len(a), -1).all(axis=1)
+    return result
 
 
-def _close(a: Any, b: Any, type: Any) -> Any:
-    x, y = (np.ascontiguousarray(v).view(type) for v in (a, b))
-    size = np.maximum(np.abs(x), np.abs(y))
-    return (np.abs(x - y) <= 1e-3 * size) & (size > 1e-20) & (size < 1e20) | (x == y)
+# What a few roundings may change, relatively, and sizes that small integers do not have.
+_ROUNDING = {"bf16": (2**-5, 1e-20), "f16": (2**-8, 2**-10), "f32": (1e-3, 1e-20), "f64": (1e-3, 1e-20)}
+
+
+def _close(a: Any, b: Any, type: str, packed: bool) -> Any:
+    bound, least = _ROUNDING[type]
+    x, y = (_floats(np.ascontiguousarray(v), type) for v in (a, b))
+    with np.errstate(invalid="ignore", over="ignore"):
+        size = np.maximum(np.abs(x), np.abs(y))
+        close = (np.abs(x - y) <= bound * size) & (size > least) & (size < 1e20)
+    return close if packed and type in ("bf16", "f16") else close | (x == y)
+
+
+def _floats(words: Any, type: str) -> Any:
+    if type == "bf16":
+        return (words.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    if type == "f16":
+        return words.view(np.float16).astype(np.float32)
+    return words.view(TYPES[type].dtype)
 
 
 class _Copies:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ def load_checkpoint(
     Raises
     ------
     ShapeMismatch
-        Where the checkpoint lacks something of the model, or a layer has another size.
+        Where the checkpoint lacks something of the model, or a layer has another size. The model stays as it was.
     """
     named = {name: linear for linear, names in linears(model).items() for name in names}
     layers: dict[str, dict[str, torch.Tensor]] = {}
@@ -61,19 +62,22 @@ def load_checkpoint(
             rest[key] = tensor
         else:
             layers.setdefault(name, {})[key[len(name) + 1 :]] = tensor
-    replaced: dict[nn.Linear, QuantizedLinear] = {}
-    chosen: list[str] = []
+    made: dict[nn.Linear, QuantizedLinear] = {}
+    chosen: dict[str, QuantizedLinear] = {}
     for name, tensors in layers.items():
         if not any(key in MARKS or key.startswith(STATE) for key in tensors):
             rest |= {f"{name}.{key}": tensor for key, tensor in tensors.items()}
             continue
         linear = named[name]
-        if linear not in replaced:
-            replaced[linear] = _imported(name, linear, tensors, quantization_config, dtype, activations)
-        replace_module(model, name, replaced[linear])
-        chosen.append(name)
-    _load_rest(model, rest, chosen)
-    return chosen
+        if linear not in made:
+            made[linear] = _imported(name, linear, tensors, quantization_config, dtype, activations)
+        chosen[name] = made[linear]
+    # A model of which something is missing or wrong stays as it was.
+    names = _names_of_rest(model, rest, chosen)
+    for name, layer in chosen.items():
+        replace_module(model, name, layer)
+    _load_rest(model, rest, names)
+    return list(chosen)
 
 
 def _layer_of(key: str, named: Mapping[str, nn.Linear]) -> str | None:
@@ -108,22 +112,31 @@ def _imported(
     return (made if device.type == "meta" else made.to(device)).train(linear.training)
 
 
-def _load_rest(model: nn.Module, state_dict: Mapping[str, torch.Tensor], replaced: Sequence[str]) -> None:
-    """Load what is not quantised, and refuse a checkpoint that lacks some of it."""
+def _names_of_rest(
+    model: nn.Module, state_dict: Mapping[str, torch.Tensor], replaced: Mapping[str, nn.Module]
+) -> list[list[str]]:
+    """Return the names of each tensor that is not of a replaced layer; refuse a checkpoint that lacks some."""
     names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    on_meta = any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
-    missing = set(model.load_state_dict(state_dict, strict=False, assign=on_meta).missing_keys)
-    for shared in names.values():
-        loaded = next((name for name in shared if name in state_dict), None)
-        if loaded is not None:
-            for name in shared:
-                parent, _, leaf = name.rpartition(".")
-                setattr(model.get_submodule(parent), leaf, model.get_parameter(loaded))
-            missing -= set(shared)
-    lacking = sorted(key for key in missing if key.rpartition(".")[0] not in replaced)
+    for key, tensor in model.state_dict(keep_vars=True).items():
+        if key.rpartition(".")[0] not in replaced:
+            names.setdefault(id(tensor), []).append(key)
+    lacking = sorted(key for keys in names.values() if state_dict.keys().isdisjoint(keys) for key in keys)
     if lacking:
         raise ShapeMismatch(
             f"the checkpoint lacks {', '.join(lacking[:4])}{' and others' if lacking[4:] else ''} of the model"
         )
+    return list(names.values())
+
+
+def _load_rest(
+    model: nn.Module, state_dict: Mapping[str, torch.Tensor], names: Sequence[Sequence[str]]
+) -> None:
+    """Load what is not quantised; what modules share stays shared."""
+    on_meta = any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+    model.load_state_dict(state_dict, strict=False, assign=on_meta)
+    for shared in names:
+        if len(shared) > 1:
+            loaded = attrgetter(next(name for name in shared if name in state_dict))(model)
+            for name in shared:
+                parent, _, leaf = name.rpartition(".")
+                setattr(model.get_submodule(parent), leaf, loaded)

@@ -207,24 +207,38 @@ class QuantizedLinear(nn.Module):
         weight, before = self.weight, {name: getattr(self, name) for name in ("scale", "zero", "bias")}
         super()._apply(fn, recurse)
         changed = {n: x for n, x in before.items() if x is not None and x.dtype != getattr(self, n).dtype}
-        if self.scale_type is not None or self.scale.dtype not in SCALE_DTYPES:
-            for name, tensor in changed.items():
-                setattr(self, name, tensor.to(self.scale.device))
-        elif "scale" in changed and not (self.packed.is_meta or weight.packed.is_meta):
-            made = weight.astype(self.scale.dtype).to(self.packed.device)
+        keeps = self.scale_type is not None or self.scale.dtype not in SCALE_DTYPES
+        if not keeps and "scale" in changed and not (self.packed.is_meta or weight.packed.is_meta):
+            try:
+                made = weight.astype(self.scale.dtype).to(self.packed.device)
+            except TilusError:
+                self._keep(changed)
+                raise
             self.packed, self.scale, self.zero, self.order = made.packed, made.scale, made.zero, made.order
             self.alpha, self.activations = made.alpha, made.activations
+        elif keeps:
+            self._keep(changed)
         return self
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
+    def _keep(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Take back tensors as they were, where the layer is now."""
+        for name, tensor in tensors.items():
+            setattr(self, name, tensor.to(self.packed.device))
+
+    @property
+    def config(self) -> torch.Tensor:
+        """What the state dict says of the layer's tensors: those who find its keys as attributes find this one too."""
         config = {
             "dtype": self.weight_dtype, "in_features": self.in_features, "out_features": self.out_features,
             "group_size": self.group_size, "alpha": self.alpha,
             "activations": name_of(self.activations), "scale_type": self._scale_name(),
             "out_dtype": name_of(self.out_dtype), "scale_dtype": name_of(self.scale.dtype),
         }  # fmt: skip
-        destination[prefix + CONFIG] = stored_config(config)
+        return stored_config(config)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + CONFIG] = self.config
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, missing_keys: list[str],
@@ -401,6 +415,7 @@ def load_quantized(model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> 
         Names of the layers that were replaced.
     """
     chosen = linears(model, lambda name, linear: f"{name}.{CONFIG}" in state_dict)
+    replaced: dict[str, QuantizedLinear] = {}
     for linear, names in chosen.items():
         made = QuantizedLinear.from_state_dict(state_dict, f"{names[0]}.")
         if (made.in_features, made.out_features) != (linear.in_features, linear.out_features):
@@ -410,11 +425,13 @@ def load_quantized(model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> 
             )
         if not linear.weight.is_meta:
             made = made.to(linear.weight.device)
-        for name in names:
-            replace_module(model, name, made.train(linear.training))
+        replaced |= dict.fromkeys(names, made.train(linear.training))
+    # A model of which one layer does not fit stays as it was.
+    for name, layer in replaced.items():
+        replace_module(model, name, layer)
     on_meta = any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
     model.load_state_dict(state_dict, assign=on_meta)
-    return [name for names in chosen.values() for name in names]
+    return list(replaced)
 
 
 @contextmanager

@@ -183,8 +183,9 @@ class QuantizedMoE(nn.Module):
                 setattr(self, name, tensor.to(moved.device))
         return self
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
+    @property
+    def config(self) -> torch.Tensor:
+        """What the state dict says of the layer's tensors: those who find its keys as attributes find this one too."""
         config = {
             name: {
                 "dtype": dtype.name, "shape": list(shape), "group_size": group_size,
@@ -193,7 +194,11 @@ class QuantizedMoE(nn.Module):
             }
             for name, (dtype, shape, group_size, _, scale_type, out_dtype) in self._forms.items()
         }  # fmt: skip
-        destination[prefix + CONFIG] = stored_config(config)
+        return stored_config(config)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + CONFIG] = self.config
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, missing_keys: list[str],

@@ -18,7 +18,8 @@ from tilus.ir.core import Operation, Region, Value
 from tilus.ir.kernel import Kernel
 from tilus.ir.types import GlobalType, RegisterType, ScalarType
 from tilus.layout import Digit, RegisterLayout, SharedLayout
-from tilus.passes.constancy import constancy
+from tilus.passes.constancy import Runs, constancy
+from tilus.passes.signs import natural_numbers
 from tilus.passes.divisibility import Facts
 
 # PTX ISA, bar: barriers 0 to 15.
@@ -150,9 +151,14 @@ class Context:
         return self.facts.divisors.get(value, 1)
 
     @cached_property
-    def runs(self) -> dict[Value, tuple[int, ...]]:
-        """For each tile, how many elements in a row are equal along each dimension."""
+    def runs(self) -> dict[Value, Runs]:
+        """For each tile, how its elements vary along each dimension."""
         return constancy(self.kernel, self.facts.divisors)
+
+    @cached_property
+    def natural(self) -> set[Value]:
+        """The integer scalars that are never negative."""
+        return natural_numbers(self.kernel)
 
     def layout(self, value: Value) -> RegisterLayout:
         """Return the layout of a register tile."""

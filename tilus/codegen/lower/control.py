@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tilus.codegen.llvm_text import V, integer
 from tilus.codegen.lower.context import (
     Context,
@@ -72,6 +74,7 @@ def lower_for(ctx: Context, op: ops.For) -> None:
     inits = flatten(ctx, op.inits)
     index, *carried = op.body.args
     types = [t for value in carried for t in types_of(value)]
+    limit = _limit(ctx, op)
     before = w.block
     w.begin(head)
     index_phi = w.phi(start.type)
@@ -79,12 +82,7 @@ def lower_for(ctx: Context, op: ops.For) -> None:
     phis = [w.phi(t) for t in types]
     for phi, init in zip(phis, inits, strict=True):
         phi.incoming.append((init, before))
-    literal = step.literal
-    if literal is None:
-        up = w.icmp("sgt", step, integer(0, int(step.type[1:])))
-        going = w.select(up, w.icmp("slt", index_phi.value, stop), w.icmp("sgt", index_phi.value, stop))
-    else:
-        going = w.icmp("slt" if literal > 0 else "sgt", index_phi.value, stop)
+    going = limit(index_phi.value)
     w.branch(going, body, exit_block)
     frame = LoopFrame(latch, exit_block, [], [([p.value for p in phis], head)])
     ctx.values[index] = index_phi.value
@@ -112,16 +110,45 @@ def lower_for(ctx: Context, op: ops.For) -> None:
         w.close(phi)
 
 
+def _limit(ctx: Context, op: ops.For) -> Callable[[V], V]:
+    """Return what tells of an index whether the loop goes on, also where a step beyond the end wraps around.
+
+    What does not change in the loop is computed here, before it.
+    """
+    w = ctx.w
+    start, stop, step = (ctx.scalar(v) for v in (op.start, op.stop, op.step))
+    assert isinstance(op.start.type, ScalarType)
+    literal = step.literal
+    if not op.start.type.dtype.is_signed:
+        return lambda index: w.icmp("ult", index, stop)
+    if literal is not None and literal <= 1:
+        # The end itself is reached. Steps down wrap around at the lowest number, where no loop ends.
+        return lambda index: w.icmp("slt" if literal > 0 else "sgt", index, stop)
+    if literal is not None and op.start in ctx.natural:
+        # An index beyond the largest number is larger still without its sign.
+        none = integer(0, int(stop.type[1:]))
+        end = stop if op.stop in ctx.natural else w.call(stop.type, f"llvm.smax.{stop.type}", stop, none)
+        return lambda index: w.icmp("ult", index, end)
+    # How far the loop has come, without sign, against how far it goes.
+    span = w.binary("sub", w.call(stop.type, f"llvm.smax.{stop.type}", stop, start), start)
+    if literal is not None:
+        return lambda index: w.icmp("ult", w.binary("sub", index, start), span)
+    up = w.icmp("sgt", step, integer(0, int(step.type[1:])))
+    down = w.binary("sub", start, w.call(stop.type, f"llvm.smin.{stop.type}", stop, start))
+    span = w.select(up, span, down)
+
+    def limit(index: V) -> V:
+        gone = w.select(up, w.binary("sub", index, start), w.binary("sub", start, index))
+        return w.icmp("ult", gone, span)
+
+    return limit
+
+
 def _unroll_metadata(ctx: Context, unroll: int) -> str:
-    if unroll == 0:
+    """Return what tells LLVM to unroll a loop in full, or to leave it; by a factor that was done before."""
+    if unroll == 0 or unroll > 1:
         return ""
-    if unroll == 1:
-        hint = '!{!"llvm.loop.unroll.disable"}'
-    elif unroll < 0:
-        hint = '!{!"llvm.loop.unroll.full"}'
-    else:
-        hint = f'!{{!"llvm.loop.unroll.count", i32 {unroll}}}'
-    return ctx.w.loop_metadata(hint)
+    return ctx.w.loop_metadata('!{!"llvm.loop.unroll.full"}' if unroll < 0 else '!{!"llvm.loop.unroll.disable"}')
 
 
 def _join(ctx: Context, incoming: list[tuple[list[V], str]], types: list[str]) -> list[V]:

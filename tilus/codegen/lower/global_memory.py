@@ -24,6 +24,7 @@ from tilus.ir import ops
 from tilus.ir.core import Value
 from tilus.ir.types import Extent, Symbol
 from tilus.layout import RegisterLayout
+from tilus.passes.constancy import neighbours
 
 CACHE = {"": "", "streaming": ".cs", "persistent": ""}
 
@@ -61,7 +62,7 @@ def plan_access(
     if layout.rank and tensor.type.strides[fast] == 1:
         run = local_run(layout, dim)
         if mask is not None:
-            run = gcd(run, ctx.runs[mask][dim])
+            run = gcd(run, ctx.runs[mask].along[dim].constant)
         # Every row must start at a multiple of the vector, and the tensor must end at one.
         run = gcd(run, ctx.divisor(offsets[fast]))
         for d in layout.spatial_digits + layout.local_digits:
@@ -274,17 +275,19 @@ def lower_store_global(ctx: Context, op: ops.StoreGlobal) -> None:
             predicated_store(w, pointer, words, access.bits, predicate, CACHE[op.cache], "global")
 
 
-def element_pointer(ctx: Context, tensor: GlobalTensor, index: list[V]) -> V:
-    """Return the pointer of the element at an index given as i32 or i64 values."""
+def element_pointer(ctx: Context, tensor: GlobalTensor, index: list[V], count: int = 1) -> V:
+    """Return the pointer of `count` elements from an index on, given as i32 or i64 values."""
     w = ctx.w
     linear = integer(0, 64)
     for at, stride in zip(index, tensor.strides, strict=True):
         linear = w.add(linear, w.mul(w.convert("sext", at, "i64"), stride))
     bits = memory_dtype(tensor.type.dtype).bits
-    if bits % 8:
+    if bits * count % 8:
         raise TypeMismatch(
             f"single elements of {tensor.type.dtype} have no address", hint="use a tensor of uint8"
         )
+    if bits < 8:
+        return w.gep(tensor.pointer, w.binary("ashr", w.mul(linear, integer(bits, 64)), integer(3, 64)))
     return w.gep(tensor.pointer, w.mul(linear, integer(bits // 8, 64)))
 
 
@@ -297,50 +300,59 @@ def element_inside(ctx: Context, tensor: GlobalTensor, index: list[V]) -> V | No
     return result
 
 
+def plan_elements(ctx: Context, op: ops.Gather | ops.Scatter, layout: RegisterLayout) -> Access:
+    """Find the widest accesses by index tiles: runs of a thread's elements that lie side by side in memory."""
+    tensor = ctx.tensor(op.tensor).type
+    bits = memory_dtype(tensor.dtype).bits
+    dim, run = neighbours(op, tensor, ctx.runs)
+    run = gcd(run, 128 // bits) if 128 % bits == 0 else 1
+    if layout.rank:
+        run = gcd(run, local_run(layout, dim))
+        for d in layout.spatial_digits + layout.local_digits:
+            if d.dim == dim and d.stride >= run:
+                run = gcd(run, d.stride)
+    return Access(group_elements(layout, dim, run), bits * run, run)
+
+
 def gather_global(ctx: Context, op: ops.Gather) -> None:
-    """Load single elements of a global tensor."""
+    """Load elements of a global tensor by index tiles."""
     w = ctx.w
     tensor = ctx.tensor(op.tensor)
     layout = ctx.layout(op.result)
+    access = plan_elements(ctx, op, layout)
     columns = [elements_of(w, ctx.tile(i)) for i in op.indices]
     mask = elements_of(w, ctx.tile(op.mask)) if op.mask is not None else None
-    bits = memory_dtype(tensor.type.dtype).bits
     words = []
-    for element in range(layout.elements):
-        index = [column[element] for column in columns]
+    for first, *_ in access.groups:
+        index = [column[first] for column in columns]
         predicate = both(
-            ctx, element_inside(ctx, tensor, index) if op.checked else None, mask[element] if mask else None
+            ctx, element_inside(ctx, tensor, index) if op.checked else None, mask[first] if mask else None
         )
-        pointer = element_pointer(ctx, tensor, index)
-        words.append(_load_one(ctx, pointer, bits, predicate))
-    groups = [(e,) for e in range(layout.elements)]
-    ctx.values[op.result] = tile_from_words(w, tensor.type.dtype, layout, groups, words)
-
-
-def _load_one(ctx: Context, pointer: V, bits: int, predicate: V | None) -> list[V]:
-    if predicate is None:
-        return load_words(ctx.w, pointer, bits, bits // 8)
-    return predicated_load(ctx.w, pointer, bits, predicate, NOTHING, "", "global")
+        pointer = element_pointer(ctx, tensor, index, access.vector)
+        if predicate is None:
+            words.append(load_words(w, pointer, access.bits, access.bits // 8))
+        else:
+            words.append(predicated_load(w, pointer, access.bits, predicate, NOTHING, "", "global"))
+    ctx.values[op.result] = tile_from_words(w, tensor.type.dtype, layout, access.groups, words)
 
 
 def scatter_global(ctx: Context, op: ops.Scatter) -> None:
-    """Store single elements of a global tensor."""
+    """Store elements of a global tensor by index tiles."""
     w = ctx.w
     tensor = ctx.tensor(op.tensor)
     tile: Tile = ctx.tile(op.value)
+    access = plan_elements(ctx, op, tile.layout)
     columns = [elements_of(w, ctx.tile(i)) for i in op.indices]
     mask = elements_of(w, ctx.tile(op.mask)) if op.mask is not None else None
-    bits = memory_dtype(tensor.type.dtype).bits
     once = ctx.is_first_replica(tile.layout)
-    groups = [(e,) for e in range(tile.count)]
-    for element, words in enumerate(words_from_tile(w, tile, groups)):
-        index = [column[element] for column in columns]
+    for (first, *_), words in zip(access.groups, words_from_tile(w, tile, access.groups), strict=True):
+        index = [column[first] for column in columns]
         predicate = both(
-            ctx, element_inside(ctx, tensor, index) if op.checked else None, mask[element] if mask else None
+            ctx, element_inside(ctx, tensor, index) if op.checked else None, mask[first] if mask else None
         )
         predicate = both(ctx, once, predicate)
-        pointer = element_pointer(ctx, tensor, index)
+        pointer = element_pointer(ctx, tensor, index, access.vector)
         if predicate is None:
-            store_words(w, pointer, words, bits, bits // 8)
+            store_words(w, pointer, words, access.bits, access.bits // 8)
         else:
-            predicated_store(w, pointer, words, bits, predicate, "", "global")
+            predicated_store(w, pointer, words, access.bits, predicate, "", "global")

@@ -469,7 +469,16 @@ def wgmma_group(
     destination = "{" + ", ".join(f"${i}" for i in range(count)) + "}"
     at = 2 * count
     args: list[V] = []
-    lines = [f"{{ .reg .pred more; setp.ne.b32 more, {int(not fresh)}, 0;", "wgmma.fence.sync.aligned;"]
+    # What is started from the registers of a tile that is no longer needed must not know that nothing is added: the
+    # assembler would take other registers, and leave what still reads those for later. No descriptor has bit 31.
+    over = fresh and any(value.name[0] == "%" for value in c)
+    start = f"mov.b64 {{low, high}}, ${at + len(a[0])}; setp.lt.s32 more, low, 0;"
+    lines = [
+        f"{{ .reg .pred more; .reg .b32 low, high; {start}"
+        if over
+        else f"{{ .reg .pred more; setp.ne.b32 more, {int(not fresh)}, 0;",
+        "wgmma.fence.sync.aligned;",
+    ]
     letters: list[str] = []
     in_registers = len(a[0]) > 1
     for step, (left, right) in enumerate(zip(a, b, strict=True)):

@@ -13,6 +13,7 @@ from tilus.lang.diagnostics import describe, nearest
 from tilus.lang.frontend.calls import BoundMethod, plain_range
 from tilus.lang.frontend.expressions import python
 from tilus.lang.frontend.tracer import Tracer, expression, is_runtime
+from tilus.lang.semantics.memory import extent_of
 from tilus.lang.semantics.registry import implements
 from tilus.lang.semantics.tiles import transpose
 from tilus.lang.types import Barrier, Pointer, Scalar, Shared, Tensor, Tile
@@ -108,7 +109,7 @@ def extent(t: Tracer, tensor: Value, name: str, axis: int) -> Any:
     known = (tensor.type.dims if name == "shape" else tensor.type.strides)[axis]
     if isinstance(known, int):
         return known
-    return t.value(ops.Dim if name == "shape" else ops.Stride, tensor, axis)
+    return extent_of(t, tensor, axis) if name == "shape" else t.value(ops.Stride, tensor, axis)
 
 
 @expression(ast.Attribute)

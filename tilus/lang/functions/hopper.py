@@ -9,7 +9,14 @@ from tilus.lang.stub import only_in_kernel
 from tilus.lang.types import Shared, Tile
 
 
-def dot_async(a: Any, b: Shared, acc: Tile | None = None, *, out_dtype: DType | None = None) -> Tile:
+def dot_async(
+    a: Any,
+    b: Shared,
+    acc: Tile | None = None,
+    *,
+    out_dtype: DType | None = None,
+    over: Tile | None = None,
+) -> Tile:
     """Start ``a @ b + acc`` on the tensor cores of whole warpgroups; the result is there after `dot_wait`.
 
     Each call is one group for `dot_wait`. Until then, the accumulator may only be passed to further `dot_async`.
@@ -27,6 +34,10 @@ def dot_async(a: Any, b: Shared, acc: Tile | None = None, *, out_dtype: DType | 
         What to add to; nothing is added without.
     out_dtype : DType, optional
         Of the accumulator without `acc`: float32, float16 or int32.
+    over : Tile, [m, n], optional
+        A tile whose registers the product takes, in place of `acc`; nothing is added. It says that no more is needed
+        of them, and what is computed with the tile before comes before this product: where a thread has not the
+        registers for two products.
 
     Returns
     -------

@@ -129,14 +129,15 @@ def pipeline(loop: _T, *, stages: int) -> _T:
 
 
 def unroll(loop: _T, factor: int | None = None) -> _T:
-    """Ask that a loop is unrolled by the code generator; its index stays a run-time value.
+    """Ask that a loop is unrolled by the compiler; its index stays a run-time value.
 
     Parameters
     ----------
     loop : range
         `range(...)` of a `for` loop.
     factor : int, optional
-        Copies of the body; the loop is unrolled in full unless given.
+        Copies of the body in a turn; the turns that are left have a loop of their own. A body with `break` or
+        `continue` is not copied. Unless given, the loop is unrolled in full, and its bounds are known at compile time.
 
     Returns
     -------

@@ -23,7 +23,7 @@ def accumulator(dtype: DType) -> DType:
 
 
 @implements(functions.dot_async)
-def dot_async(t: Tracer, a: Any, b: Any, acc: Any, out_dtype: Any) -> Value:
+def dot_async(t: Tracer, a: Any, b: Any, acc: Any, out_dtype: Any, over: Any) -> Value:
     right = shared_type("dot_async", b)
     if not isinstance(a, Value) or not isinstance(a.type, (RegisterType, SharedType)):
         raise TypeMismatch(
@@ -39,14 +39,22 @@ def dot_async(t: Tracer, a: Any, b: Any, acc: Any, out_dtype: Any) -> Value:
     fresh = acc is None
     if out_dtype is not None:
         static_dtype("out_dtype of dot_async", out_dtype)
-    if fresh:
+    if over is not None:
+        if not fresh:
+            raise TypeMismatch(
+                "dot_async takes an accumulator or a tile whose registers it may take, not both",
+                hint="acc, to which the product is added, or over=, to which it is not",
+            )
+        acc = over
+    elif fresh:
         chosen = out_dtype or accumulator(left.dtype)
         acc = t.value(ops.Splat, t.constant(0, chosen), (left.shape[0], right.shape[1]))
-    type = tile_type("acc of dot_async", acc)
+    name = "acc" if over is None else "over"
+    type = tile_type(f"{name} of dot_async", acc)
     if out_dtype is not None and type.dtype != out_dtype:
         raise TypeMismatch(
             f"dot_async with an accumulator of {type.dtype} gives {type.dtype}, not {out_dtype}",
-            hint="no out_dtype beside acc",
+            hint=f"no out_dtype beside {name}",
         )
     return t.value(ops.DotAsync, a, b, acc, fresh)
 

@@ -252,7 +252,7 @@ def inside(t: Tracer, source: Value, tiles: tuple[Value, ...], mask: Value | Non
     type = memory_type("load", source)
     extents: tuple[object, ...] = type.shape if isinstance(type, SharedType) else type.dims
     for axis, (tile, extent) in enumerate(zip(tiles, extents, strict=True)):
-        size = extent if isinstance(extent, int) else t.value(ops.Dim, source, axis)
+        size = extent if isinstance(extent, int) else extent_of(t, source, axis)
         if operand_dtype("load", tile) in (uint32, uint64):
             # Extents are signed; what is beyond them as an unsigned number is negative here.
             tile = convert(t, tile, int64)
@@ -260,6 +260,15 @@ def inside(t: Tracer, source: Value, tiles: tuple[Value, ...], mask: Value | Non
             mask = part if mask is None else t.value(ops.Binary, "and", mask, part)
     assert mask is not None
     return mask
+
+
+def extent_of(t: Tracer, tensor: Value, axis: int) -> Value:
+    """Return an extent of a tensor in global memory that is known at run time: in 64 bits if a view was given it so."""
+    made = t.defined.get(tensor)
+    given = made.shape[axis] if isinstance(made, ops.GlobalView) else None
+    if given is not None and operand_dtype("view", given) in (int64, uint64):
+        return convert(t, given, int64)
+    return t.value(ops.Dim, tensor, axis)
 
 
 @implements(functions.store)

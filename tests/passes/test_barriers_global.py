@@ -1,0 +1,132 @@
+"""Barriers between loads from a tensor in global memory and stores to it: in turns of a loop, and through views."""
+
+from __future__ import annotations
+
+import pytest
+
+import tilus.lang as tilus
+from tests.codegen import differential as d
+from tests.passes.test_barriers import placed
+from tilus.dtypes import float32
+from tilus.lang import Tensor, constexpr
+
+
+def windows(a: Tensor[float32, "m n"], turns: int, *, rows: constexpr, columns: constexpr, step: constexpr):
+    tilus.grid(1, warps=4)
+    for i in range(0, turns, step):
+        x = tilus.load(a, (i * rows, 32 + i * columns), (8, 16))
+        tilus.store(a, x * 0.5 + 1.0, (i * rows, 32 + i * columns))
+
+
+BARRIER, NONE = "for(sync read write)", "for(read write)"
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "step", "expected"),
+    [
+        (1, 0, 1, BARRIER),
+        (7, 0, 1, BARRIER),
+        (8, 0, 1, NONE),
+        (0, 1, 1, BARRIER),
+        (0, 15, 1, BARRIER),
+        (0, 16, 1, NONE),
+        (0, -15, 1, BARRIER),
+        (0, -16, 1, NONE),
+        (4, 0, 2, NONE),
+        (3, 4, 2, BARRIER),
+        (3, 8, 2, NONE),
+        (0, 0, 1, NONE),
+    ],
+)
+def test_windows_that_overlap_from_turn_to_turn(rows: int, columns: int, step: int, expected: str):
+    a = d.random(float32, 32, 80)
+    constants = {"rows": rows, "columns": columns, "step": step}
+    assert placed(d.trace(windows, a, 3, **constants), "read", "write") == expected
+    d.run(windows, a, 3, **constants)
+
+
+def counted(a: Tensor[float32, "m n"], turns: int):
+    tilus.grid(1, warps=4)
+    i = 0
+    while i < turns:
+        x = tilus.load(a, (i, 0), (8, 16))
+        tilus.store(a, x * 0.5 + 1.0, (i, 0))
+        i += 2
+
+
+def test_an_offset_that_is_carried_may_be_anywhere():
+    a = d.random(float32, 32, 16)
+    assert placed(d.trace(counted, a, 6), "read", "write").count("sync read write") == 1
+    d.run(counted, a, 6)
+
+
+def nested(a: Tensor[float32, "m n"], *, step: constexpr):
+    tilus.grid(1, warps=4)
+    for i in range(0, 2 * step, step):
+        row = i + 8
+        for j in range(0, 32, 16):
+            x = tilus.load(a, (row - 8, j), (8, 16))
+            tilus.store(a, x * 0.5 + 1.0, (row - 8, j))
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"), [(8, "for(for(read write))"), (4, "for(for(sync read write))")]
+)
+def test_the_outer_loop_counts_too(step: int, expected: str):
+    a = d.random(float32, 16, 32)
+    assert placed(d.trace(nested, a, step=step), "read", "write") == expected
+    d.run(nested, a, step=step)
+
+
+def through_view(a: Tensor[float32, "m n"], *, moved: constexpr):
+    tilus.grid(1, warps=4)
+    pointer = tilus.assume(a.ptr + 1, 4) if moved else a.ptr
+    other = tilus.view(pointer, float32, (16, 16), (16, 1))
+    x = tilus.load(other, (0, 0), (16, 16))
+    tilus.store(a, x * 0.5 + 1.0, (0, 1))
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_view_of_a_tensors_pointer_is_the_same_memory(moved: bool):
+    a = d.random(float32, 18, 16)
+    assert placed(d.trace(through_view, a, moved=moved), "read", "write") == "read sync write"
+    d.run(through_view, a, moved=moved)
+
+
+def moving_view(a: Tensor[float32, "m n"]):
+    tilus.grid(1, warps=4)
+    for i in range(3):
+        window = tilus.view(a.ptr + i, float32, (8, 16), (16, 1))
+        tilus.store(window, tilus.load(window, (0, 0), (8, 16)) * 0.5, (0, 0))
+
+
+def test_a_view_that_moves_from_turn_to_turn():
+    a = d.random(float32, 16, 16)
+    assert placed(d.trace(moving_view, a), "read", "write") == BARRIER
+    d.run(moving_view, a)
+
+
+def twice(a: Tensor[float32, "m n"], out: Tensor[float32, "p q"], *, row: constexpr, column: constexpr):
+    tilus.grid(1, warps=4)
+    at = a.shape[0]
+    tilus.store(out, tilus.full((16, 64), 0.0, float32), (at + 4, 8))
+    tilus.store(out, tilus.load(a, (0, 0), (8, 32)), (at + row, column))
+
+
+@pytest.mark.parametrize(
+    ("row", "column", "expected"),
+    [
+        (4, 9, "write sync write"),
+        (19, 71, "write sync write"),
+        (20, 9, "write write"),
+        (4, 72, "write write"),
+        (-3, -23, "write sync write"),
+        (-4, 9, "write write"),
+        (4, -24, "write write"),
+    ],
+)
+def test_what_is_written_twice_keeps_the_second_value(row: int, column: int, expected: str):
+    a, out = d.random(float32, 8, 32), d.random(float32, 40, 128)
+    constants = {"row": row, "column": column}
+    assert placed(d.trace(twice, a, out, **constants), "write") == expected
+    d.run(twice, a, out, **constants)
