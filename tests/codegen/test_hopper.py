@@ -156,6 +156,51 @@ def test_fences_and_barriers_are_placed_before_what_reads_through_the_async_prox
     assert ptx.count("fence.proxy.async") == 2
 
 
+@tilus.kernel
+def over_another(
+    a: Tensor[float16, "m k"],
+    b: Tensor[float16, "n k"],
+    c: Tensor[float32, "m n"],
+    *,
+    added: constexpr = False,
+    narrow: constexpr = False,
+):
+    """Two products, of which the second takes the registers of the first when that has been doubled."""
+    tilus.grid(1, warps=4)
+    sa, sb = tilus.shared(float16, (64, 64)), tilus.shared(float16, (64, 64))
+    tilus.store(sa, tilus.load(a, (0, 0), (64, 64)))
+    tilus.store(sb, tilus.load(b, (0, 0), (64, 64)))
+    first = tilus.dot_wait(tilus.dot_async(sa, sb[:32].transpose()))
+    doubled = first * 2.0
+    over = first[:, :16] if narrow else first
+    second = tilus.dot_async(sa, sb[32:].transpose(), first if added else None, over=over)
+    tilus.store(c, doubled, (0, 0))
+    tilus.store(c, tilus.dot_wait(second), (0, 32))
+
+
+def test_a_product_takes_the_registers_of_another_but_not_its_values():
+    a, b = operands(64, 64, 64)
+    b[3, 5] = float("inf")
+    c = torch.zeros(64, 64)
+    over_another.simulate(a, b, c, target=TARGET).raise_if_hazards()
+    exact = a.double() @ b.double().t() * torch.tensor([2.0] * 32 + [1.0] * 32)
+    torch.testing.assert_close(c.double(), exact, rtol=0, atol=128 * 2.0**-20, equal_nan=True)
+    assert c[:, 32:].isfinite().all()
+    # The assembler is not told that nothing is added.
+    assert over_another.compile(a, b, c, target=TARGET).ptx.count("setp.lt.s32 more, low, 0;") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [(dict(added=True), TypeMismatch, "not both"), (dict(narrow=True), ShapeMismatch, "16")],
+    ids=str,
+)
+def test_which_registers_a_product_cannot_take(options, error, words):
+    a, b = operands(64, 64, 64)
+    with pytest.raises(error, match=words):
+        over_another.simulate(a, b, torch.zeros(64, 64), target=TARGET, **options)
+
+
 def test_a_missing_proxy_fence_is_reported():
     a, b = operands(64, 32, 64)
     c = torch.zeros(64, 32)

@@ -7,7 +7,19 @@ import pytest
 
 import tilus.lang as tilus
 from tests.codegen import differential as d
-from tilus.dtypes import bfloat16, boolean, float16, float32, float64, int8, int16, int32, int64, uint4, uint32
+from tilus.dtypes import (
+    bfloat16,
+    boolean,
+    float16,
+    float32,
+    float64,
+    int8,
+    int16,
+    int32,
+    int64,
+    uint4,
+    uint32,
+)
 from tilus.errors import ResourceExceeded
 from tilus.lang import Tensor, constexpr
 

@@ -1,4 +1,7 @@
-"""Draws programs and checks them for as long as one likes: `python -m tests.fuzz --programs 1000 --seed 0`."""
+"""Draws programs and checks them for as long as one likes: `python -m tests.fuzz --programs 1000 --seed 0`.
+
+With `--ops`, calls of the library's ops instead, all of them or those that are named: `--ops matmul routing`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import traceback
 from collections import Counter
 from pathlib import Path
 
+from tests.fuzz.cases import OPS, finding
 from tests.fuzz.check import Refused, check
 from tests.fuzz.generator import Generator
 
@@ -32,7 +36,10 @@ def main() -> int:
         "--targets", nargs="*", default=None, help=f"any of {' '.join(TARGETS)}; drawn if left out"
     )
     parser.add_argument("--out", type=Path, default=Path("fuzz-findings"))
+    parser.add_argument("--ops", nargs="*", choices=list(OPS), help="calls of ops instead; all ops if none is named")
     options = parser.parse_args()
+    if options.ops is not None:
+        return check_ops(options)
     started, found, refusals, done = time.monotonic(), 0, Counter[str](), 0
     for seed in range(options.seed, options.seed + options.programs):
         if time.monotonic() - started > options.seconds:
@@ -63,6 +70,25 @@ def main() -> int:
     )
     for text, count in refusals.most_common():
         print(f"  {count} x {text}")
+    return 1 if found else 0
+
+
+def check_ops(options: argparse.Namespace) -> int:
+    """Check calls of ops, of each one with every seed, and print what is found."""
+    started, found, done = time.monotonic(), 0, 0
+    for seed in range(options.seed, options.seed + options.programs):
+        for name in options.ops or OPS:
+            if time.monotonic() - started > options.seconds:
+                break
+            done += 1
+            try:
+                said = finding(name, seed)
+            except Exception:
+                said = f"the check itself failed\n{traceback.format_exc()}"
+            if said:
+                found += 1
+                print(f"{name}, seed {seed}: {said}", flush=True)
+    print(f"{done} calls in {time.monotonic() - started:.0f} s, {found} findings")
     return 1 if found else 0
 
 

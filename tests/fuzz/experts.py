@@ -58,15 +58,15 @@ def rows_of(draw: Draw, experts: int, k: int, dtype: torch.dtype, fewest: int = 
     """Return random rows, sorted by expert or with a capacity for each."""
     kind = draw.one(("normal", "normal", "whole", "special"))
     if draw.chance(0.5):
-        tokens, top_k = draw.size(90), draw.random.randint(1, 3)
+        tokens, top_k = draw.size(64), draw.random.randint(1, 3)
         ids = ids_of(draw, (tokens, top_k), experts)
-        block = draw.one([b for b in (8, 16, 32, 64, 128, 256) if b >= fewest])
+        block = draw.one([b for b in (8, 16, 32, 64, 128, 256) if b >= fewest and b * experts <= 640])
         routing = ops.sort_by_expert(ids, experts, block)
         a = draw.laid_out(ops.gather_rows(draw.tensor((tokens, k), dtype, kind), routing, top_k))
         taken = ids.flatten().long()
         expert = torch.where(routing.rows >= 0, taken[routing.rows.clamp_min(0)] if taken.numel() else -1, -1)
         return Rows(a, routing, expert)
-    capacity = draw.size(150)
+    capacity = draw.size(130)
     counts = torch.from_numpy(draw.numbers.integers(0, capacity + 1, experts)).to(torch.int32)
     if draw.chance(0.2):
         counts[draw.random.randrange(experts)] = draw.one((-1, capacity + 5, 1 << 30))
@@ -236,11 +236,12 @@ def of_grouped_block_scaled(draw: Draw) -> Case:
 
 def of_routing(draw: Draw) -> Case:
     """Draw calls of `route`, `sort_by_expert`, `gather_rows` and `combine`, one after the other."""
-    tokens, experts = draw.size(300), draw.one((1, 2, 5, 8, 31, 32, 33, 64, 100, 256, 384))
+    tokens, experts = draw.size(200), draw.one((1, 2, 5, 8, 31, 32, 33, 64, 100, 256, 384))
     top_k = draw.random.randint(1, min(experts, 9))
     logits = draw.tensor((tokens, experts), draw.one(FLOATS), draw.one(("normal", "whole", "wide")))
     scoring, renormalise = draw.one(("softmax", "sigmoid")), draw.chance(0.5)
-    block, n = draw.one((8, 16, 32, 64, 128, 256)), draw.size(200)
+    # Each expert that has a row has a block.
+    block, n = draw.one([b for b in (8, 16, 32, 64, 128, 256) if b * experts <= 1024 or b == 8]), draw.size(100)
     x = draw.tensor((tokens, n), draw.one((*FLOATS, *FLOAT8, torch.int8)), "normal")
     where, processors = machine(draw)
     drop = draw.chance(0.3)

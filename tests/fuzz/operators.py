@@ -118,7 +118,7 @@ def check(case: Case) -> str:
 
 def bits(x: torch.Tensor) -> torch.Tensor:
     """Return the bytes of a tensor's elements."""
-    return x.detach().contiguous().view(-1).view(torch.uint8)
+    return x.detach().clone(memory_format=torch.contiguous_format).view(-1).view(torch.uint8)
 
 
 def unlike_fake(call: tuple[Any, Any, Any, Any]) -> str:

@@ -20,7 +20,7 @@ from tilus.errors import TilusError
 from tilus.ops import QuantizedTokens, QuantizedWeight, few_rows, from_codes, gated_pair, quantize_tokens, quantized_matmul
 from tilus.ops import quantized_schedule as plain
 from tilus.ops import quantized_wgmma as wgmma
-from tilus.ops.scales import scale_exponent
+from tilus.ops.scales import fewest_scale, highest_scale, scale_exponent
 from tilus.ops.weights import operand_type
 
 TYPES = [t for t in dtypes.NAMED if t.bits <= 8 and t.kind not in ("bool", "scale")]
@@ -55,7 +55,9 @@ def of_weight(draw: Draw, k: int, n: int, half: torch.dtype, activations: torch.
     group = draw.one([*groups, -1])
     stored = None
     if activations not in BYTES and dtype.kind == "float" and draw.chance(0.4):
-        stored = draw.one((dtypes.float8_e4m3, dtypes.float8_e8m0))
+        # Where values leave no room beside them for scales that lie apart, these are refused.
+        room = highest_scale(dtype, half) / 2 >= fewest_scale(dtype, half, None) * 2.0**SPREAD
+        stored = draw.one((dtypes.float8_e4m3, dtypes.float8_e8m0)) if room else dtypes.float8_e4m3
     zero = dtype.kind == "uint" and draw.chance(0.5)
     return {
         "dtype": dtype, "group": group, "stored": stored, "zero": zero, "k": k, "n": n, "half": half,
@@ -200,6 +202,9 @@ def of_quantized(draw: Draw) -> Case:
     activation = draw.one(("", "", "relu", "gelu", "silu"))
     where, processors = machine(draw)
     near = product_of(values.reshape(-1, k), weight)
+    # What offsets lose is little beside the largest term of a row, but not beside weights that are zero.
+    large = (values.reshape(-1, k).double().abs() > 1000).any(1, keepdim=True) & near.value.isfinite()
+    near = Near(near.value, torch.where(large, float("inf"), near.error))
     if activation:
         # What it makes of one infinity is a number, of the other one none.
         near = Near(near.value, torch.where(near.value.isnan(), float("inf"), near.error))

@@ -67,8 +67,14 @@ BODIES = {
     "list_augmented": "xs = [tile]\nxs += [wide]",
     "match": "match bm:\n    case 16:\n        pass",
     "matmul_of_numbers": "x = 3 @ 4",
+    "number_becomes_a_tile": "total = 0\nfor j in range(i):\n    total += wide",
     # Names.
     "unknown_name": "x = tille + 1",
+    "name_of_a_dimension": "j = i + m",
+    "dtype_as_text": "x = tile.to('float32')",
+    "dtype_of_numpy": "x = tile.to(np.float32)",
+    "offsets_before_the_tile": "tilus.store(out, (0, 0), wide)",
+    "second_operand_in_registers": "x = tilus.dot_async(tile, tile)",
     "unknown_function": "x = tilus.laod(a, (0, 0), (16, 16))",
     "unknown_attribute": "x = tile.shap",
     "unknown_method": "x = tile.astype(float32)",
@@ -209,6 +215,22 @@ BODIES = {
 
 # Whole modules, for what is outside of a kernel's body or needs more than one function.
 MODULES = {
+    "tensor_or_none": """
+def kernel(a: Tensor[float16, "n"], bias: Tensor[float16, "n"] | None):
+    tilus.grid(1)
+""",
+    "none_or_pointer": """
+def kernel(a: Tensor[float16, "n"], bias: None | Pointer[float16] = None):
+    tilus.grid(1)
+""",
+    "tensor_with_default_none": """
+def kernel(a: Tensor[float16, "n"], bias: Tensor[float16, "n"] = None):
+    tilus.grid(1)
+""",
+    "dtype_or_none": """
+def kernel(a: Tensor[float16, "n"], bias: int | None):
+    tilus.grid(1)
+""",
     "no_grid": """
 def kernel(a: Tensor[float16, 'm']):
     tilus.store(a, 0.0, 0)

@@ -157,12 +157,13 @@ def more_than_32_bits_count(
     tilus.store(sizes, again.shape[1], 0)
     places = n - 2 + tilus.cast(tilus.arange(4), int64)
     tilus.store(out, tilus.load(again, indices=(1, places), other=9), 0)
+    tilus.store(out, tilus.load(again, (0, before), (1, 4)).reshape(4), 4)
 
 
 def test_an_extent_may_have_64_bits(execute):
-    out, sizes = np.zeros(4, np.float32), np.zeros(1, np.int64)
-    execute(more_than_32_bits_count, np.array([3.0, 5.0], np.float32), out, sizes, (1 << 32) + 1)
-    assert out.tolist() == [5, 5, 9, 9]
+    out, sizes = np.zeros(8, np.float32), np.zeros(1, np.int64)
+    execute(more_than_32_bits_count, np.array([3.0, 5.0], np.float32), out, sizes, (1 << 32) + 1, -2)
+    assert out.tolist() == [5, 5, 9, 9, 0, 0, 3, 3]
     assert sizes.tolist() == [(1 << 32) + 1]
 
 

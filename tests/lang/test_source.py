@@ -310,6 +310,9 @@ def test_a_fingerprint_tells_objects_apart_that_python_shows_alike():
     found = [source.fingerprint({"d": value}) for pair in pairs for value in pair]
     assert len(set(found)) == len(found)
     assert found == [source.fingerprint({"d": value}) for pair in pairs for value in pair]
+    # Of a tensor counts what it shows of its memory.
+    part = torch.arange(8.0)[:3]
+    assert source.fingerprint({"d": part}) == source.fingerprint({"d": part.clone()})
 
 
 POSTPONED = """

@@ -264,7 +264,9 @@ def test_a_window_may_take_any_number_of_spans_of_a_swizzled_tile() -> None:
     base, window = layout.window((0, 64), (32, 448))
     assert base == 32 * 64
     assert window.swizzle == layout.swizzle
-    assert all(base + window.offset((i, j)) == layout.offset((i, j + 64)) for i in range(32) for j in range(448))
+    assert all(
+        base + window.offset((i, j)) == layout.offset((i, j + 64)) for i in range(32) for j in range(448)
+    )
 
 
 @pytest.mark.parametrize(

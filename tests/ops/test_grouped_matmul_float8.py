@@ -23,7 +23,7 @@ from tilus.ops.grouped_block_scaled_kernel import (
     hopper_grouped_block_scaled_kernel,
 )
 from tilus.ops.grouped_kernel import grouped_matmul_kernel
-from tilus.ops.schedules import FEWER_ACCUMULATORS, FEWEST_PROMOTED
+from tilus.ops.schedules import FEWEST_PROMOTED, MOST_ACCUMULATORS
 
 EXPERTS = 4
 E4M3, E5M2, INT8 = torch.float8_e4m3fn, torch.float8_e5m2, torch.int8
@@ -221,11 +221,11 @@ TYPES: dict[str, Any] = dict(
 )
 
 
-def block_scaled_arguments(owner: int, steps: int = 2) -> list[torch.Tensor]:
-    """Return arguments for a block of 128 rows and 128 columns."""
-    a, b = codes(E4M3, 1, 128, 128 * steps), codes(E4M3, 2, 128, 128 * steps)
-    out, owners = torch.zeros(1, 128, 128).bfloat16(), torch.tensor([owner], dtype=torch.int32)
-    return [a, b, out, factors(1, steps, 128), factors(2, 1, steps), owners, 1]
+def block_scaled_arguments(owner: int, steps: int = 2, n: int = 128) -> list[torch.Tensor]:
+    """Return arguments for a block of 128 rows and n columns."""
+    a, b = codes(E4M3, 1, 128, 128 * steps), codes(E4M3, 2, n, 128 * steps)
+    out, owners = torch.zeros(1, 128, n).bfloat16(), torch.tensor([owner], dtype=torch.int32)
+    return [a, b, out, factors(1, steps, 128), factors(2, -(-n // 128), steps), owners, 1]
 
 
 def test_a_block_that_nothing_uses_leaves_at_once() -> None:
@@ -273,7 +273,7 @@ def test_a_planted_mistake_is_reported(tmp_path: Path, mistake: str) -> None:
 
 
 def test_a_planted_wrong_scale_is_noticed(tmp_path: Path) -> None:
-    right, wrong = "lane, expert, column, 0", "lane, 0, column, 0"
+    right, wrong = "column_scales(b_scale, expert,", "column_scales(b_scale, 0,"
     module = changed_module(hopper_grouped_block_scaled_kernel, tmp_path, right, wrong)
     results = []
     for kernel in (hopper_grouped_block_scaled_kernel, module.hopper_grouped_block_scaled_kernel):
@@ -293,8 +293,24 @@ def test_a_planted_wrong_scale_is_noticed(tmp_path: Path) -> None:
         check_product(results[1], exact, by_torch)
 
 
+@pytest.mark.parametrize("block_n", [192, 256])
+def test_tiles_that_lie_in_two_blocks_of_columns(block_n: int) -> None:
+    arguments = block_scaled_arguments(1, steps=3, n=block_n + 136)
+    report = hopper_grouped_block_scaled_kernel.simulate(
+        *arguments, target="sm_90a", stages=2, block_n=block_n, **TYPES
+    )
+    report.raise_if_hazards()
+    a, b, found, a_scale, b_scale, *_ = arguments
+
+    def product(dtype: torch.dtype) -> torch.Tensor:
+        left = by_block(a[0], a_scale[0].t(), 1, dtype)
+        return left @ by_block(b[1], b_scale[1], 128, dtype).t()
+
+    check_product(found[0], product(torch.float64), product(torch.float32).bfloat16())
+
+
 @ASSEMBLES
-@pytest.mark.parametrize("most", [FEWEST_PROMOTED, FEWER_ACCUMULATORS])
+@pytest.mark.parametrize("most", [FEWEST_PROMOTED, MOST_ACCUMULATORS])
 @pytest.mark.parametrize(
     ("block", "n"), [(16, 256), (32, 64), (64, 4096), (128, 256), (128, 4096), (128, 7168)]
 )
@@ -309,7 +325,8 @@ def test_hopper_tiles_use_warpgroups_and_do_not_spill(block: int, n: int, most: 
     )  # fmt: skip
     check_resources(made)
     # Four steps of 32 along k; consumers have loops of their own where each has rows of its own.
-    assert made.ptx.count("wgmma.mma_async") == 4 * (1 if chosen.swap else chosen.consumers)
+    products = 8 if chosen.block_n == 256 else 4
+    assert made.ptx.count("wgmma.mma_async") == products * (1 if chosen.swap else chosen.consumers)
     assert "mma.sync" not in made.ptx
 
 

@@ -20,7 +20,7 @@ from tilus.codegen.assemble import available, ptxas_path
 from tilus.errors import ShapeMismatch, TypeMismatch
 from tilus.lang.semantics.debug import StaticAssertionFailed
 from tilus.ops import matmul_block_scaled, quantize_blocks
-from tilus.ops.block_scaled_kernel import block_scaled_kernel, hopper_block_scaled_kernel
+from tilus.ops.block_scaled_kernel import BLOCK, block_scaled_kernel, hopper_block_scaled_kernel
 from tilus.ops.schedules import (
     BLOCK_SCALED_TILES,
     FEWEST_PROMOTED,
@@ -245,7 +245,7 @@ MISTAKES = {
         "product = tilus.dot_wait(product)\n            scale = tilus.load(sw[(stage + 1) % stages][0:1])\n",
     ),
     "bytes of scales are not waited for": ("BLOCK + 4 * block_m", "BLOCK"),
-    "a stage too few": ("tilus.shared(b_dtype, (stages, ", "tilus.shared(b_dtype, (stages - 1, "),
+    "a stage too few": ("tilus.shared(dtype, (stages, ", "tilus.shared(dtype, (stages - 1, "),
 }
 
 
@@ -304,9 +304,9 @@ def test_no_tile_spills(block_m: int, block_n: int, consumers: int, clusters: in
     assert made.resources.warnings == ()
     # Four steps of 32 along k from zero, then the scales; each consumer has a loop of its own.
     products = 4 * (2 if block_n == 256 else 1)
-    assert made.ptx.count("wgmma.mma_async") == products * consumers
-    text = sass(made)
-    loop = without_the_next_tiles_place(main_loop(text))
+    # Of a small tile the compiler takes the first step out of the loop.
+    assert made.ptx.count("wgmma.mma_async") in (products * consumers, 2 * products * consumers)
+    loop = without_the_next_tiles_place(main_loop(sass(made)))
     assert loop.count("QGMMA") == products
     # Both consumers' descriptors and stages are in uniform registers, but for what there are too few of for wide tiles.
     assert loop.count("R2UR") <= 2
@@ -317,8 +317,9 @@ def test_no_tile_spills(block_m: int, block_n: int, consumers: int, clusters: in
     cycles = block_m * block_n * 128 // PRODUCTS_PER_CYCLE
     issued = len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/", loop, re.MULTILINE))
     assert consumers == 1 or consumers * issued < cycles
-    # Waits, arrivals, the next descriptors and three loads of scales.
-    assert issued - additions - products <= 65
+    # Waits, arrivals, descriptors, loads of scales, and which scale each part of a tile has that lies in two blocks.
+    parts = block_n // gcd(block_n, BLOCK)
+    assert issued - additions - products <= 56 + 4 * parts
 
 
 @ASSEMBLES

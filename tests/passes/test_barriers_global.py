@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import tilus.lang as tilus
 from tests.codegen import differential as d
 from tests.passes.test_barriers import placed
-from tilus.dtypes import float32
+from tilus.dtypes import float32, int32
 from tilus.lang import Tensor, constexpr
 
 
@@ -130,3 +131,43 @@ def test_what_is_written_twice_keeps_the_second_value(row: int, column: int, exp
     constants = {"row": row, "column": column}
     assert placed(d.trace(twice, a, out, **constants), "write") == expected
     d.run(twice, a, out, **constants)
+
+
+def gathered(
+    a: Tensor[float32, "m n"], order: Tensor[int32, "m"], out: Tensor[float32, "m n"], *, scattered: constexpr
+):
+    tilus.grid(1, warps=4)
+    rows, columns = tilus.load(order, (0,), (64,)), tilus.arange(16)
+    x = tilus.load(a, (0, 0), (64, 16))
+    if scattered:
+        tilus.store(a, x, indices=(rows[:, None], columns[None, :]))
+        tilus.store(out, tilus.load(a, (0, 0), (64, 16)), (0, 0))
+    else:
+        tilus.store(a, x * 2.0, (0, 0))
+        tilus.store(out, tilus.load(a, indices=(rows[:, None], columns[None, :])), (0, 0))
+
+
+@pytest.mark.parametrize(
+    ("scattered", "expected"),
+    [(False, "read read write sync write"), (True, "read read sync sync read write")],
+)
+def test_elements_at_index_tiles_may_be_anywhere(scattered: bool, expected: str):
+    a, order = d.random(float32, 64, 16), np.random.default_rng(0).permutation(64).astype(np.int32)
+    assert placed(d.trace(gathered, a, order, a * 0, scattered=scattered), "read", "write") == expected
+    d.run(gathered, a, order, a * 0, scattered=scattered)
+
+
+def counted_apart(chosen: Tensor[int32, "m"], counts: Tensor[int32, "n"], out: Tensor[int32, "n"]):
+    tilus.grid(1, warps=4)
+    for i in range(0, chosen.shape[0], 64):
+        places = tilus.load(chosen, (i,), (64,))
+        tilus.atomic_add(counts, places * 0 + 1, indices=(places,))
+    tilus.store(out, tilus.load(counts, (0,), (64,)), (0,))
+
+
+def test_atomic_updates_wait_for_none_of_their_kind_and_loads_wait_for_them():
+    chosen, counts = np.random.default_rng(0).integers(0, 64, 256).astype(np.int32), np.zeros(64, np.int32)
+    assert (
+        placed(d.trace(counted_apart, chosen, counts, counts), "read", "write") == "for(read) sync read write"
+    )
+    d.run(counted_apart, chosen, counts, counts.copy())

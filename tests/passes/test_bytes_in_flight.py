@@ -92,7 +92,7 @@ def made_late(a: Tensor[float32, "m n"], out: Tensor[float32, "m n"]):
     t = tilus.shared(float32, (8, 32))
     s = tilus.shared(float32, (64, 32))
     tilus.store(s, tilus.load(a, (0, 0), (64, 32)))
-    x = tilus.load(s)
+    x = tilus.load(s) + tilus.load(s[0:1, 0:32])
     full = tilus.barrier()
     with tilus.warps(0, 1):
         tilus.arrive(full, bytes=8 * 32 * 4)
@@ -105,7 +105,7 @@ def made_late(a: Tensor[float32, "m n"], out: Tensor[float32, "m n"]):
 def test_a_barrier_is_made_where_nothing_was_before():
     a, out = torch.randn(64, 32), torch.zeros(72, 32)
     made_late.simulate(torch.cat([a, a[:8]]), out, target=HOPPER).raise_if_hazards()
-    assert torch.equal(out, torch.cat([a, 2 * a[:8]]))
+    assert torch.equal(out, torch.cat([a + a[:1], 2 * a[:8]]))
 
 
 @tilus.kernel
@@ -183,3 +183,28 @@ def test_operands_of_a_product_that_runs_live_until_the_wait(how: str):
     operands = (64 + 32) * 64 * 2
     made = multiplied.compile(a, b, c, d, how=how, target=HOPPER)
     assert (made.shared_bytes == operands) == (how == "after")
+
+
+@tilus.kernel
+def stored_in_turns(a: Tensor[float32, "m n"], first: Tensor[float32, "m n"], second: Tensor[float32, "p n"]):
+    """Each turn waits for the store of the turn before; nothing waits for the last one's."""
+    tilus.grid(1, warps=4)
+    s = tilus.shared(float32, (64, 32))
+    for i in range(0, a.shape[0], 64):
+        tilus.bulk_wait(0)
+        tilus.sync()
+        tilus.store(s, tilus.load(a, (i, 0), (64, 32)))
+        tilus.store_bulk(first, s, (i, 0))
+        tilus.bulk_commit()
+    t = tilus.shared(float32, (64, 32))
+    tilus.store(t, tilus.load(a, (0, 0), (64, 32)) * 2.0)
+    tilus.store_bulk(second, t, (0, 0))
+    tilus.bulk_commit()
+    tilus.bulk_wait(0)
+
+
+def test_a_bulk_store_of_the_last_turn_is_still_running_behind_the_loop():
+    a, first, second = torch.randn(128, 32), torch.zeros(128, 32), torch.zeros(64, 32)
+    stored_in_turns.simulate(a, first, second, target=HOPPER).raise_if_hazards()
+    assert torch.equal(first, a)
+    assert torch.equal(second, 2 * a[:64])

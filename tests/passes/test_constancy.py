@@ -57,6 +57,24 @@ def test_a_mask_of_rows_is_equal_along_them():
     assert found["both"] == (1, 1)
 
 
+def test_what_may_wrap_rises_no_more():
+    found = runs("""
+        %c12 = constant {value = 12, dtype = i32}
+        %last = constant {value = 4294967292, dtype = u32}
+        %limit = splat %last {shape = [24]}
+        %twelve = splat %c12 {shape = [24]}
+        %i = iota {shape = [24], axis = 0}
+        %signed = binary %i, %twelve {kind = "sub"}
+        %cast = cast %signed {dtype = u32}
+        %below = compare %cast, %limit {kind = "lt"}
+        %u12 = constant {value = 12, dtype = u32}
+        %other = splat %u12 {shape = [24]}
+        %u = iota {shape = [24], axis = 0, dtype = u32}
+        %moved = binary %u, %other {kind = "sub"}
+        %beside = compare %moved, %limit {kind = "lt"}""")
+    assert found["below"] == found["beside"] == (1,)
+
+
 def test_what_a_loop_hands_on_is_unknown():
     found = runs("""
         %c0 = constant {value = 0, dtype = i32}

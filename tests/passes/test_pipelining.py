@@ -216,6 +216,9 @@ def test_a_loop_over_wide_integers():
 def one_stage(a: Tensor[float32, "m n"], out: Tensor[float32, "m n"], *, fault: constexpr):
     tilus.grid(1, warps=1)
     outside = tilus.shared(float32, (4, 32))
+    either = a.ptr
+    if out.shape[0] > 8:
+        either = out.ptr
     for i in tilus.pipeline(range(4), stages=2):
         s = tilus.shared(float32, (4, 32))
         if fault == "store":
@@ -236,6 +239,11 @@ def one_stage(a: Tensor[float32, "m n"], out: Tensor[float32, "m n"], *, fault: 
             tilus.copy_async(s, a, (tilus.cast(tilus.load(same, (i, 0)), int32), 0))
         elif fault == "source":
             tilus.copy_async(s, out, (4 * i, 0))
+        elif fault == "any target":
+            tilus.copy_async(s, a, (4 * i, 0))
+            tilus.store(tilus.view(either, float32, (16, 32)), tilus.load(s), (0, 0))
+        elif fault == "either source":
+            tilus.copy_async(s, tilus.view(either, float32, (16, 32)), (4 * i, 0))
         elif fault == "moved source":
             tilus.copy_async(s, tilus.view(tilus.assume(out.ptr + 32, 16), float32, (15, 32)), (4 * i, 0))
         elif fault == "shared":
@@ -273,8 +281,10 @@ def test_a_table_says_where_copies_read(length):
         ("branch", "not under an if or a loop"),
         ("memory", "loaded from memory that the loop may write to"),
         ("alias", "loaded from memory that the loop may write to"),
-        ("source", "the loop writes to out, from which copies run ahead of it"),
-        ("moved source", "the loop writes to the tensor, from which copies run ahead of it"),
+        ("source", "the loop may write to out, from which its copies run ahead"),
+        ("any target", "the loop may write to a, from which its copies run ahead"),
+        ("moved source", "the loop may write to the tensor, from which its copies run ahead"),
+        ("either source", "the loop may write to the tensor, from which its copies run ahead"),
         ("shared", "depends on load_shared, which cannot run ahead of its iteration"),
         ("nothing", "nothing to overlap"),
     ],
@@ -283,6 +293,33 @@ def test_what_cannot_run_ahead_is_refused(fault, message):
     a = d.random(float32, 16, 32)
     with pytest.raises(SyntaxNotSupported, match=message):
         pipeline_loops(d.trace(one_stage, a, a, fault=fault))
+
+
+def moved(
+    a: Tensor[float32, "m n"], b: Tensor[float32, "m n"], out: Tensor[float32, "k m n"], *, storing: constexpr
+):
+    tilus.grid(1, warps=1)
+    source = tilus.assume(a.ptr, 16)
+    if not storing:
+        if out.shape[0] > 1:
+            source = b.ptr
+    total = tilus.zeros((4, 32))
+    for i in tilus.pipeline(range(4), stages=2):
+        s = tilus.shared(float32, (4, 32))
+        tilus.copy_async(s, tilus.view(source, float32, (16, 32)), (4 * i, 0))
+        total += tilus.load(s)
+        if storing:
+            tilus.store(out, tilus.load(s)[None], (0, 4 * i, 0))
+    tilus.store(out, total[None], (1, 0, 0))
+
+
+@pytest.mark.parametrize("storing", [False, True])
+def test_copies_run_ahead_from_pointers_where_the_loop_writes_to_other_memory_or_to_none(storing):
+    a, b = d.random(float32, 16, 32), d.random(float32, 16, 32)
+    out = d.run(moved, a, b, np.zeros((2, 16, 32), np.float32), storing=storing).arrays[2]
+    expected = a if storing else b
+    np.testing.assert_allclose(out[1, :4], expected.reshape(4, 4, 32).sum(axis=0), rtol=1e-6)
+    assert not storing or np.array_equal(out[0], a)
 
 
 def test_a_kernel_without_stages_stays_as_it_is():

@@ -12,7 +12,9 @@ from tilus.errors import SyntaxNotSupported
 from tilus.lang import Tensor, constexpr
 
 
-def product(a: Tensor[float16, "m k"], b: Tensor[float16, "k n"], c: Tensor[float32, "m n"], *, factor: constexpr):
+def product(
+    a: Tensor[float16, "m k"], b: Tensor[float16, "k n"], c: Tensor[float32, "m n"], *, factor: constexpr
+):
     tilus.grid(1, warps=1)
     acc = tilus.zeros((16, 8))
     for k in tilus.unroll(range(0, a.shape[1], 16), factor):

@@ -213,13 +213,15 @@ def test_control_flow_around_and_between_pipelined_loops(form, target):
 
 @tilus.kernel
 def unusual(
-    a: Tensor[float16, "m k"], b: Tensor[float16, "n k"], c: Tensor[float32, "m n"], counter: Tensor[int32, "one"],
+    a: Tensor[float16, "m k"], b: Tensor[float16, "n k"], c: Tensor[float32, "m n"], counter: Tensor[int32, "two"],
     *, form: constexpr,
 ):  # fmt: skip
     tilus.grid(2, warps=4)
     tile = tilus.block_id(0)
     if form == "taken by turns":
         tile = tilus.atomic_add(counter, 1, 0)
+    if form == "counted":
+        tile = tilus.load(counter, tile)
     if form == "written before":
         tilus.store(a, tilus.zeros((64, 64), float16), (tile * 64, 0))
     acc = tilus.zeros((64, 32), float32)
@@ -234,12 +236,15 @@ def unusual(
         at += 64
         acc = tilus.dot(tilus.load(sa), tilus.load(sb.transpose()), acc)
     tilus.store(c, acc, (tile * 64, 0))
+    if form == "counted":
+        tilus.store(counter, tile + 2, tilus.block_id(0))
 
 
 @pytest.mark.parametrize(
     ("form", "reason"),
     [
         ("carried", None),
+        ("counted", "depends on load_global"),
         ("cut short", "a turn of the loop may be cut short by break"),
         ("taken by turns", "depends on atomic"),
         ("written before", "also writes to a that it copies"),
@@ -252,7 +257,7 @@ def test_what_the_producer_cannot_repeat_stays_with_software_pipelining(form, re
         wanted = a[:, :128].double() @ b[:, :128].double().t()
     if form == "written before":
         wanted = a[:, 64:].double() @ b[:, 64:].double().t()
-    counter = torch.zeros(1, dtype=torch.int32)
+    counter = torch.arange(2, dtype=torch.int32)
     check(unusual, a, b, counter, expected=wanted, form=form)
     made = unusual.compile(a, b, torch.zeros(128, 32), counter, target=TARGET, form=form)
     assert any(isinstance(op, ops.WarpGroup) for op in walk(made.kernel.body)) == (reason is None)

@@ -663,13 +663,23 @@ def test_capabilities_follow_the_rules_of_compatibility() -> None:
 
 
 @tilus.kernel
-def exp(catch: Tensor[float32, "xor"], log: Tensor[float32, "xor"], nullptr: int32):
+def exp(
+    catch: Tensor[float32, "xor"],
+    log: Tensor[float32, "xor"],
+    nullptr: int32,
+    int64_t: int32,
+    CUstream: int32,
+    CUDA_SUCCESS: int32,
+    FLAG_SET: int32,
+    linux: int32,
+):
     tilus.grid(1, warps=1)
-    tilus.store(log, tilus.exp(tilus.load(catch, 0, 32)) + nullptr.to(float32), 0)
+    other = int64_t + CUstream + CUDA_SUCCESS + FLAG_SET + linux
+    tilus.store(log, tilus.exp(tilus.load(catch, 0, 32)) + (nullptr + other).to(float32), 0)
 
 
-@pytest.mark.parametrize("language", ["-std=c99", "c++"])
-def test_names_of_the_c_library_and_keywords_of_c_plus_plus_get_an_underscore(
+@pytest.mark.parametrize("language", ["-std=c99", "-std=gnu11", "c++"])
+def test_names_of_the_headers_and_keywords_of_c_plus_plus_get_an_underscore(
     language: str, tmp_path: Path, c_compiler: str
 ) -> None:
     build(exp, ["sm_80"]).write(tmp_path)
@@ -680,6 +690,7 @@ def test_names_of_the_c_library_and_keywords_of_c_plus_plus_get_an_underscore(
         *(["-x", language] if language == "c++" else [language]),
         "-fsyntax-only",
         "-pedantic",
+        "-Wshadow",
     ]
     command += [
         "-Wall",

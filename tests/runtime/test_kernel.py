@@ -241,6 +241,26 @@ def test_target_of_the_simulator_is_chosen_by_the_environment(monkeypatch: pytes
         kernel(torch.zeros(8), torch.zeros(8), torch.zeros(8))
 
 
+@tilus.kernel
+def größe(länge: Tensor[float32, "é"], *, α: constexpr = 2.0):
+    tilus.grid(1, warps=1)
+    tilus.store(länge, tilus.load(länge, 0, 32) * α, 0)
+
+
+@tilus.kernel
+def _(x: Tensor[float32, "n"]):
+    tilus.grid(1, warps=1)
+    tilus.store(x, tilus.load(x, 0, 32) * 2.0, 0)
+
+
+@pytest.mark.parametrize("kernel", [größe, _], ids=["letters", "underscore"])
+def test_names_of_python_become_names_of_ptx(kernel: tilus.Kernel) -> None:
+    kernel.compile(target="sm_80")
+    x = torch.ones(32)
+    kernel(x)
+    assert x.eq(2).all()
+
+
 @pytest.mark.parametrize("wrong", [90, None, "sm_91"])
 def test_a_target_that_is_none_is_named(wrong: object) -> None:
     with pytest.raises(TargetNotSupported, match=f"no target named {wrong!r}"):

@@ -191,3 +191,31 @@ def test_a_load_needs_its_fence_where_an_atomic_does_not() -> None:
         text = body.format(after=after)
         report = load(text, ".param .u64 out").launch(2, 64, [np.zeros(128, np.uint32)])
         assert set(kinds(report)) == expected
+
+
+# A lock that block 1 counts up and block 0 puts back.
+LOCK = """
+.reg .b64 %x; .reg .b32 %v, %r; .reg .pred %p;
+ld.param.u64 %x, [out]; mov.u32 %r, %ctaid.x; setp.eq.u32 %p, %r, 1; @%p bra other;
+wait: {look} setp.eq.u32 %p, %v, 1; @!%p bra wait;
+ld.global.u32 %v, [%x]; st.global.u32 [%x+64], 0; st.global.u32 [%x+128], %v; ret;
+other: st.global.u32 [%x], 5; fence.acq_rel.gpu; red.relaxed.gpu.global.add.u32 [%x+64], 1;
+"""
+
+
+def test_a_lock_is_put_back_by_who_has_seen_it() -> None:
+    def hazards(look: str) -> set[str]:
+        body = LOCK.format(look=look)
+        report = load(body, ".param .u64 out").launch(2, 1, [np.zeros(64, np.uint32)])
+        return set(kinds(report))
+
+    assert hazards("ld.acquire.gpu.global.u32 %v, [%x+64];") == set()
+    assert hazards("ld.relaxed.gpu.global.u32 %v, [%x+64]; fence.acq_rel.gpu;") == set()
+    # What has been seen is another flag than the one that is put back.
+    body = LOCK.replace(
+        "fence.acq_rel.gpu; red", "fence.acq_rel.gpu; st.relaxed.gpu.global.u32 [%x+72], 1; red"
+    )
+    report = load(body.format(look="ld.acquire.gpu.global.u32 %v, [%x+72];"), ".param .u64 out").launch(
+        2, 1, [np.zeros(64, np.uint32)]
+    )
+    assert set(kinds(report)) == {"global-race"}

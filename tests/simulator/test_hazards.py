@@ -91,7 +91,11 @@ def test_two_threads_writing_one_cell() -> None:
         # The upper half of the word as bfloat16 or float16, alone and twice in a word.
         (".reg .b16 %h; mov.b32 {_, %h}, %v; st.shared.b16 [%u], %h;", "0x3f820000", []),
         (".reg .b16 %h; mov.b32 {_, %h}, %v; st.shared.b16 [%u], %h;", "0x3f900000", ["shared-race"]),
-        (".reg .b16 %h; mov.b32 {_, %h}, %v; mov.b32 %v, {%h, %h}; st.shared.b32 [%u], %v;", "0x3f820000", []),
+        (
+            ".reg .b16 %h; mov.b32 {_, %h}, %v; mov.b32 %v, {%h, %h}; st.shared.b32 [%u], %v;",
+            "0x3f820000",
+            [],
+        ),
         ("shr.u32 %v, %v, 16; and.b32 %v, %v, 255; st.shared.b16 [%u], %v;", "0x3f810000", ["shared-race"]),
     ],
 )
@@ -105,6 +109,20 @@ def test_lanes_of_one_store_may_differ_by_the_rounding_of_floats(
     {store}
     mov.u32 %v, 1; {FINISH}"""
     assert [hazard.kind for hazard in run(body, block=32).hazards] == kind
+
+
+@pytest.mark.parametrize("late", ["", "again: add.u32 %w, %w, 1; setp.lt.u32 %p, %w, 99; @%p bra again;"])
+def test_warps_that_hold_the_same_elements_may_differ_by_rounding(late: str) -> None:
+    # Warps t / 32 and t / 32 + 2 sum the same, lane by lane in another order; the second pair may come later.
+    body = f"""{BEGIN}
+    and.b32 %u, %t, 32; shr.u32 %u, %u, 3; mov.u32 %w, sh; add.u32 %u, %u, %w; mov.u32 %w, 0;
+    setp.lt.u32 %p, %t, 64; @%p bra store;
+    {late}
+    store: and.b32 %v, %t, 1; mul.lo.u32 %v, %v, {{}}; add.u32 %v, %v, 0x3f800000;
+    st.shared.b32 [%u], %v;
+    mov.u32 %v, 1; {FINISH}"""
+    assert run(body.format(1)).hazards == []
+    expect(run(body.format(0x10000)), "shared-race", line_of("st.shared", body))
 
 
 def test_lanes_of_one_warp_need_a_warp_barrier() -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tilus import simulator
 from tilus.simulator.errors import PtxError
 from tilus.simulator.parser import flatten, parse
 from tilus.simulator.syntax import Address, Float, Guard, Integer, Label, Name, Scope, Statement, Vector
 
+HEADER = ".version 8.0\n.target sm_80\n.address_size 64\n"
 FOREIGN = sorted((Path(__file__).parent / "foreign" / "ptx").rglob("*.ptx"))
 
 
@@ -104,3 +108,35 @@ def test_most_instructions_of_a_compiler_are_plain() -> None:
 
     statements = sum(count(function.body or ()) for function in tree.functions)
     assert plain > 0.9 * statements
+
+
+def test_long_tables_of_numbers() -> None:
+    """Beside short ones, nested ones and those with other than plain decimal numbers, which are read by item."""
+    numbers = [(7 * i) % 256 - 100 for i in range(64)]
+    plain, spaced = ",".join(map(str, numbers)), " ,\n ".join(map(str, numbers))
+    text = f"""{HEADER}
+    .global .s32 plain[64] = {{{plain}}};
+    .global .u8 spaced[64] = {{ {spaced} }}, short[3] = {{1, 2, 3}};
+    .const .s16 nested[2][64] = {{{{{plain}}}, {{{spaced}}}}};
+    .global .f32 floats[64] = {{{plain}}};
+    .global .u32 mixed[65] = {{{plain}, 0x10}}, octal[20] = {{{', '.join(['010'] * 20)}}};
+    .visible .entry k() {{ ret; }}
+    """
+    module = simulator.load(text)
+    wrapped = [n & 255 for n in numbers]
+    assert module.variable("plain").view(np.int32).tolist() == numbers
+    assert module.variable("spaced").tolist() == wrapped
+    assert module.variable("short").tolist() == [1, 2, 3]
+    assert module.variable("nested").view(np.int16).tolist() == numbers + numbers
+    assert module.variable("floats").view(np.float32).tolist() == numbers
+    assert module.variable("mixed").view(np.int32).tolist() == [*numbers, 16]
+    assert module.variable("octal").view(np.uint32).tolist() == [8] * 20
+
+
+def test_tables_of_random_generators_load_at_once() -> None:
+    """Item by item this one took seconds."""
+    table = ", ".join(str(i % 251) for i in range(60_000))
+    start = time.process_time()
+    module = simulator.load(f"{HEADER}.global .u8 t[60000] = {{{table}}};\n.visible .entry k() {{ ret; }}")
+    assert time.process_time() - start < 1
+    assert module.variable("t").tolist() == [i % 251 for i in range(60_000)]

@@ -217,3 +217,73 @@ def test_a_load_is_followed_in_blocks_that_ran_before_it_and_in_loops() -> None:
             2, 64, [np.zeros(256, np.uint32)], checks={"registers", "shared"}
         )
         assert [(h.kind, h.block[0]) for h in report.hazards] == [(kind, 1) for kind in expected]
+
+
+# -- products --------------------------------------------------------------------------------------------------------
+
+# Type, shape, and the registers of A, B and D of m16n8 products; of D the first half is of row lane / 4, and all
+# registers of A with an even number are of the same row.
+PRODUCTS = {
+    "m16n8k16.row.col.f32.f16.f16.f32": (4, 2, 4),
+    "m16n8k16.row.col.f16.f16.f16.f16": (4, 2, 2),
+    "m16n8k8.row.col.f32.bf16.bf16.f32": (2, 1, 4),
+    "m16n8k8.row.col.f32.tf32.tf32.f32": (4, 2, 4),
+    "m16n8k32.row.col.s32.s8.u8.s32": (4, 2, 4),
+    "m16n8k32.row.col.f32.e4m3.e5m2.f32": (4, 2, 4),
+}
+
+
+def product(name: str, lacking: str, lanes: str, stored: int) -> list[tuple[str, int]]:
+    """Kind and lane of the hazard where a register of a product lacks a value in some lanes and one is stored."""
+    a, b, d = PRODUCTS[name]
+    names = [f"%{which}{i}" for which, count in (("a", a), ("b", b), ("c", d)) for i in range(count)]
+    values = "".join(f"mov.b32 {n}, 0;\n" for n in names if n != lacking)
+    groups = ["{" + ", ".join(f"%{w}{i}" for i in range(n)) + "}" for w, n in (("d", d), ("a", a), ("b", b), ("c", d))]
+    text = f"""{BEGIN}.reg .b32 %a<4>, %b<2>, %c<4>, %d<4>;
+    and.b32 %u, %t, 31; {values} {lanes} @!%p mov.b32 {lacking}, 0;
+    mma.sync.aligned.{name} {', '.join(groups)};
+    st.global.b32 [%x], %d{stored};"""
+    report = load(text, ".param .u64 out").launch(1, 64, [np.zeros(256, np.uint32)])
+    assert all(hazard.instruction.startswith("st.global") for hazard in report.hazards)
+    return [(hazard.kind, hazard.thread[0]) for hazard in report.hazards]
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_lack_the_rows_and_columns_of_what_lacks_a_value(name: str) -> None:
+    """Lane 13 has a part of rows 3 and 11 of A, and of column 3 of B, which lanes 1, 5, ... have in D."""
+    one, all_ = "setp.eq.u32 %p, %u, 13;", "setp.ge.u32 %p, %u, 0;"
+    halves = PRODUCTS[name][2] == 2
+    upper, lower = (0, 1) if halves else (1, 3)
+    assert product(name, "%a0", one, upper) == [("uninitialized-register", 12)]
+    assert product(name, "%a0", one, lower) == []
+    assert product(name, "%a1", one, lower) == [("uninitialized-register", 12)]
+    assert product(name, "%a1", one, upper) == []
+    assert product(name, "%b0", one, lower) == [("uninitialized-register", 1)]
+    if not halves:
+        assert product(name, "%b0", one, 0) == product(name, "%b0", one, 2) == []
+    assert product(name, "%c1", one, lower if halves else 1) == [("uninitialized-register", 13)]
+    assert product(name, "%c1", one, 0) == []
+    assert product(name, "%b0", all_, 0) == [("uninitialized-register", 0)]
+
+
+@pytest.mark.parametrize("rows", [16, 11, 0])
+def test_rows_that_nobody_wrote_stay_apart_from_the_others(rows: int) -> None:
+    """A tile of 16 x 16 halves of which so many rows are written, multiplied and stored as far as it is."""
+    text = f"""{BEGIN}.reg .b32 %a<4>, %d<4>, %k, %row; .shared .align 16 .b8 tile[512]; .reg .pred %in;
+    setp.lt.u32 %p, %t, {rows}; mad.lo.u32 %k, %t, 32, 0; mov.u32 %u, tile; add.u32 %k, %k, %u;
+    @%p st.shared.v4.b32 [%k], {{{{%z, %z, %z, %z}}}}; @%p st.shared.v4.b32 [%k+16], {{{{%z, %z, %z, %z}}}};
+    bar.sync 0;
+    and.b32 %k, %t, 15; shl.b32 %k, %k, 5; shr.u32 %row, %t, 4; shl.b32 %row, %row, 4; add.u32 %k, %k, %row;
+    add.u32 %k, %k, %u;
+    ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{{{%a0, %a1, %a2, %a3}}}}, [%k];
+    mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {{{{%d0, %d1, %d2, %d3}}}}, {{{{%a0, %a1, %a2, %a3}}}},
+        {{{{%z, %z}}}}, {{{{%z, %z, %z, %z}}}};
+    shr.u32 %row, %t, 2; setp.lt.u32 %in, %row, {{bound}}; @%in st.global.b32 [%x], %d0;
+    add.u32 %row, %row, 8; setp.lt.u32 %in, %row, {{bound}}; @%in st.global.b32 [%x+4], %d3;
+    """
+    for bound in (rows, rows + 1):
+        body = text.format(bound=bound)
+        report = load(body, ".param .u64 out").launch(1, 32, [np.zeros(256, np.uint32)])
+        wrong = bound > rows and rows < 16
+        assert [h.kind for h in report.hazards] == (["uninitialized-shared"] if wrong else [])
+        assert all(h.ptx_line == line_of("ldmatrix", body) for h in report.hazards)

@@ -11,17 +11,18 @@ from tests.simulator.support import line_of, load
 
 # Threads t and t + 64 hold the same element, as compilers lay out tiles of fewer elements than threads.
 BEGIN = """
-.reg .b64 %x, %y; .reg .b32 %t, %u, %v, %w, %b; .reg .pred %p, %q, %r;
+.reg .b64 %x, %y; .reg .b32 %t, %u, %v, %w, %b, %i; .reg .pred %p, %q, %r, %s;
 ld.param.u64 %x, [data]; ld.param.u64 %y, [other]; mov.u32 %t, %tid.x; mov.u32 %b, %ctaid.x;
-and.b32 %u, %t, 63; mad.lo.u32 %u, %b, 64, %u; mad.wide.u32 %x, %u, 4, %x; mad.wide.u32 %y, %t, 4, %y;
+and.b32 %u, %t, 63; mad.lo.u32 %u, %b, 64, %u; mad.wide.u32 %x, %u, 4, %x; mad.lo.u32 %i, %b, 128, %t; mad.wide.u32 %y, %i, 4, %y;
 and.b32 %w, %t, 64; setp.eq.u32 %p, %w, 0; setp.ne.u32 %r, %w, 0; setp.lt.u32 %q, %u, 100;
 ld.global.u32 %v, [%x];
 """
+BIG = "setp.gt.u32 %q, %v, 1000;"
 SHUFFLE = "shfl.sync.bfly.b32 %v, %v, 1, 31, -1;"
 
 
 def run(body: str, blocks: int = 2) -> tuple[Any, np.ndarray]:
-    data, other = np.arange(256, dtype=np.uint32), np.zeros(128, np.uint32)
+    data, other = np.arange(256, dtype=np.uint32), np.zeros(256, np.uint32)
     parameters = ".param .u64 data, .param .u64 other"
     return load(BEGIN + body, parameters).launch(blocks, 128, [data, other]), data
 
@@ -31,8 +32,7 @@ def run(body: str, blocks: int = 2) -> tuple[Any, np.ndarray]:
     [
         ("add.u32 %v, %v, 1;", "@%p", False),
         ("add.u32 %v, %v, 1;", "@!%r", False),
-        ("add.u32 %v, %v, 1; and.pred %p, %p, %q;", "@%p", True),
-        ("add.u32 %v, %v, 1; and.pred %r, %q, %p;", "@%r", False),
+        ("add.u32 %v, %v, 1; and.pred %s, %q, %p;", "@%s", False),
         # The lanes of a warp stand on one side of the predicate.
         (f"{SHUFFLE} {SHUFFLE} add.u32 %v, %v, 1;", "@%p", False),
         ("add.u32 %v, %v, 1; st.global.u32 [%y], %v;", "@%p", True),
@@ -41,6 +41,14 @@ def run(body: str, blocks: int = 2) -> tuple[Any, np.ndarray]:
         ("setp.gt.u32 %q, %v, 1000; add.u32 %v, %v, 1; @%q trap;", "@%p", True),
         ("setp.gt.u32 %q, %v, 1000; add.u32 %v, %v, 1; @%q st.global.u32 [%y], %t;", "@%p", True),
         ("@%r mov.u32 %t, %v; add.u32 %v, %v, 1; st.global.u32 [%y], %t;", "@%p", True),
+        # Branches that decide what is computed, and what is done.
+        (f"{BIG} @%q bra skip; add.u32 %v, %v, 1; skip:", "@%p", False),
+        (f"{BIG} @!%q bra more; mov.u32 %v, 0; bra.uni skip; more: add.u32 %v, %v, 1; skip:", "@%p", False),
+        (f"{BIG} @%q bra skip; @%p st.global.u32 [%y], %t; skip: add.u32 %v, %v, 1;", "@%p", False),
+        (f"{BIG} @%q bra skip; @%r st.global.u32 [%y], %t; skip: add.u32 %v, %v, 1;", "@%p", True),
+        (f"{BIG} @%q bra skip; st.global.u32 [%y], %t; skip: add.u32 %v, %v, 1;", "@%p", True),
+        (f"{BIG} @%q bra skip; mov.u32 %t, 7; skip: st.global.u32 [%y], %t; add.u32 %v, %v, 1;", "@%p", True),
+        ("again: add.u32 %v, %v, 1; setp.lt.u32 %q, %v, 1; @%q bra again;", "@%p", True),
     ],
 )
 def test_a_value_that_no_store_of_the_thread_depends_on(middle: str, guard: str, found: bool) -> None:
@@ -94,7 +102,14 @@ def test_a_late_read_of_what_another_thread_has_written() -> None:
     again: add.u32 %i, %i, 1; setp.lt.u32 %q, %i, 50; @%q bra again;
     go: ld.global.u32 %v, [%x];
     add.u32 %v, %v, 1;
-    {} st.global.u32 [%x], %v;"""
-    for guard, found in (("@%p", False), ("@!%p", True), ("", True)):
-        report = load(body.format(guard), ".param .u64 data").launch(1, 64, [np.zeros(32, np.uint32)])
+    {} st.global.u32 [%x], %v;
+    {}"""
+    used = "mad.wide.u32 %x, %t, 4, %x; st.global.u32 [%x+256], %v;"
+    for guard, rest, found in (("@%p", "", False), ("@%p", used, True), ("", "", True)):
+        report = load(body.format(guard, rest), ".param .u64 data").launch(1, 64, [np.zeros(200, np.uint32)])
         assert ("global-race" in [h.kind for h in report.hazards]) == found
+
+
+def test_a_value_that_nobody_uses_counts() -> None:
+    report, _ = run("@%p st.global.u32 [%x], 7;")
+    assert [h.kind for h in report.hazards] == ["global-race"]

@@ -15,6 +15,7 @@ from tilus.dtypes import uint3
 from tilus.errors import ShapeMismatch, TypeMismatch
 from tilus.ops import from_codes, gated_pair, quantize
 from tilus.torch import QuantizedLinear, load_quantized, quantize_linears
+from tilus.torch.modules import read_config, stored_config
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -253,9 +254,66 @@ def test_scales_of_another_shape_are_refused(name: str) -> None:
     state = QuantizedLinear.from_linear(linear(), "uint4", 32, zero_point=True).state_dict()
     state[name] = state[name][:2]
     with pytest.raises(
-        ShapeMismatch, match=rf"^{name} has shape \(2, 64\), expected \(4, 64\) for groups of 32"
+        ShapeMismatch,
+        match=rf"^{name} is torch.float16 of shape \(2, 64\), expected shape \(4, 64\) for groups of 32",
     ):
         QuantizedLinear.from_state_dict(state)
+
+
+@pytest.mark.parametrize("name", ["packed", "scale", "zero", "bias"])
+def test_a_layer_loads_no_tensors_that_do_not_fit_and_none_less_than_were_saved(name: str) -> None:
+    layer = QuantizedLinear.from_linear(linear(), "uint4", 32, zero_point=True)
+    state, x = layer.state_dict(), torch.randn(2, 64)
+    before = layer(x)
+    with pytest.raises(RuntimeError, match=rf"\b{name} is .* of shape .*, expected .*shape "):
+        layer.load_state_dict({**state, name: state[name][..., :-1]})
+    del state[name]
+    with pytest.raises(RuntimeError, match=f'Missing key.*"{name}"'):
+        layer.load_state_dict(state)
+    with pytest.raises(ShapeMismatch, match=f"it lacks {name}$"):
+        QuantizedLinear.from_state_dict(state)
+    assert torch.equal(layer(x), before)
+
+
+def test_configs_of_before_name_no_tensors() -> None:
+    layer = QuantizedLinear.from_linear(linear(bias=False), "int4", 32)
+    state = layer.state_dict()
+    config = read_config(state["config"])
+    assert config.pop("tensors") == ["packed", "scale"]
+    state["config"] = stored_config(config)
+    assert same(QuantizedLinear.from_state_dict(state), layer)
+    layer.load_state_dict(state)
+
+
+@pytest.mark.parametrize("kept", ["embed.weight", "head.weight"])
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_tied_weights_are_loaded_by_any_of_their_names_and_stay_tied(kept: str, device: str) -> None:
+    def tied() -> nn.Module:
+        model = nn.ModuleDict(
+            {"embed": nn.Embedding(40, 64), "body": linear(64, 64), "head": nn.Linear(64, 40, bias=False)}
+        )
+        model["head"].weight = model["embed"].weight
+        return model
+
+    source = tied()
+    quantize_linears(source, "uint4", 32)
+    state = source.state_dict()
+    with torch.device(device):
+        target = tied()
+    assert load_quantized(target, {k: v for k, v in state.items() if k == kept or ".weight" not in k}) == [
+        "body"
+    ]
+    assert target["head"].weight is target["embed"].weight
+    assert torch.equal(target["embed"].weight, source["embed"].weight)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        load_quantized(tied(), {k: v for k, v in state.items() if ".weight" not in k})
+
+
+def test_keys_of_a_state_dict_are_attributes() -> None:
+    """As `torch.distributed.checkpoint.state_dict` wants them to be."""
+    layer = QuantizedLinear.from_linear(linear(), "uint4", 32)
+    for key, tensor in layer.state_dict().items():
+        assert torch.equal(getattr(layer, key), tensor)
 
 
 def test_state_dicts_whose_floats_were_converted_are_refused() -> None:

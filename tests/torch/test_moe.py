@@ -90,6 +90,12 @@ def test_loading_takes_over_the_types_of_the_experts() -> None:
         other.load_state_dict(changed)
     with pytest.raises(RuntimeError, match="Missing key"):
         layer.load_state_dict({k: t for k, t in layer.state_dict().items() if k != "config"})
+    state = layer.state_dict()
+    for name in ("gate_up_packed", "down_scale", "down_alpha"):
+        with pytest.raises(RuntimeError, match=f'Missing key.*"{name}"'):
+            layer.load_state_dict({k: t for k, t in state.items() if k != name})
+        with pytest.raises(RuntimeError, match=rf"{name} is .* of shape .*, expected .*shape "):
+            layer.load_state_dict({**state, name: state[name][1:]})
 
 
 def test_shapes_that_make_no_layer() -> None:

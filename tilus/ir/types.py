@@ -26,6 +26,11 @@ class Symbol:
 Extent = int | Symbol
 
 
+def divisor_of(extent: Extent) -> int:
+    """Return an integer that divides an extent for certain."""
+    return extent.divisor if isinstance(extent, Symbol) else extent
+
+
 class Type:
     """Base of all types; `str` of a type is its text in the textual IR."""
 

@@ -7,8 +7,8 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from types import FunctionType
-from typing import Any
+from types import FunctionType, UnionType
+from typing import Any, Union, get_origin
 
 from tilus.dtypes import DType, boolean, float32, int32
 from tilus.dtypes import dtype as dtype_named
@@ -20,7 +20,7 @@ from tilus.lang.frontend import attributes  # noqa: F401  (declares expressions)
 from tilus.lang.frontend.function import FunctionSource
 from tilus.lang.frontend.tracer import Flow, Frame, Tracer
 from tilus.lang.reads import Watched, watch
-from tilus.lang.types import PointerAnnotation, TensorAnnotation, constexpr
+from tilus.lang.types import EitherAnnotation, PointerAnnotation, TensorAnnotation, constexpr
 
 MISSING = inspect.Parameter.empty
 PYTHON_SCALARS: dict[object, DType] = {int: int32, float: float32, bool: boolean}
@@ -229,7 +229,7 @@ class KernelSource:
         """
         values = self.complete(constexprs)
         params = tuple(Value(types[param.name], param.name) for param in self.runtime_params)
-        t = Tracer(name or self.name, params)
+        t = Tracer(name or entry_name(self.name), params)
         names: dict[str, object] = dict(values)
         names.update({param.name: value for param, value in zip(self.runtime_params, params, strict=True)})
         t.builder.loc = self.location
@@ -265,6 +265,12 @@ def dense_strides(name: str, dims: tuple[Extent, ...]) -> tuple[Extent, ...]:
         elif extent != 1:
             step = None
     return tuple(reversed(strides))
+
+
+def entry_name(name: str) -> str:
+    """Return a function's name as PTX takes it, which knows ASCII only (PTX ISA, identifiers)."""
+    written = "".join(letter if letter.isascii() else f"_{ord(letter):x}" for letter in name)
+    return f"{written}_" if written in ("_", "WARP_SZ") else written
 
 
 def read_params(source: FunctionSource) -> tuple[ParamSpec, ...]:
@@ -355,16 +361,30 @@ def enclosing_names(function: FunctionType) -> dict[str, Any]:
     return {}
 
 
+def instead_of_none(name: str) -> str:
+    """Return what to write for a tensor that may be None."""
+    return (
+        f"has_{name}: tilus.constexpr = True, and `if has_{name}:` around what reads it; where there is none, pass "
+        "another that fits"
+    )
+
+
 def read_param(name: str, annotation: Any, default: Any) -> ParamSpec:
     """Read one parameter."""
     if annotation is constexpr:
         return ParamSpec(name, "constexpr", default=default)
     if isinstance(annotation, (TensorAnnotation, PointerAnnotation)):
         if default is not MISSING:
-            raise TypeMismatch(f"{name} is memory, which has no default", hint=f"{name} without a default")
+            hint = instead_of_none(name) if default is None else f"{name} without a default"
+            raise TypeMismatch(f"{name} is memory, which has no default", hint=hint)
         if isinstance(annotation, PointerAnnotation):
             return ParamSpec(name, "pointer", annotation.read())
         return ParamSpec(name, "tensor", *annotation.read())
+    if isinstance(annotation, EitherAnnotation) or get_origin(annotation) in (Union, UnionType):
+        raise TypeMismatch(
+            f"{name} is of one type or another, but a parameter has one type and is never None",
+            hint=instead_of_none(name),
+        )
     dtype = annotation if isinstance(annotation, DType) else None
     if isinstance(annotation, type):
         dtype = PYTHON_SCALARS.get(annotation)

@@ -16,8 +16,24 @@ from tilus.lang.stub import only_in_kernel
 from tilus.layout import RegisterLayout
 
 
+class MemoryAnnotation:
+    """What the annotations of tensors and pointers have in common."""
+
+    def __or__(self, other: object) -> EitherAnnotation:
+        return EitherAnnotation((self, other))
+
+    __ror__ = __or__
+
+
 @dataclass(frozen=True)
-class TensorAnnotation:
+class EitherAnnotation:
+    """What `Tensor[...] | None` makes; the front end refuses it, where it knows the place."""
+
+    parts: tuple[object, ...]
+
+
+@dataclass(frozen=True)
+class TensorAnnotation(MemoryAnnotation):
     """What `Tensor[...]` makes; the front end checks it, where it knows the place of a mistake."""
 
     subscript: object
@@ -31,7 +47,7 @@ class TensorAnnotation:
 
 
 @dataclass(frozen=True)
-class PointerAnnotation:
+class PointerAnnotation(MemoryAnnotation):
     """What `Pointer[...]` makes; the front end checks it."""
 
     subscript: object

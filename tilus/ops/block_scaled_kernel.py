@@ -227,10 +227,10 @@ def promoted(acc, sums, factors, scale, next_scale, column):
     width = acc.shape[1]
     if BLOCK % width == 0:
         return acc + sums * (factors * scale)[:, None]
-    # Tiles begin at multiples of 8 columns: which block 8 columns are of is one question.
-    eights = tilus.arange(width) & -8
-    own = tilus.where(eights < BLOCK - column % BLOCK, scale, next_scale)
-    return acc + sums * (factors[:, None] * own[None, :])
+    # Tiles begin at multiples of their width: which block so many columns are of is one question.
+    first = tilus.arange(width) & -gcd(width, BLOCK)
+    own = (first < BLOCK - column % BLOCK)[None, :]
+    return acc + sums * tilus.where(own, (factors * scale)[:, None], (factors * next_scale)[:, None])
 
 
 @tilus.kernel

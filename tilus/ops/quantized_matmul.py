@@ -234,8 +234,10 @@ def _fixed_options(
 
 def form_of(weight: QuantizedWeight, rows: torch.Tensor) -> WeightForm:
     """Return what matters of a weight to the choice of a schedule."""
-    has_zero = weight.zero is not None
-    return WeightForm(weight.dtype, OPERANDS[rows.dtype], weight.group_size, has_zero, weight.scale_type)
+    has_zero, (k, _) = weight.zero is not None, weight.shape
+    # One group of few rows takes no more memory than that of a whole unit.
+    group = weight.group_size if weight.group_size < k else max(k, UNIT_K)
+    return WeightForm(weight.dtype, OPERANDS[rows.dtype], group, has_zero, weight.scale_type)
 
 
 def known_schedule(

@@ -5,9 +5,9 @@ with one of them gets a barrier before it. Loops are walked until nothing change
 writes from the wait that covers them; reading or overwriting their target before is an error where it is certain.
 Where other things have since taken the place of their target, a wait for all copies is inserted.
 Accesses to different stages of one buffer, `(index + a) % n` and `(index + b) % n`, do not conflict. A load from a
-tensor in global memory and a store to it conflict, unless the same threads hold the same elements of the same tile;
-so do those of two iterations, unless their tiles are the same one or have nothing in common. Two stores conflict
-where their tiles overlap for certain.
+tensor in global memory and a store or an atomic update conflict, unless the same threads hold the same elements of
+the same tile; so do those of two iterations, unless their tiles are the same one or have nothing in common. Two
+stores conflict where their tiles overlap for certain.
 
 Nothing is placed between warp groups: there the user says what he means with barriers. Where wgmma or a bulk
 store reads what threads wrote, a proxy fence stands before the barrier.
@@ -18,17 +18,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 from tilus.errors import HazardFound
 from tilus.ir import ops
 from tilus.ir.core import Operation, Region, Value
 from tilus.ir.kernel import Kernel
 from tilus.ir.rewrite import Rewriter
-from tilus.ir.types import RegisterType, SharedType
+from tilus.ir.types import GlobalType, RegisterType, SharedType
 from tilus.passes.shared_memory import scratch_bytes, shared_bytes
 
 MAX_AGE = 16
 WARP = 32
+GLOBAL = (ops.LoadGlobal, ops.StoreGlobal, ops.Gather, ops.Scatter, ops.Atomic)
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ class Access:
         if self.tile is not None or other.tile is not None:
             if self.buffer is not other.buffer or self.tile is None or other.tile is None:
                 return False
-            if self.tile == other.tile or not (self.write or other.write):
+            if not (self.write or other.write) or (self.tile == other.tile and self.tile.owners is not None):
                 return False
             return self.write != other.write or self.tile.overlaps(other.tile)
         if not (self.write or other.write) or self.high <= other.low or other.high <= self.low:
@@ -234,7 +236,7 @@ class Analysis:
         Bulk copies into shared memory are not among them: mbarriers say when they arrive.
         """
         out = []
-        if isinstance(op, (ops.LoadGlobal, ops.StoreGlobal)) and self.threads > WARP:
+        if isinstance(op, GLOBAL) and isinstance(op.tensor.type, GlobalType) and self.threads > WARP:
             out.append(self.global_access(op))
         for effect in op.effects():
             if effect.space != "shared" or effect.kind == "sync" or effect.value not in self.place:
@@ -245,13 +247,15 @@ class Analysis:
                 out.append(replace(made, proxy=effect.proxy))
         return out
 
-    def global_access(self, op: ops.LoadGlobal | ops.StoreGlobal) -> Access:
+    def global_access(self, op: Any) -> Access:
         """Return an access to a tensor in global memory; without copies, a thread meets its own elements again."""
-        write = isinstance(op, ops.StoreGlobal)
-        type = (op.value if isinstance(op, ops.StoreGlobal) else op.result).type
-        assert isinstance(type, RegisterType) and type.layout is not None
-        own: object = type.layout if type.layout.replication == 1 else (op.opcode, type.layout)
-        tile = Tile(op.tensor, tuple(self.stage(offset) for offset in op.offsets), type.shape, own)
+        write = not isinstance(op, (ops.LoadGlobal, ops.Gather))
+        tile = Tile(op.tensor, (), (), None)
+        if isinstance(op, (ops.LoadGlobal, ops.StoreGlobal)):
+            type = (op.value if isinstance(op, ops.StoreGlobal) else op.result).type
+            assert isinstance(type, RegisterType) and type.layout is not None
+            own: object = type.layout if type.layout.replication == 1 else (op.opcode, type.layout)
+            tile = Tile(op.tensor, tuple(self.stage(offset) for offset in op.offsets), type.shape, own)
         return Access(0, 0, None, write, self.memory(op.tensor), op.opcode, group=self.group, tile=tile)
 
     def memory(self, tensor: Value) -> Value:

@@ -13,7 +13,7 @@ from tilus.dtypes import boolean
 from tilus.ir import ops
 from tilus.ir.core import Operation, Region, Value
 from tilus.ir.kernel import Kernel
-from tilus.ir.types import Extent, GlobalType, RegisterType, Symbol
+from tilus.ir.types import GlobalType, RegisterType, divisor_of
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,10 @@ def neighbours(
     if op.mask is not None:
         count = gcd(count, runs[op.mask].along[dim].constant)
     if op.checked:
-        count = gcd(count, _divisor(tensor.dims[fast]))
-    return dim, gcd(count, *(_divisor(stride) for axis, stride in enumerate(tensor.strides) if axis != fast))
-
-
-def _divisor(extent: Extent) -> int:
-    return extent.divisor if isinstance(extent, Symbol) else extent
+        count = gcd(count, divisor_of(tensor.dims[fast]))
+    return dim, gcd(
+        count, *(divisor_of(stride) for axis, stride in enumerate(tensor.strides) if axis != fast)
+    )
 
 
 class _Constancy:

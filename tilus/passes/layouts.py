@@ -19,10 +19,11 @@ from tilus.ir import ops
 from tilus.ir.core import Operation, Region, Value
 from tilus.ir.kernel import Kernel
 from tilus.ir.rewrite import Rewriter
-from tilus.ir.types import Extent, GlobalType, RegisterType, SharedType, Symbol, Type
+from tilus.ir.types import GlobalType, RegisterType, SharedType, Type, divisor_of
 from tilus.layout import Digit, RegisterLayout, coalesced, local
 from tilus.passes.constancy import Runs, constancy, neighbours
 from tilus.passes.divisibility import facts
+from tilus.passes.operands import load_operands_apart
 from tilus.passes.reshaping import Mapped, attempt, mapped, narrow, plain_result, plain_source
 from tilus.passes.select import DotChoice, Selector
 
@@ -46,6 +47,7 @@ WORTHWHILE = 4
 
 def infer_layouts(kernel: Kernel, selector: Selector) -> Kernel:
     """Give every register tile a layout and make conversions explicit."""
+    kernel = load_operands_apart(kernel)
     inference = Inference(kernel, selector)
     inference.solve()
     return Assign(inference).run(kernel)
@@ -372,9 +374,9 @@ class Inference:
             bound = gcd(bound, along[inner].constant if inner >= 0 else 1)
         for axis, stride in enumerate(type.strides):
             if axis != fast:
-                bound = gcd(bound, divisor(stride))
+                bound = gcd(bound, divisor_of(stride))
         if op.checked[fast]:
-            bound = gcd(bound, divisor(type.dims[fast]))
+            bound = gcd(bound, divisor_of(type.dims[fast]))
         return bound
 
 
@@ -409,11 +411,6 @@ def memory_order(tensor: GlobalType, rank: int) -> tuple[int, ...] | None:
         return None
     fastest = strides.index(1)
     return (fastest, *(d for d in reversed(range(rank)) if d != fastest))
-
-
-def divisor(extent: Extent) -> int:
-    """Return an integer that divides an extent for certain."""
-    return extent.divisor if isinstance(extent, Symbol) else extent
 
 
 def layout_of(value: Value) -> RegisterLayout:

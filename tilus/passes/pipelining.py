@@ -15,7 +15,7 @@ from tilus.ir.core import Operation, Region, Value, walk
 from tilus.ir.kernel import Kernel
 from tilus.ir.rewrite import Rewriter
 from tilus.ir.types import GlobalType, ScalarType, SharedType
-from tilus.passes.provenance import definitions, memory_of, never_written, written_memory
+from tilus.passes.provenance import definitions, never_written, shared_tile, written_memory
 from tilus.passes.turns import index_of_turn, turn_count
 
 
@@ -115,16 +115,10 @@ class Pipeliner(Rewriter):
         self.blocks.append([])
         self.mapping[op.body.args[0]] = index_of_turn(self, op, number)
         for inner in produced:
-            if isinstance(inner, ops.CopyAsync):
-                tile = self.emit(ops.SharedIndex(staged[inner.shared], stage, loc=inner.loc)).result
-                offsets = tuple(self.value(o) for o in inner.offsets)
-                self.emit(
-                    ops.CopyAsync(
-                        tile, self.value(inner.tensor), offsets, inner.checked, inner.cache, loc=inner.loc
-                    )
-                )
-            else:
-                self.copy(inner)
+            for buffer in staged.keys() & set(inner.inputs()):
+                made = self.emit(ops.SharedIndex(staged[buffer], stage, loc=inner.loc))
+                self.mapping[buffer] = made.result
+            self.copy(inner)
         self.emit(ops.Yield(loc=loc))
         then = Region((), tuple(self.blocks.pop()))
         self.mapping = saved
@@ -134,7 +128,7 @@ class Pipeliner(Rewriter):
     def _check(self, op: ops.For, buffers: list[ops.AllocShared], copies: list[ops.CopyAsync]) -> None:
         own = {b.result for b in buffers}
         for copy in copies:
-            if copy.shared not in own:
+            if shared_tile(copy.shared, self.made) not in own:
                 raise SyntaxNotSupported(
                     "in a pipelined loop, copy_async fills shared tiles that are allocated in the loop's body",
                     copy.loc,
@@ -154,7 +148,7 @@ class Pipeliner(Rewriter):
                     inner.loc,
                     hint="copy in every iteration, or use a plain range",
                 )
-            if isinstance(inner, ops.StoreShared) and inner.tensor in own:
+            if isinstance(inner, ops.StoreShared) and shared_tile(inner.tensor, self.made) in own:
                 raise SyntaxNotSupported(
                     "a pipelined loop's shared tiles are filled by copy_async only",
                     inner.loc,
@@ -175,16 +169,16 @@ class Pipeliner(Rewriter):
         written = written_memory(body, self.made)
         needed: set[Value] = set()
         for copy in copies:
-            if memory_of(copy.tensor, self.made) in written:
+            if not never_written(copy.tensor, written, self.kernel, self.made):
                 raise SyntaxNotSupported(
-                    f"the loop writes to {copy.tensor.name or 'the tensor'}, from which copies run ahead of it",
+                    f"the loop may write to {copy.tensor.name or 'the tensor'}, from which its copies run ahead",
                     copy.loc,
                     hint="store to another tensor, or use a plain range",
                 )
-            needed.update((*copy.offsets, copy.tensor))
+            needed.update((*copy.offsets, copy.tensor, copy.shared))
         chosen: set[int] = {id(c) for c in copies}
         for op in reversed(body.ops):
-            if not needed.intersection(op.results):
+            if not needed.intersection(op.results) or isinstance(op, ops.AllocShared):
                 continue
             table = op.tensor if isinstance(op, (ops.LoadGlobal, ops.Gather)) else None
             reads = table is not None and isinstance(table.type, GlobalType)

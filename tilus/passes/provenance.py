@@ -6,6 +6,8 @@ from tilus.ir import ops
 from tilus.ir.core import Operation, Region, Value, walk
 from tilus.ir.kernel import Kernel
 
+VIEWS = (ops.SharedIndex, ops.SharedSlice, ops.SharedPermute, ops.SharedReshape)
+
 
 def definitions(kernel: Kernel) -> dict[Value, Operation]:
     """Return the operation that makes each value of a kernel's body."""
@@ -24,6 +26,13 @@ def memory_of(value: Value, made: dict[Value, Operation]) -> Value:
             value = op.value
         else:
             return value
+
+
+def shared_tile(value: Value, made: dict[Value, Operation]) -> Value:
+    """Return the allocated tile of which a tensor in shared memory is a view."""
+    while isinstance(op := made.get(value), VIEWS):
+        value = op.tensor
+    return value
 
 
 def written_memory(body: Region, made: dict[Value, Operation]) -> set[Value]:

@@ -19,6 +19,7 @@ from tilus.layout import (
     RegisterLayout,
     SharedConversion,
     SharedLayout,
+    Swizzle,
     plan_conversion,
     row_major,
     swizzled_row_major,
@@ -231,15 +232,29 @@ def can_be_seen(layout: SharedLayout, views: tuple[Operation, ...]) -> bool:
 
 
 def candidates(shape: tuple[int, ...], bits: int) -> list[SharedLayout]:
-    """Return the layouts to choose from: plain, and swizzled in spans of 32, 64 and 128 bytes."""
+    """Return the layouts to choose from: plain, and swizzled in spans of 32, 64 and 128 bytes.
+
+    Four threads that read 8 bytes each of a row, or 16, want pieces of 32 bytes to change places, or of 64; otherwise
+    those are pieces of 16.
+    """
     found = [row_major(*shape)]
+    larger = []
     if len(shape) == 2 and bits in (8, 16, 32, 64):
         for span in (128, 64, 32):
             try:
                 found.append(swizzled_row_major(shape, bits, span))
             except LayoutError:
                 continue
-    return found
+            for piece in (32, 64):
+                if piece < span:
+                    by = Swizzle(log2(span // piece), log2(piece * 8 // bits), log2(128 // piece))
+                    larger.append(dataclasses.replace(found[-1], swizzle=by))
+    return found + larger
+
+
+def log2(n: int) -> int:
+    """Return the logarithm of a power of two."""
+    return n.bit_length() - 1
 
 
 def matrix_candidates(

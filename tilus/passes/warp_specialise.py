@@ -19,7 +19,7 @@ from tilus.errors import Location, TargetNotSupported, TilusError
 from tilus.ir import ops
 from tilus.ir.core import Operation, Region, Value, walk
 from tilus.ir.kernel import Kernel
-from tilus.ir.types import GlobalType, RegisterType, ScalarType, SharedType, Symbol
+from tilus.ir.types import GlobalType, RegisterType, ScalarType, SharedType, divisor_of
 from tilus.passes.canonicalise import handed_on
 from tilus.passes.carrying import Carrier, holders_of
 from tilus.passes.dead_code import keep_only
@@ -197,8 +197,7 @@ def _check_bulk_copy(copy: ops.CopyAsync, kernel: Kernel) -> int:
     if len(shared.shape) != 2 or run != 1 or shared.shape[fast] * bits // 8 % TMA_ALIGN:
         raise NotFit(f"the copy is not one of rows of whole {TMA_ALIGN} bytes", copy.loc)
     others = type.strides[: fast - 2] + type.strides[type.rank + fast - 1 :]
-    steps = [s.divisor if isinstance(s, Symbol) else s for s in others]
-    if any(step * bits // 8 % TMA_ALIGN for step in steps):
+    if any(divisor_of(step) * bits // 8 % TMA_ALIGN for step in others):
         raise NotFit(f"rows of the tensor are not known to begin at multiples of {TMA_ALIGN} bytes", copy.loc)
     return fast
 

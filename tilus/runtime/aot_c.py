@@ -46,11 +46,16 @@ _TAKEN = frozenset(
     snprintf socket sprintf sqrt srand stat strcat strchr strcmp strcpy strlen sync system tan tanh tgamma time trunc
     wait write y0 y1 yn
     """
+    # Macros that compilers and the C library define.
+    "assert errno i386 linux stderr stdin stdout unix "
     # What the generated code calls its own.
     "stream invalid problem arguments grid status chosen main NULL".split()
 )
-_LOCAL = re.compile(r"size_.*|tilus_.*|passed_.*|.*_strides|.*_pointer", re.DOTALL)
-"""Names that the generated code makes for itself."""
+_LOCAL = re.compile(
+    r"size_.*|tilus_.*|passed_.*|.*_strides|.*_pointer|TILUS_.*|FLAG_.*|.*_t|INT\d+_.*|cu[A-Z].*|CU.*",
+    re.DOTALL,
+)
+"""Names that the generated code makes for itself, and those of the types and functions that it uses."""
 
 
 @dataclass(frozen=True)

@@ -297,6 +297,8 @@ class GlobalRaces:
             bad &= (writer & np.uint32(_STRONG)) == 0
         if same is not None:
             bad &= ~(same[:, None] if cells.ndim > 1 else same)
+        if state.order.observed and bad.any():
+            self._leave_observed(state, sel, allocation, cells, written, writer, bad)
         if verb == "reads" and bad.any():
             used = self.uses.used(access.instruction)
             if used is not None:
@@ -304,6 +306,18 @@ class GlobalRaces:
                 bad &= of_thread[:, None] if cells.ndim > 1 else of_thread
         if bad.any():
             self._report(state, access, sel, allocation, shadow, cells, bad, other, written, verb, "wrote")
+
+    def _leave_observed(
+        self, state: Any, sel: Selection, allocation: Any, cells: Any, written: Any, writer: Any, bad: Any
+    ) -> None:
+        """Whoever has seen a flag or a count comes after its write, though that was itself not released."""
+        for place in np.argwhere(bad & (writer & np.uint32(_STRONG) != 0)):
+            lane = int(place[0])
+            first = int(np.ravel(cells[lane])[0]) * self.grain
+            seen = state.order.observed.get(
+                (int(sel.index[lane]) >> 5, ("global", allocation.base, first)), 0
+            )
+            bad[tuple(place)] = seen < int(written[tuple(place)])
 
     def _against_reads(
         self,

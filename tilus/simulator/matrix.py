@@ -70,12 +70,12 @@ class MatrixAccess(Warp):
             address = address.reshape(-1, LANES)[:, :count].reshape(-1)
             sel = Selection.of(sel.index.reshape(-1, LANES)[:, :count].reshape(-1))
         index = state.memory.shared_index(self, sel, address, self.op.row_bytes)
-        state.engine.counters.matrix_rows(self.instruction, address.reshape(-1, count))
         return sel, index.reshape(-1, count)
 
     def execute(self, state: Any, sel: Selection) -> None:
         givers, rows = self.rows(state, sel)
         memory = state.memory
+        state.engine.counters.matrix_rows(self.instruction, rows % memory.stride)
         if self.store:
             values = self.op.arrange(stack(state, sel, self.values, np.uint32))
             words = self.op.word_addresses(rows) >> 2

@@ -93,6 +93,8 @@ class Order:
         # What relaxed reads saw, for the next fence to take in, and whether an atomic saw it.
         self.acquired: dict[int, dict[Payload, bool]] = {}
         self.taken: dict[int, set[Payload]] = {}
+        # When a row last saw what a location held.
+        self.observed: dict[tuple[int, Any], int] = {}
         # What relaxed waits for mbarriers saw, for the next fence to take in.
         self.heard: dict[int, Any] = {}
         self.cluster_pending: dict[int, list[Any]] = {}
@@ -425,6 +427,7 @@ class Order:
             found = engine.locations.get(key)
             if reads and found:
                 self._observe(row, found, access, writes)
+                self.observed[row, key] = self.engine.now
             if writes:
                 if order in ("release", "acq_rel"):
                     gifts = [(self.payload(row), access.scope != "cta")]

@@ -32,6 +32,7 @@ from .syntax import (
     Vector,
 )
 
+# A table of numbers is one token, as tables of curand and the like have a hundred thousand of them.
 # Nearly all instructions are of a plain form. One expression takes such an instruction whole, which is several times
 # faster than rules for its parts; the rules of `instruction` take the others. Both make the same records.
 _NAME = r"[A-Za-z_$%][\w$.]*"
@@ -52,7 +53,7 @@ declarators: declarator ("," declarator)*
 declarator: WORD dim* ("=" initial)?
 dim: "[" _count? "]"
 _count: NUMBER | EXPRESSION
-initial: number | braces | symbolic | NUMBER "(" (symbolic | number) ")" -> masked_initial
+initial: number | braces | NUMBERS -> numbers | symbolic | NUMBER "(" (symbolic | number) ")" -> masked_initial
 symbolic: WORD | WORD "+"? _count | "generic" "(" WORD ("+"? _count)? ")" ("+"? _count)?
 braces: "{" (initial ("," initial)*)? "}"
 var_part: DOTWORD | ".align" NUMBER -> var_align | ".attribute" "(" attribute_item ("," attribute_item)* ")" -> ignored
@@ -90,6 +91,7 @@ base: WORD | _count -> absolute | WORD "+" _count -> base_plus | WORD _count -> 
 ?number: NUMBER -> integer | FLOAT -> floating | EXPRESSION
 
 PLAIN.6: /%PLAIN%/
+NUMBERS.8: /\{\s*(0|-?[1-9]\d*)(\s*,\s*(0|-?[1-9]\d*)){16,}\s*\}/
 EXPRESSION.7: /%EXPRESSION%/
 PRAGMA.9: /\.pragma\s+"[^"]*"(\s*,\s*"[^"]*")*\s*;/
 VERSION.9: /\.version\s+[\d.]+/
@@ -307,6 +309,9 @@ def _lark() -> Any:
 
         def braces(self, items: list[Any]) -> Any:
             return list(items)
+
+        def numbers(self, items: list[Any]) -> Any:
+            return [Integer(int(word)) for word in items[0].strip("{}").split(",")]
 
         def declarator(self, items: list[Any]) -> Any:
             shape = tuple(i[1] for i in items[1:] if isinstance(i, tuple) and i and i[0] == "dim")

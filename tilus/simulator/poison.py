@@ -25,7 +25,7 @@ from .matrix import MatrixAccess, MatrixMultiply
 from .memory import Access, Load, Store
 from .operands import Register
 from .operations import Control, Map, Operation, registers_of
-from .selection import Selection
+from .selection import LANES, Selection
 from .spaces import LOCAL_WINDOW, SHARED_WINDOW, WINDOW_SIZE
 from .warp import Synchronised
 
@@ -49,7 +49,7 @@ def _unsigned(mask: Any) -> Any:
 class Unwritten(Exception):
     """A load is about to read shared memory that nobody has written; from here on loads must be followed."""
 
-    def __init__(self, operation: Load) -> None:
+    def __init__(self, operation: Load | MatrixAccess) -> None:
         super().__init__(operation)
         self.operation = operation
 
@@ -57,8 +57,12 @@ class Unwritten(Exception):
 def loaded_registers(kernel: Any) -> set[Key]:
     """The registers that are loaded from shared memory."""
     operations = [i.operation for i in kernel.instructions]
-    loads = [o for o in operations if isinstance(o, Load) and o.space in ("shared", None)]
+    loads = [o for o in operations if isinstance(o, MatrixAccess) or _loads_shared(o)]
     return {_key(register) for load in loads for register in registers_of(load.writes)}
+
+
+def _loads_shared(operation: Operation) -> bool:
+    return isinstance(operation, Load) and operation.space in ("shared", None)
 
 
 def affected(kernel: Any, missing: set[Key]) -> tuple[set[Key], set[int]]:
@@ -72,7 +76,7 @@ def affected(kernel: Any, missing: set[Key]) -> tuple[set[Key], set[int]]:
             [_key(r) for r in registers_of(i.operation.writes)],
         )
         for i in kernel.instructions
-        if isinstance(i.operation, (Map, Synchronised))
+        if isinstance(i.operation, (Map, Synchronised)) or _by_element(i.operation)
     ]
     changed = True
     while changed:
@@ -88,6 +92,33 @@ def affected(kernel: Any, missing: set[Key]) -> tuple[set[Key], set[int]]:
         if any(_key(r) in tainted for r in registers):
             touching.add(instruction.index)
     return tainted, touching
+
+
+# The number one in the types of elements whose products are followed by element.
+_ONES = {
+    "f16": 0x3C00,
+    "bf16": 0x3F80,
+    "tf32": 0x3F800000,
+    "f64": 0x3FF0000000000000,
+    "e4m3": 0x38,
+    "e5m2": 0x3C,
+    "s8": 1,
+    "u8": 1,
+}
+
+
+def _complete(sel: Selection) -> bool:
+    """Whether all lanes of the warps are active."""
+    return sel.n == LANES * len(sel.warps)
+
+
+def _by_element(operation: Operation) -> bool:
+    """Whether this is a dense product, of which it is followed which elements lack a value."""
+    if not isinstance(operation, MatrixMultiply) or operation.guard is not None:
+        return False
+    op = operation.op
+    followed = op.a_type in _ONES and op.b_type in _ONES and op.c_type == op.d_type
+    return followed and not (op.sparse or op.scale_vec or op.quad_pairs)
 
 
 _DTYPES: dict[int, Any] = {
@@ -135,8 +166,8 @@ class Poison:
         self.lacking: set[Key] = set(state.kernel.watched)
         self.keys: dict[int, frozenset[Key]] = {}
         # Where registers got what they lack: a load, and which byte of shared memory each of its lanes read.
-        self.origins: dict[Key, tuple[Load, dict[int, int]]] = {}
-        self.origin: tuple[Load, dict[int, int]] | None = None
+        self.origins: dict[Key, tuple[Operation, dict[int, int]]] = {}
+        self.origin: tuple[Operation, dict[int, int]] | None = None
         self.banks = {bank: _Rows(self, bank) for bank in _DTYPES}
 
     def table(self, key: Key) -> Any:
@@ -173,7 +204,7 @@ class Poison:
 
     def step(self, operation: Operation, sel: Selection) -> None:
         """Check and follow one operation; called before it executes."""
-        loads = self.state.engine.following and isinstance(operation, Load)
+        loads = self.state.engine.following and isinstance(operation, (Load, MatrixAccess))
         if not loads and self.lacking.isdisjoint(self._keys(operation)):
             return
         sources = (_key(r) for r in registers_of(operation.reads)) if self.origins else ()
@@ -190,6 +221,8 @@ class Poison:
             self._map(operation, sel, guard)
         elif isinstance(operation, Synchronised):
             self._exchange(operation, sel, guard)
+        elif isinstance(operation, MatrixMultiply) and _by_element(operation) and _complete(sel):
+            self._multiply(operation, sel)
         else:
             if isinstance(operation, (Access, Control, MatrixAccess, MatrixMultiply)):
                 bad = self._any(operation.reads, sel)
@@ -202,6 +235,8 @@ class Poison:
             self._write(operation, sel, guard, None)
             if loads and isinstance(operation, Load):
                 self._loaded(operation, sel, guard)
+            elif loads and isinstance(operation, MatrixAccess) and not operation.store and _complete(sel):
+                self._matrix_loaded(operation, sel)
 
     def _keys(self, operation: Operation) -> frozenset[Key]:
         """The registers of an operation that may lack something at some time."""
@@ -258,26 +293,71 @@ class Poison:
             return
         some = sel.subset(there)
         index = self._index(operation, some)
-        missing = self.state.races.unwritten(index, operation.width)
-        if not missing.any():
+        found = self._memory(operation, some, index, operation.width)
+        if found is None:
             return
-        shape = (*missing.shape, operation.width // missing.shape[1])
-        stored = np.zeros(shape, np.uint8)
-        if self.shared is not None:
-            stored = self.shared.reshape(-1, operation.width)[index // operation.width].reshape(shape)
-        never = missing & ~stored.any(axis=2)
-        if never.any():
-            bad = never.any(axis=1)
-            offsets = index[bad] + never[bad].argmax(axis=1) * shape[2]
-            self.origin = operation, dict(zip(some.index[bad].tolist(), offsets.tolist()))
-        found = np.where(missing[:, :, None], np.where(never[:, :, None], np.uint8(255), stored), np.uint8(0))
         masks = np.zeros((sel.n, operation.width), np.uint8)
-        masks[there] = found.reshape(len(index), -1)
+        masks[there] = found
         if operation.type.bits == 128:
             results = [masks.view(np.uint64)]
         else:
             results = list(masks.view(operation.type.dtype).T)
         self._put_all(operation, sel, guard, results if operation.count > 1 else results[0])
+
+    def _memory(self, operation: Operation, sel: Selection, index: Any, width: int) -> Any:
+        """The masks ``[n, width]`` of bytes of shared memory, or None where all of it has a value."""
+        missing = self.state.races.unwritten(index, width)
+        if not missing.any():
+            return None
+        shape = (*missing.shape, width // missing.shape[1])
+        stored = np.zeros(shape, np.uint8)
+        if self.shared is not None:
+            stored = self.shared.reshape(-1, width)[index // width].reshape(shape)
+        never = missing & ~stored.any(axis=2)
+        if never.any():
+            bad = never.any(axis=1)
+            offsets = index[bad] + never[bad].argmax(axis=1) * shape[2]
+            self.origin = operation, dict(zip(sel.index[bad].tolist(), offsets.tolist()))
+        found = np.where(missing[:, :, None], np.where(never[:, :, None], np.uint8(255), stored), np.uint8(0))
+        return found.reshape(len(index), width)
+
+    def _matrix_loaded(self, operation: MatrixAccess, sel: Selection) -> None:
+        """``ldmatrix`` moves the masks of memory as it moves its words."""
+        givers, rows = operation.rows(self.state, sel)
+        found = self._memory(operation, givers, rows.reshape(-1), 16)
+        if found is None:
+            return
+        words = found.view(np.uint32).reshape(len(rows), operation.op.words, LANES)
+        values = operation.op.arrange(words)
+        for position, register in enumerate(operation.writes):
+            self._put(register, sel, None, values[:, position].reshape(-1))
+
+    def _multiply(self, operation: MatrixMultiply, sel: Selection) -> None:
+        """An element of a product lacks a value if one of its row, its column or its addend does.
+
+        Which these are says the instruction itself, multiplying ones that stand for missing elements by ones.
+        """
+        op, dtype = operation.op, np.dtype(operation.dtype)
+        element = np.dtype(f"u{op.element_bits // 8}")
+        one = element.type(_ONES[op.a_type]), element.type(_ONES[op.b_type])
+        masks = []
+        for part in (operation.a, operation.b, operation.c):
+            masks.append(np.zeros((sel.n // LANES, len(part), LANES), dtype))
+            for position, register in enumerate(part):
+                if isinstance(register, Register):
+                    masks[-1][:, position] = register.warp(self, sel)
+        a, b = (
+            np.where(m.view(element) != 0, number, element.type(0)).view(dtype)
+            for m, number in zip(masks, one)
+        )
+        ones_a, ones_b = (np.full_like(m.view(element), number).view(dtype) for m, number in zip(masks, one))
+        nothing = np.zeros_like(masks[2])
+        result = np.dtype({"f16": np.uint16, "f64": np.uint64}.get(op.d_type, np.uint32))
+        parts = [op(a, ones_b, nothing), op(ones_a, b, nothing), masks[2]]
+        lacking = np.logical_or.reduce([np.ascontiguousarray(p).view(result) != 0 for p in parts])
+        values = np.where(lacking, _ones(result), result.type(0)).view(dtype)
+        for position, register in enumerate(operation.writes):
+            self._put(register, sel, None, values[:, position].reshape(-1))
 
     def _write(self, operation: Operation, sel: Selection, guard: Any, lacking: Any) -> None:
         """Results that lack all their bits in some lanes, and none in the others."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from .hazards import place_of
+from .matrix import MatrixAccess
 from .memory import Load
 from .memory_unit import gather, scatter
 from .order import SHARED
@@ -151,10 +152,12 @@ class SharedRaces:
         written = gather(self._rows(self.written, width), row)
         now = self.engine.tick(access.instruction)
         if int(written.max()) > threshold:
-            same = view[place] == values
+            old = view[place]
+            same = old == values
             if same.ndim > 1:
                 same = same.all(axis=1)
-            self._check_against_write(access, sel, self.cells(index, width), written, "writes", same)
+            near = _same_but_rounding(old, np.broadcast_to(np.asarray(values, old.dtype), old.shape))
+            self._check_against_write(access, sel, self.cells(index, width), written, "writes", same, near)
         if self._reads_matter(sel):
             self._check_reads(access, sel, self.cells(index, width), "writes")
         self._record_write(access, sel, row, width, now)
@@ -367,7 +370,7 @@ class SharedRaces:
         return int(at[0]), int(cells[tuple(at)])
 
     def _check_against_write(
-        self, access: Any, sel: Any, cells: Any, written: Any, verb: str, same: Any
+        self, access: Any, sel: Any, cells: Any, written: Any, verb: str, same: Any, near: Any = None
     ) -> None:
         pending = written == PENDING
         if pending.any():
@@ -400,6 +403,9 @@ class SharedRaces:
             bad &= (writer & np.uint32(_STRONG)) == 0
         if same is not None:
             bad &= ~same[suspects[0]]
+        if near is not None and bad.any():
+            again = [self.engine.instruction_at(int(time)) is access.instruction for time in times]
+            bad &= ~(near[suspects[0]] & np.array(again))
         if bad.any():
             at = int(np.flatnonzero(bad)[0])
             cell = int(cells[suspects][at])
@@ -476,8 +482,7 @@ class SharedRaces:
         differ = sorted_values[1:] != sorted_values[:-1]
         if differ.ndim > 1:
             differ = differ.any(axis=1)
-        warps = sel.index[order] >> 5
-        replicated = (warps[1:] == warps[:-1]) & _same_but_rounding(sorted_values[1:], sorted_values[:-1])
+        replicated = _same_but_rounding(sorted_values[1:], sorted_values[:-1])
         bad = np.flatnonzero(equal_place & differ & ~replicated)
         if len(bad):
             position = int(order[bad[0] + 1])
@@ -497,7 +502,7 @@ class SharedRaces:
         missing = self._own(cells) & (written == 0)
         if not missing.any():
             return
-        if isinstance(access, Load) and self.engine.check_registers:
+        if isinstance(access, (Load, MatrixAccess)) and self.engine.check_registers:
             if not self.engine.following:
                 raise Unwritten(access)
             return
@@ -545,8 +550,8 @@ class SharedRaces:
 def _same_but_rounding(a: Any, b: Any) -> Any:
     """Whether words are floats, or several narrower ones, that differ by rounding only.
 
-    Compilers let the lanes of a warp store a replicated result of a reduction, which each lane summed in another
-    order; whichever lane wins, the result is right.
+    Compilers let lanes, and warps that hold the same elements, store a replicated result of a reduction, which each
+    lane summed in another order; whichever lane wins, the result is right.
     """
     size = a.dtype.itemsize
     result = np.zeros(len(a), bool)

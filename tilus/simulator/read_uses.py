@@ -2,7 +2,8 @@
 
 Compilers let threads beyond the size of a tile load what others load too, compute with it and store nothing. Such a
 load may give what it likes, so it cannot race. A thread counts as one of these if everything that the loaded value
-reaches is done under predicates which are false for it by its number in the block alone.
+reaches is done under predicates which are false for it by its number in the block alone. A value that no thread uses
+is no such thing, but a mistake.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .memory import Load
+from .control import Branch
+from .memory import Load, Store
 from .operands import Constant, Not, Register, Special
 from .operations import Map, registers_of
 from .specials import special_register
@@ -60,7 +62,7 @@ class ReadUses:
         for register in registers_of(load.writes):
             guards |= reached.get(_key(register), set())
         used = np.zeros(len(self.threads), bool)
-        if _ALL in guards:
+        if _ALL in guards or not guards:
             return None
         for guard, shuffled in guards:
             may = np.broadcast_to(self._may_hold(guard, definitions), used.shape)
@@ -86,6 +88,12 @@ class ReadUses:
                 shuffled = isinstance(operation, Synchronised)
                 moves.append((reads, [_key(r) for r in registers_of(operation.writes)], shuffled))
                 continue
+            if isinstance(operation, Branch) and operation.guard is not None:
+                decided, effects = self._decided(instruction.index, operation.target)
+                moves.append(([_key(r) for r in operation.guard_registers], decided, False))
+                for register in operation.guard_registers:
+                    _join(reached.setdefault(_key(register), set()), effects)
+                continue
             guard = operation.guard
             if guard is not None:
                 guard = same.setdefault((type(guard), *map(_key, operation.guard_registers)), guard)
@@ -103,6 +111,25 @@ class ReadUses:
                 for key in reads:
                     changed |= _join(reached.setdefault(key, set()), beyond)
         return reached, definitions
+
+    def _decided(self, index: int, end: int) -> tuple[list[Key], set[Any]]:
+        """Registers written, and guards of what else is done, on some ways from a forward branch only."""
+        instructions = self.engine.kernel.instructions
+        decided: list[Key] = []
+        effects: set[Any] = set()
+        at = index + 1
+        while at < end:
+            operation = instructions[at].operation
+            if isinstance(operation, Map):
+                decided += [_key(r) for r in registers_of(operation.writes)]
+            elif isinstance(operation, Branch) and operation.target > at:
+                end = max(end, operation.target)
+            elif isinstance(operation, Store) and operation.guard is not None:
+                effects.add((operation.guard, False))
+            else:
+                return [], {_ALL}
+            at += 1
+        return (decided, effects) if end > index else ([], {_ALL})
 
     def _may_hold(self, guard: Any, definitions: dict[Key, Any]) -> Any:
         """For each thread: whether a guard may be true."""

@@ -83,7 +83,12 @@ class ModuleMemory:
         if variable.type not in TYPES:
             return
         element = TYPES[variable.type]
-        raw = b"".join(self._encode(item, element, variable, functions) for item in _flat(variable.initial))
+        items = list(_flat(variable.initial))
+        if element.kind in "bsu" and element.bits <= 64 and all(type(item) is Integer for item in items):
+            mask = (1 << element.bits) - 1
+            raw = np.array([item.value & mask for item in items], f"u{element.bytes}").tobytes()
+        else:
+            raw = b"".join(self._encode(item, element, variable, functions) for item in items)
         if len(raw) > len(data):
             raise PtxError(
                 f"initial value of {variable.name} has {len(raw)} bytes, the variable {len(data)}",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -112,37 +113,12 @@ class QuantizedLinear(nn.Module):
         prefix : str
             What the layer's keys begin with, with the dot.
         """
-        missing = [prefix + name for name in ("packed", "scale", CONFIG) if prefix + name not in state_dict]
+        config = read_config(state_dict[prefix + CONFIG]) if prefix + CONFIG in state_dict else {}
+        missing = [prefix + name for name in needed(config) if prefix + name not in state_dict]
         if missing:
             raise ShapeMismatch("the state dict holds no quantised layer: it lacks " + ", ".join(missing))
         found = {name: state_dict.get(prefix + name) for name in TENSORS}
-        config = read_config(state_dict[prefix + CONFIG])
-        packed, scale = state_dict[prefix + "packed"], state_dict[prefix + "scale"]
-        code_type, shape = find_dtype(config["dtype"]), (config["in_features"], config["out_features"])
-        expected = packed_shape(*shape, code_type.bits)
-        if packed.dtype != torch.uint8 or tuple(packed.shape) != expected:
-            raise ShapeMismatch(
-                f"{prefix}packed is {packed.dtype} of shape {tuple(packed.shape)}, expected torch.uint8 of shape "
-                f"{expected} for {code_type} of {shape[0]} x {shape[1]}"
-            )
-        wrong = converted(prefix + "scale", scale, config)
-        if wrong:
-            raise TypeMismatch(wrong)
-        rows, columns = padded(*shape)
-        groups = -(-rows // config["group_size"]), columns
-        for name in ("scale", "zero"):
-            tensor = found[name]
-            if tensor is not None and tuple(tensor.shape) != groups:
-                raise ShapeMismatch(
-                    f"{prefix}{name} has shape {tuple(tensor.shape)}, expected {groups} for groups of "
-                    f"{config['group_size']} in {code_type} of {shape[0]} x {shape[1]}"
-                )
-        weight = QuantizedWeight(
-            code_type, shape, config["group_size"], packed, scale, found["zero"], config["alpha"], found["order"],
-            type_named(config, "activations"), scale_type=scale_type_named(config),
-            out_dtype=type_named(config, "out_dtype"),
-        )  # fmt: skip
-        return cls(weight, found["bias"])
+        return cls(stored_weight(prefix, config, found), found["bias"])
 
     @property
     def weight(self) -> QuantizedWeight:
@@ -233,6 +209,7 @@ class QuantizedLinear(nn.Module):
             "group_size": self.group_size, "alpha": self.alpha,
             "activations": name_of(self.activations), "scale_type": self._scale_name(),
             "out_dtype": name_of(self.out_dtype), "scale_dtype": name_of(self.scale.dtype),
+            "tensors": [name for name in TENSORS if getattr(self, name) is not None],
         }  # fmt: skip
         return stored_config(config)
 
@@ -256,21 +233,80 @@ class QuantizedLinear(nn.Module):
                     f"weight is {shape[0]} x {shape[1]}"
                 )
                 return
-            wrong = converted(prefix + "scale", state_dict.get(prefix + "scale"), config)
-            if wrong:
-                error_msgs.append(wrong)
+            lacking = [
+                prefix + name for name in needed(config) if name != CONFIG and prefix + name not in state_dict
+            ]
+            if lacking:
+                missing_keys += lacking
                 return
-            self.weight_dtype, self.group_size = config["dtype"], config["group_size"]
-            self.alpha, self.activations = config["alpha"], type_named(config, "activations")
-            self.scale_type, self.out_dtype = scale_type_named(config), type_named(config, "out_dtype")
-            for name in TENSORS:
-                found = state_dict.get(prefix + name)
-                setattr(
-                    self, name, None if found is None else torch.empty_like(found, device=self.scale.device)
-                )
+            found = {name: state_dict.get(prefix + name) for name in TENSORS}
+            try:
+                weight = stored_weight(prefix, config, found)
+            except TilusError as error:
+                error_msgs.append(error.message)
+                return
+            self.weight_dtype, self.group_size = weight.dtype.name, weight.group_size
+            self.alpha, self.activations = weight.alpha, weight.activations
+            self.scale_type, self.out_dtype = weight.scale_type, weight.out_dtype
+            for name, tensor in found.items():
+                kept = None if tensor is None else torch.empty_like(tensor, device=self.scale.device)
+                setattr(self, name, kept)
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+
+def needed(config: Mapping[str, Any]) -> list[str]:
+    """Return the keys that the state dict of a layer has that says this of itself."""
+    return [*config.get("tensors", ("packed", "scale")), CONFIG]
+
+
+def stored_weight(
+    prefix: str, config: Mapping[str, Any], found: Mapping[str, torch.Tensor | None]
+) -> QuantizedWeight:
+    """Return the weight of a layer's tensors; refuse tensors that are not what the layer says of them."""
+    code_type, shape = find_dtype(config["dtype"]), (config["in_features"], config["out_features"])
+    packed, scale = found["packed"], found["scale"]
+    assert packed is not None and scale is not None
+    wrong = misshapen(prefix, found, code_type, shape, config["group_size"])
+    if wrong:
+        raise ShapeMismatch(wrong)
+    wrong = converted(prefix + "scale", scale, config)
+    if wrong:
+        raise TypeMismatch(wrong)
+    return QuantizedWeight(
+        code_type, shape, config["group_size"], packed, scale, found["zero"], config["alpha"], found["order"],
+        type_named(config, "activations"), scale_type=scale_type_named(config),
+        out_dtype=type_named(config, "out_dtype"),
+    )  # fmt: skip
+
+
+def misshapen(
+    prefix: str,
+    found: Mapping[str, torch.Tensor | None],
+    dtype: DType,
+    shape: tuple[int, int],
+    group_size: int,
+    experts: tuple[int, ...] = (),
+) -> str:
+    """Return what is wrong with the shapes of a layer's tensors, nothing if they are what the layer says."""
+    rows, columns = padded(*shape)
+    expected = {
+        "packed": packed_shape(*shape, dtype.bits), "scale": (-(-rows // group_size), columns),
+        "zero": (-(-rows // group_size), columns), "order": shape[:1], "bias": shape[1:], "alpha": (),
+    }  # fmt: skip
+    for name, tensor in found.items():
+        whole = (*experts, *expected[name])
+        if tensor is None or (
+            tuple(tensor.shape) == whole and (name != "packed" or tensor.dtype == torch.uint8)
+        ):
+            continue
+        return (
+            f"{prefix}{name} is {tensor.dtype} of shape {tuple(tensor.shape)}, expected "
+            f"{'torch.uint8 of ' if name == 'packed' else ''}shape {whole} for groups of {group_size} in {dtype} of "
+            f"{shape[0]} x {shape[1]}"
+        )
+    return ""
 
 
 def default_scale(weight: torch.Tensor) -> torch.dtype:
@@ -429,9 +465,27 @@ def load_quantized(model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> 
     # A model of which one layer does not fit stays as it was.
     for name, layer in replaced.items():
         replace_module(model, name, layer)
-    on_meta = any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
-    model.load_state_dict(state_dict, assign=on_meta)
+    load_sharing(model, state_dict)
     return list(replaced)
+
+
+def load_sharing(model: nn.Module, state_dict: Mapping[str, torch.Tensor]) -> None:
+    """Load a whole state dict; what modules share stays shared, and need be there under one of its names only."""
+    names: dict[int, list[str]] = {}
+    for key, tensor in model.state_dict(keep_vars=True).items():
+        names.setdefault(id(tensor), []).append(key)
+    shared = [keys for keys in names.values() if len(keys) > 1]
+    whole = dict(state_dict)
+    for keys in shared:
+        known = next((key for key in keys if key in whole), None)
+        if known is not None:
+            whole = dict.fromkeys(keys, whole[known]) | whole
+    on_meta = any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+    model.load_state_dict(whole, assign=on_meta)
+    for first, *others in shared:
+        for name in others:
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, attrgetter(first)(model))
 
 
 @contextmanager

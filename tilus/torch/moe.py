@@ -21,6 +21,7 @@ from tilus.torch.modules import (
     CONFIG,
     converted,
     default_scale,
+    misshapen,
     name_of,
     read_config,
     scale_type_named,
@@ -191,6 +192,7 @@ class QuantizedMoE(nn.Module):
                 "dtype": dtype.name, "shape": list(shape), "group_size": group_size,
                 "scale_type": "" if scale_type is None else scale_type.name, "out_dtype": name_of(out_dtype),
                 "scale_dtype": name_of(getattr(self, f"{name}_scale").dtype),
+                "tensors": [part for part in PARTS if getattr(self, f"{name}_{part}") is not None],
             }
             for name, (dtype, shape, group_size, _, scale_type, out_dtype) in self._forms.items()
         }  # fmt: skip
@@ -216,8 +218,16 @@ class QuantizedMoE(nn.Module):
                         f"{prefix}{name} is {shape}, but the state dict's experts are {tuple(said['shape'])}"
                     )
                     return
-                scales = f"{prefix}{name}_scale"
-                wrong = converted(scales, state_dict.get(scales), said)
+                parts = said.get("tensors", ("packed", "scale", "alpha"))
+                lacking = [key for part in parts if (key := f"{prefix}{name}_{part}") not in state_dict]
+                if lacking:
+                    missing_keys += lacking
+                    return
+                stored_parts = {part: state_dict.get(f"{prefix}{name}_{part}") for part in PARTS}
+                wrong = misshapen(
+                    f"{prefix}{name}_", stored_parts, find_dtype(said["dtype"]), (shape[1], shape[2]),
+                    said["group_size"], shape[:1],
+                ) or converted(f"{prefix}{name}_scale", stored_parts["scale"], said)  # fmt: skip
                 if wrong:
                     error_msgs.append(wrong)
                     return
@@ -225,8 +235,7 @@ class QuantizedMoE(nn.Module):
                     find_dtype(said["dtype"]), shape, said["group_size"], gated, scale_type_named(said),
                     type_named(said, "out_dtype"),
                 )  # fmt: skip
-                for part in PARTS:
-                    found = state_dict.get(f"{prefix}{name}_{part}")
+                for part, found in stored_parts.items():
                     kept = None if found is None else torch.empty_like(found, device=self.router.device)
                     setattr(self, f"{name}_{part}", kept)
         super()._load_from_state_dict(

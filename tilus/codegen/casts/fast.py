@@ -235,6 +235,31 @@ def signed_to_float8(plan: Plan, source: DType) -> Emit:
     return emit
 
 
+def nibble_table(plan: Plan, codes: Sequence[int]) -> Emit:
+    """What each code becomes, from tables of eight bytes that the low three bits of a nibble index.
+
+    Where a code is narrower, the others of these bits are another element's: the table is the same for all of them.
+    """
+    table = [
+        [codes[index >> slot.places[0] & (1 << plan.bits) - 1] for index in range(8)] for slot in plan.slots
+    ]
+    halves = [[sum(b << 8 * i for i, b in enumerate(half)) for half in (t[:4], t[4:])] for t in table]
+
+    def emit(w: Writer, words: Sequence[V]) -> list[V]:
+        views = _Views(w, plan, words)
+        indices: dict[tuple[int, int], tuple[V, V]] = {}
+        made = []
+        for slot, (low, high) in zip(plan.slots, halves, strict=True):
+            at = slot.word, slot.shift
+            if at not in indices:
+                masked = w.binary("and", views.get(*at), integer(0x77777777))
+                indices[at] = masked, shift_right(w, masked, 16)
+            made += [lookup_bytes(w, low, high, index) for index in indices[at]]
+        return made
+
+    return emit
+
+
 def float_pattern(source: DType, dest: DType) -> tuple[int, ...]:
     """Return where a 16-bit float has the bits of a narrower one."""
     low = MANTISSA[dest] - source.mantissa_bits

@@ -226,6 +226,15 @@ def signed_plan(bits: int) -> Plan:
     return Plan(bits, 1, (), tuple(Slot(0, shift, places) for shift in range(0, 8, bits)), 8)
 
 
+@lru_cache(maxsize=8)
+def nibble_plan(bits: int) -> Plan:
+    """Return the plan for elements of 1 or 3 bits anywhere in the low three bits of nibbles."""
+    if bits == 3:
+        return float_plan(bits, (0, 1, 2), 4)
+    slots = (Slot(0, 0, (0,)), Slot(0, 0, (1,)), Slot(0, 0, (2,)), Slot(0, 1, (2,)))
+    return Plan(bits, 1, (), slots, 4)
+
+
 @lru_cache(maxsize=128)
 def float_plan(bits: int, pattern: tuple[int, ...], lane: int = LANE) -> Plan:
     """Return the plan for elements whose code bit i must lie at ``pattern[i]`` of a lane, in rising order."""

@@ -12,7 +12,7 @@ from tilus.codegen.casts.arrangement import Arrangement, element_order
 from tilus.codegen.casts.fast import Emit
 from tilus.codegen.casts.narrowing import NARROWING
 from tilus.codegen.casts.packed import BIAS, EXPONENT, MANTISSA
-from tilus.codegen.casts.plan import Plan, float_plan, integer_plan, signed_plan
+from tilus.codegen.casts.plan import Plan, float_plan, integer_plan, nibble_plan, signed_plan
 from tilus.codegen.target import Target
 from tilus.dtypes import DType, TableType
 
@@ -323,6 +323,14 @@ def _byte_rows(source: DType, dest: DType) -> Iterator[FastCast]:
         emit = fast.signed_to_float8(plan, source)
         yield FastCast(
             "magnitude", source, dest, "", plan.elements, plan.words, cost, plan.arrangement(), emit, 9
+        )
+    if dest == dtypes.float8_e4m3 and source.kind == "int" and source.bits in (1, 3):
+        plan = nibble_plan(source.bits)
+        views = len({(slot.word, slot.shift) for slot in plan.slots})
+        cost = (2 * views + 2 * len(plan.slots) + plan.moves) / plan.elements
+        emit = fast.nibble_table(plan, _codes(source, dest))
+        yield FastCast(
+            "nibble table", source, dest, "", plan.elements, plan.words, cost, plan.arrangement(), emit
         )
     if dest == dtypes.int8 and source.kind == "int" and source.bits in (1, 2, 4):
         per = 8 // source.bits

@@ -19,8 +19,8 @@ from tilus.ir.kernel import Kernel
 from tilus.ir.types import GlobalType, RegisterType, ScalarType
 from tilus.layout import Digit, RegisterLayout, SharedLayout
 from tilus.passes.constancy import Runs, constancy
-from tilus.passes.signs import natural_numbers
 from tilus.passes.divisibility import Facts
+from tilus.passes.signs import natural_numbers
 
 # PTX ISA, bar: barriers 0 to 15.
 HARDWARE_BARRIERS = 16

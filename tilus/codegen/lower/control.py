@@ -69,7 +69,7 @@ def bind(ctx: Context, values: tuple[Value, ...], flat: list[V]) -> None:
 def lower_for(ctx: Context, op: ops.For) -> None:
     """Header tests the index, the latch adds the step; phis carry index and values."""
     w = ctx.w
-    start, stop, step = (ctx.scalar(v) for v in (op.start, op.stop, op.step))
+    start, step = ctx.scalar(op.start), ctx.scalar(op.step)
     head, body, latch, exit_block = w.label(), w.label(), w.label(), w.label()
     inits = flatten(ctx, op.inits)
     index, *carried = op.body.args
@@ -148,7 +148,9 @@ def _unroll_metadata(ctx: Context, unroll: int) -> str:
     """Return what tells LLVM to unroll a loop in full, or to leave it; by a factor that was done before."""
     if unroll == 0 or unroll > 1:
         return ""
-    return ctx.w.loop_metadata('!{!"llvm.loop.unroll.full"}' if unroll < 0 else '!{!"llvm.loop.unroll.disable"}')
+    return ctx.w.loop_metadata(
+        '!{!"llvm.loop.unroll.full"}' if unroll < 0 else '!{!"llvm.loop.unroll.disable"}'
+    )
 
 
 def _join(ctx: Context, incoming: list[tuple[list[V], str]], types: list[str]) -> list[V]:

@@ -22,9 +22,10 @@ from tilus.dtypes import DType
 from tilus.errors import TypeMismatch
 from tilus.ir import ops
 from tilus.ir.core import Value
-from tilus.ir.types import Extent, Symbol
+from tilus.ir.types import divisor_of
 from tilus.layout import RegisterLayout
 from tilus.passes.constancy import neighbours
+from tilus.passes.layouts import run_length
 
 CACHE = {"": "", "streaming": ".cs", "persistent": ""}
 
@@ -36,11 +37,6 @@ class Access:
     groups: tuple[tuple[int, ...], ...]
     bits: int
     vector: int
-
-
-def divisor_of(extent: Extent) -> int:
-    """Return an integer that divides an extent for certain."""
-    return extent.divisor if isinstance(extent, Symbol) else extent
 
 
 def plan_access(
@@ -60,7 +56,7 @@ def plan_access(
     fast = lead + dim
     run = 1
     if layout.rank and tensor.type.strides[fast] == 1:
-        run = local_run(layout, dim)
+        run = run_length(layout, dim)
         if mask is not None:
             run = gcd(run, ctx.runs[mask].along[dim].constant)
         # Every row must start at a multiple of the vector, and the tensor must end at one.
@@ -94,18 +90,6 @@ def fastest(tensor: GlobalTensor, rank: int) -> int | None:
     """Return the dimension of a tile that is contiguous in memory, where it is not the last; None for the last."""
     strides = tensor.type.strides[tensor.type.rank - rank :]
     return None if not strides or strides[-1] == 1 or 1 not in strides else strides.index(1)
-
-
-def local_run(layout: RegisterLayout, dim: int) -> int:
-    """Return how many elements of a thread follow one another along a dimension."""
-    reach = 1
-    rest = [d for d in layout.local_digits if d.dim == dim]
-    while True:
-        found = next((d for d in rest if d.stride == reach), None)
-        if found is None:
-            return reach
-        rest.remove(found)
-        reach *= found.size
 
 
 def group_elements(layout: RegisterLayout, dim: int, vector: int) -> tuple[tuple[int, ...], ...]:
@@ -307,7 +291,7 @@ def plan_elements(ctx: Context, op: ops.Gather | ops.Scatter, layout: RegisterLa
     dim, run = neighbours(op, tensor, ctx.runs)
     run = gcd(run, 128 // bits) if 128 % bits == 0 else 1
     if layout.rank:
-        run = gcd(run, local_run(layout, dim))
+        run = gcd(run, run_length(layout, dim))
         for d in layout.spatial_digits + layout.local_digits:
             if d.dim == dim and d.stride >= run:
                 run = gcd(run, d.stride)

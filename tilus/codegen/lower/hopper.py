@@ -26,7 +26,7 @@ from tilus.dtypes import DType
 from tilus.errors import LayoutConflict, TypeMismatch
 from tilus.ir import ops
 from tilus.ir.core import Value
-from tilus.ir.types import BarrierType, GlobalType, RegisterType, SharedType, Symbol
+from tilus.ir.types import BarrierType, GlobalType, RegisterType, SharedType, divisor_of
 from tilus.layout import LayoutError, RegisterLayout
 from tilus.layout.hopper import describe_matrix, tma_boxes
 from tilus.layout.tiling import explain_tile_by
@@ -203,7 +203,7 @@ def check_tensor(ctx: Context, value: Value, bits: int) -> int:
             hint="pass a tensor that begins at a multiple of 16 bytes",
         )
     for axis, stride in enumerate(type.strides):
-        step = stride.divisor if isinstance(stride, Symbol) else stride
+        step = divisor_of(stride)
         if stride != 1 and step * bits // 8 % TMA_ALIGN:
             raise TypeMismatch(
                 f"a bulk copy needs strides of whole 16 bytes, and stride {axis} of "

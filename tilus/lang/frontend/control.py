@@ -206,6 +206,8 @@ def carry_hint(name: str, expected: object, found: object) -> str:
         return f"{name}: tilus.{after.dtype} = ... before the loop, or {name}.to(tilus.{before.dtype}) in it"
     if isinstance(after, RegisterType) and isinstance(before, RegisterType) and after.shape == before.shape:
         return f"{name}.to(tilus.{before.dtype}) in the loop, or a first value of {after.dtype}"
+    if isinstance(after, RegisterType) and isinstance(before, ScalarType):
+        return f"{name} = tilus.zeros({after.shape}, tilus.{after.dtype}) before the loop, or tilus.full"
     return "one type and shape for all iterations, or tilus.static_range, which unrolls the loop"
 
 
@@ -410,7 +412,8 @@ def warp_group(t: Tracer, node: ast.With, group: WarpsContext) -> Flow:
     frame.names = before
     for name in assigned(node.body):
         frame.names[name] = Undefined(
-            f"it is assigned by the warps of line {node.lineno} alone, and values pass between groups through memory"
+            f"it is assigned by the warps of line {node.lineno} alone, and values pass between groups through memory",
+            f"tilus.store of {name} to a shared tensor by these warps, tilus.sync() after them, and tilus.load",
         )
     t.emit(ops.WarpGroup, group.first, group.count, group.registers, t.close(block))
     return Flow.NEXT

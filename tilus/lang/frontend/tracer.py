@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from tilus.dtypes import DType, int32
 from tilus.errors import LayoutConflict, Location, NameNotFound, SyntaxNotSupported, TilusError
-from tilus.ir import Builder, Operation, Region, ScalarType, Value, make_region, ops
+from tilus.ir import Builder, GlobalType, Operation, Region, ScalarType, Symbol, Value, make_region, ops
 from tilus.lang.diagnostics import nearest
 from tilus.lang.frontend.function import MISSING, FunctionSource
 from tilus.lang.promotion import Number, as_constant, number_dtype
@@ -36,6 +36,7 @@ class Undefined:
     """What a name holds that has no value on some path; reading it is an error that says why."""
 
     reason: str
+    hint: str = ""
 
 
 @dataclass
@@ -140,9 +141,8 @@ class Tracer:
         if name in frame.names:
             value = frame.names[name]
             if isinstance(value, Undefined):
-                raise NameNotFound(
-                    f"{name} has no value here: {value.reason}", hint=f"a value for {name} on every path"
-                )
+                hint = value.hint or f"a value for {name} on every path"
+                raise NameNotFound(f"{name} has no value here: {value.reason}", hint=hint)
             return value
         if name in frame.source.local_names:
             raise NameNotFound(
@@ -152,9 +152,18 @@ class Tracer:
         value = frame.source.outer(name)
         if value is MISSING:
             near = nearest(name, {*frame.names, *frame.source.outer_names()})
-            hint = near or f"{name} = ... further up, or a constexpr parameter {name}"
+            hint = self.extent(name) or near or f"{name} = ... further up, or a constexpr parameter {name}"
             raise NameNotFound(f"there is no name {name!r} here", hint=hint)
         return value
+
+    def extent(self, name: str) -> str | None:
+        """Return what to write for the name of a dimension."""
+        for param in self.params:
+            dims = param.type.dims if isinstance(param.type, GlobalType) else ()
+            for axis, dim in enumerate(dims):
+                if isinstance(dim, Symbol) and dim.name == name:
+                    return f"{name} = {param.name}.shape[{axis}] further up"
+        return None
 
     def bind(self, name: str, value: object) -> None:
         """Give a name a value."""

@@ -114,6 +114,8 @@ def static_range(start: int, stop: int | None = None, step: int = 1) -> range:
 def pipeline(loop: _T, *, stages: int) -> _T:
     """Ask that the copies from global memory in a loop run ahead of their use.
 
+    A loop that may write to what it copies from is refused.
+
     Parameters
     ----------
     loop : range

@@ -66,7 +66,7 @@ def global_type(what: str, value: object) -> GlobalType:
 
 def shared_type(what: str, value: object) -> SharedType:
     """Return the type of a tensor in shared memory."""
-    type = memory_type(what, value)
+    type = value.type if isinstance(value, Value) else None
     if not isinstance(type, SharedType):
         raise TypeMismatch(
             f"{what} takes a tensor in shared memory, not {describe(value)}",
@@ -294,6 +294,11 @@ def store(
     if offsets is None:
         raise TypeMismatch("store to global memory takes offsets", hint="tilus.store(c, x, offsets=(i, j))")
     static_choice("cache of store", cache, CACHES)
+    if operand_shape(offsets) is not None and operand_shape(value) is None:
+        raise TypeMismatch(
+            f"store takes a tile and then offsets, not {describe(offsets)} for these",
+            hint="tilus.store(c, x, (i, j))",
+        )
     starts = offsets_for(t, "store", type, offsets)
     tile = stored(t, value, type.dtype, operand_shape(value) or (1,))
     shape = tile_type("store", tile).shape

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tilus.dtypes import DType
+from tilus.dtypes import dtype as dtype_named
 from tilus.errors import ShapeMismatch, TypeMismatch
 from tilus.ir import RegisterType, ScalarType, Value, ops
 from tilus.lang.diagnostics import describe, shape_text
@@ -47,12 +48,19 @@ def static_choice(what: str, value: object, choices: tuple[str, ...]) -> str:
     return value
 
 
+def dtype_hint(value: object) -> str:
+    """Return which dtype to write for a text, or for a type of torch or NumPy."""
+    name = str(getattr(value, "__name__", value)).removeprefix("torch.")
+    try:
+        return f"tilus.{dtype_named(name)}"
+    except ValueError:
+        return "a dtype such as tilus.float16"
+
+
 def static_dtype(what: str, value: object) -> DType:
     """Check a dtype."""
     if not isinstance(value, DType):
-        raise TypeMismatch(
-            f"{what} takes a dtype, not {describe(value)}", hint="a dtype such as tilus.float16"
-        )
+        raise TypeMismatch(f"{what} takes a dtype, not {describe(value)}", hint=dtype_hint(value))
     return value
 
 
