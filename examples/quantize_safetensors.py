@@ -65,6 +65,11 @@ def files_of(source: Path) -> list[Path]:
     if not found:
         what = "holds no .safetensors file" if source.is_dir() else "does not exist"
         sys.exit(f"{source} {what}: name a .safetensors file, or a folder with some")
+    if (source / INDEX).is_file():
+        named = set(json.loads((source / INDEX).read_text(encoding="utf-8")).get("weight_map", {}).values())
+        missing = sorted(named - {path.name for path in found})
+        if missing:
+            sys.exit(f"{source} lacks {missing[0]}, which {INDEX} names: copy the whole checkpoint")
     return found
 
 

@@ -275,6 +275,15 @@ def test_doctor_says_what_works(run) -> None:  # type: ignore[no-untyped-def]
     assert "Kernels run on CPU tensors, on the simulator." in lines
 
 
+def test_doctor_knows_misspelt_variables(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    (line,) = (line for line in run("doctor").out.splitlines() if "variables" in line)
+    assert line.startswith("ok")
+    monkeypatch.setenv("TILUS_CACHEDIR", "/tmp")
+    (line,) = (line for line in run("doctor").out.splitlines() if "variables" in line)
+    assert line.startswith("--")
+    assert "TILUS_CACHEDIR is read by nothing: did you mean TILUS_CACHE_DIR?" in line
+
+
 def test_doctor_never_fails(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     def fall_over() -> tuple[bool, str]:
         raise RuntimeError("two\nlines")
@@ -316,3 +325,15 @@ def test_module_is_the_command_and_a_closed_pipe_is_no_error() -> None:
     layout.stdout.close()
     assert layout.stderr.read() == b""
     assert layout.wait() == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no device that is always full")
+def test_an_output_that_cannot_be_written_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "tilus", "layout", "spatial(2, 2)"],
+            stdout=full, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        )  # fmt: skip
+    assert result.returncode == 1
+    assert result.stderr.startswith("tilus layout: ")
+    assert result.stderr.count("\n") == 1

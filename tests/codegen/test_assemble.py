@@ -56,7 +56,8 @@ def reads_too_early(a: Tensor[float16, "m k"], c: Tensor[float32, "m n"]):
     s = tilus.shared(float16, (64, 64))
     tilus.store(s, tilus.load(a, (0, 0), (64, 64)))
     acc = tilus.dot_async(s, s.transpose())
-    acc = tilus.dot_async(s, s.transpose(), acc * 2.0)
+    for _ in range(a.shape[0]):
+        acc = tilus.dot_async(s, s.transpose(), acc * 2.0)
     tilus.store(c, tilus.dot_wait(acc), (0, 0))
 
 

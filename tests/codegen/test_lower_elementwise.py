@@ -7,6 +7,9 @@ import pytest
 
 import tilus.lang as tilus
 from tests.codegen import differential as d
+from tilus.codegen.compiler import prepare
+from tilus.codegen.lower.module import lower_kernel
+from tilus.codegen.target import target as find_target
 from tilus.dtypes import (
     DType,
     bfloat16,
@@ -330,6 +333,29 @@ def inline(
     tilus.store(out, x, 0)
     tilus.store(narrow, tilus.inline_ptx("add.s16 $0, $1, $2;", [y, y], int16), 0)
     tilus.store(half, tilus.inline_ptx("add.f16 $0, $1, $2;", [z, z], float16), 0)
+
+
+def written_by_hand(a: Tensor[int32, "n"], out: Tensor[int32, "n"], *, template: constexpr):
+    tilus.grid(1, warps=1)
+    tilus.store(out, tilus.inline_ptx(template, [tilus.load(a, 0, 32)], int32), 0)
+
+
+@pytest.mark.parametrize(
+    ("template", "together"),
+    [
+        ("shfl.sync.bfly.b32 $0, $1, 16, 31, 0xffffffff;", True),
+        ("bar.red.popc.u32 $0, 0, 1;", True),
+        ("barrier.cta.red.popc.u32 $0, 0, 1;", True),
+        ("activemask.b32 $0;", True),
+        ("add.s32 $0, $1, 1;", False),
+    ],
+)
+def test_inline_ptx_that_threads_execute_together_is_moved_under_no_condition(template, together):
+    target = find_target("sm_80")
+    array = np.zeros(32, np.int32)
+    text, _ = lower_kernel(prepare(d.trace(written_by_hand, array, array, template=template), target), target)
+    (line,) = [line for line in text.splitlines() if template in line]
+    assert ("convergent" in line) == together
 
 
 def test_inline_ptx_has_operands_of_the_types_said():

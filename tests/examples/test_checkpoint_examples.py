@@ -132,6 +132,8 @@ def test_wrong_files_and_outputs_are_named(quantizing: ModuleType, tmp_path: Pat
     assert "is not a safetensors file" in message(convert, broken, tmp_path / "out", options)
     source = model(tmp_path / "in", a__weight=torch.ones(8, 64))
     assert f"{source} exists" in message(convert, source, source, options)
+    (source / quantizing.INDEX).write_text('{"weight_map": {"b.weight": "of-2.safetensors"}}')
+    assert f"{source} lacks of-2.safetensors" in message(convert, source, tmp_path / "out", options)
 
 
 @pytest.mark.parametrize(

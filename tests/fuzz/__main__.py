@@ -36,7 +36,9 @@ def main() -> int:
         "--targets", nargs="*", default=None, help=f"any of {' '.join(TARGETS)}; drawn if left out"
     )
     parser.add_argument("--out", type=Path, default=Path("fuzz-findings"))
-    parser.add_argument("--ops", nargs="*", choices=list(OPS), help="calls of ops instead; all ops if none is named")
+    parser.add_argument(
+        "--ops", nargs="*", choices=list(OPS), help="calls of ops instead; all ops if none is named"
+    )
     options = parser.parse_args()
     if options.ops is not None:
         return check_ops(options)

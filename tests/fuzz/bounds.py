@@ -37,9 +37,7 @@ class Near:
     def both(self, other: Near) -> Near:
         """Return the product of two such numbers."""
         a, b = (x.value.nan_to_num(0.0, 0.0, 0.0).abs() for x in (self, other))
-        return rounded(
-            self.value * other.value, self.error * b + other.error * a + self.error * other.error
-        )
+        return rounded(self.value * other.value, self.error * b + other.error * a + self.error * other.error)
 
     def plus(self, term: torch.Tensor) -> Near:
         """Return the numbers plus exact ones."""

@@ -31,15 +31,23 @@ def largest_of(x: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
 
 def spread(scale: torch.Tensor, x: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     """Return for each number of a matrix the scale of its block."""
-    return scale.double().repeat_interleave(rows, 0)[: x.shape[0]].repeat_interleave(columns, 1)[:, : x.shape[1]]
+    return (
+        scale.double().repeat_interleave(rows, 0)[: x.shape[0]].repeat_interleave(columns, 1)[:, : x.shape[1]]
+    )
 
 
 def near_codes(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype) -> str:
     """Say where codes times scales are not as near to a matrix as rounding to nearest brings them."""
     off = (codes.double() * scale - x.double()).abs()
-    allowed = STEPS[dtype] * (scale if dtype == torch.int8 else torch.maximum(x.double().abs(), scale * 2.0**-6))
+    allowed = STEPS[dtype] * (
+        scale if dtype == torch.int8 else torch.maximum(x.double().abs(), scale * 2.0**-6)
+    )
     bad = off > allowed * (1 + 2.0**-16)
-    return f"{int(bad.sum())} codes are not the nearest, such as at {bad.nonzero()[0].tolist()}" if bad.any() else ""
+    return (
+        f"{int(bad.sum())} codes are not the nearest, such as at {bad.nonzero()[0].tolist()}"
+        if bad.any()
+        else ""
+    )
 
 
 def of_tokens(draw: Draw) -> Case:
@@ -68,7 +76,14 @@ def of_tokens(draw: Draw) -> Case:
         found = quantize_tokens(x, dtype, by_block=by_block)
         return found.values, found.scale
 
-    return Case(f"quantize_tokens of {described(x)} to {dtype}, by_block={by_block}", run, (x,), wrong, where, processors)
+    return Case(
+        f"quantize_tokens of {described(x)} to {dtype}, by_block={by_block}",
+        run,
+        (x,),
+        wrong,
+        where,
+        processors,
+    )
 
 
 def of_blocks(draw: Draw) -> Case:
@@ -95,7 +110,9 @@ def of_packing(draw: Draw) -> Case:
     dtype = weight_type(draw, activations)
     operand = operand_type(dtype, activations)
     k, n = draw.size(300) or 1, draw.size(200) or 1
-    codes = draw.laid_out(torch.from_numpy(draw.numbers.integers(0, 1 << dtype.bits, (k, n)).astype(np.uint8)))
+    codes = draw.laid_out(
+        torch.from_numpy(draw.numbers.integers(0, 1 << dtype.bits, (k, n)).astype(np.uint8))
+    )
     where, processors = machine(draw)
 
     def run() -> Outputs:
@@ -147,11 +164,13 @@ def of_quantize(draw: Draw) -> Case:
         else:
             bad = (got < below - slack) | (got > above + slack)
         bad &= (scale != 0).numpy()
-        return f"{int(bad.sum())} codes are not neighbours, such as at {np.argwhere(bad)[0]}" if bad.any() else ""
+        return (
+            f"{int(bad.sum())} codes are not neighbours, such as at {np.argwhere(bad)[0]}"
+            if bad.any()
+            else ""
+        )
 
     return Case(
         f"quantize of {described(weight)} to {dtype}, group {group}, zero={zero}, {half}, {activations}, seed={seed}", run,
         (weight,), wrong, where, processors,
     )  # fmt: skip
-
-

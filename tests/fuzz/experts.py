@@ -11,7 +11,16 @@ import torch
 from tests.fuzz.bounds import Near, exactly, product
 from tests.fuzz.operands import Draw
 from tests.fuzz.operators import Case, Outputs, compared
-from tests.fuzz.products import FLOAT8, HALVES, OUTPUTS, described, expected_of_blocks, in_words, machine, pick
+from tests.fuzz.products import (
+    FLOAT8,
+    HALVES,
+    OUTPUTS,
+    described,
+    expected_of_blocks,
+    in_words,
+    machine,
+    pick,
+)
 from tests.fuzz.weights import made_of, not_finite, of_weight, product_of
 from tilus import ops
 from tilus.ops import schedules
@@ -241,7 +250,10 @@ def of_routing(draw: Draw) -> Case:
     logits = draw.tensor((tokens, experts), draw.one(FLOATS), draw.one(("normal", "whole", "wide")))
     scoring, renormalise = draw.one(("softmax", "sigmoid")), draw.chance(0.5)
     # Each expert that has a row has a block.
-    block, n = draw.one([b for b in (8, 16, 32, 64, 128, 256) if b * experts <= 1024 or b == 8]), draw.size(100)
+    block, n = (
+        draw.one([b for b in (8, 16, 32, 64, 128, 256) if b * experts <= 1024 or b == 8]),
+        draw.size(100),
+    )
     x = draw.tensor((tokens, n), draw.one((*FLOATS, *FLOAT8, torch.int8)), "normal")
     where, processors = machine(draw)
     drop = draw.chance(0.3)

@@ -82,7 +82,7 @@ def conditions(case: Case) -> Iterator[None]:
         stack.enter_context(mock.patch.dict(os.environ, {TARGET_VARIABLE: case.target}))
         for name in MODULES:
             module = sys.modules[f"tilus.ops.{name}"]
-            stack.enter_context(mock.patch.object(module, "processors", lambda x: case.processors))
+            stack.enter_context(mock.patch.object(module, "processors", return_value=case.processors))
         for name, function, stand_in in case.choices:
             stack.enter_context(mock.patch.object(sys.modules[name], function, stand_in))
         # So torch fills what `empty` returns.
@@ -111,7 +111,9 @@ def check(case: Case) -> str:
     for one, two in zip(first, second, strict=True):
         if not torch.equal(bits(one), bits(two)):
             return "the second run gave other bits"
-        if one.numel() and any(one.untyped_storage().data_ptr() == x.untyped_storage().data_ptr() for x in case.inputs):
+        if one.numel() and any(
+            one.untyped_storage().data_ptr() == x.untyped_storage().data_ptr() for x in case.inputs
+        ):
             return "a result lies in the memory of an input"
     return case.wrong(first) or next(filter(None, map(unlike_fake, recorder.calls)), "")
 

@@ -11,9 +11,8 @@ import torch
 from tests.fuzz.bounds import TF32, Near, exactly, product
 from tests.fuzz.operands import Draw
 from tests.fuzz.operators import Case, compared
-from tilus.codegen import Target, target
-from tilus.ops import matmul, matmul_block_scaled
-from tilus.ops import schedules
+from tilus.codegen import Target
+from tilus.ops import matmul, matmul_block_scaled, schedules
 from tilus.ops.matmul import ACTIVATIONS, Schedule, result_dtype
 
 TARGETS = ("sm_80", "sm_89", "sm_90a", "sm_90a")
@@ -59,7 +58,7 @@ def plain_schedules(bits: int, where: Target) -> list[Schedule]:
 
 def matmul_choices(draw: Draw) -> Choices:
     """Return what chooses schedules of `matmul` at random, from all that fit."""
-    take, fewer = pick(draw), draw.random.randrange(3)
+    take, most_stages, stream, rows = pick(draw), draw.one((2, 3, 24)), draw.chance(0.5), draw.one((1, 4, 8))
 
     def plain(m: int, n: int, bits: int, where: Target) -> Schedule:
         return take(plain_schedules(bits, where))
@@ -68,8 +67,10 @@ def matmul_choices(draw: Draw) -> Choices:
         m: int, n: int, k: int, batches: int, bits: int, out_bits: int, where: Target, processors: int,
         most: int = schedules.MOST_ACCUMULATORS, span: int = schedules.WIDE_SPAN,
     ) -> schedules.HopperSchedule:  # fmt: skip
-        found = take(schedules.hopper_candidates(bits, out_bits, where, most, span))
-        return replace(found, stages=max(2, found.stages - fewer), group=1 + fewer * 3)
+        found = schedules.hopper_candidates(bits, out_bits, where, most, span)
+        # Pieces of a tile are as long as the pipeline at least.
+        chosen = take([s for s in found if s.stream or not stream])
+        return replace(chosen, stages=min(chosen.stages, most_stages), group=rows)
 
     return (MATMUL, "schedule", plain), (MATMUL, "hopper_schedule", hopper)
 
@@ -155,16 +156,22 @@ def described(x: torch.Tensor) -> str:
 def in_words(options: dict[str, Any]) -> str:
     """Return options in words."""
     return " ".join(
-        f"{name}={described(x) if isinstance(x, torch.Tensor) else x}" for name, x in options.items() if x is not None
+        f"{name}={described(x) if isinstance(x, torch.Tensor) else x}"
+        for name, x in options.items()
+        if x is not None
     )
 
 
 def block_scaled_choices(draw: Draw) -> Choices:
     """Return what chooses schedules of `matmul_block_scaled` at random, from all that fit."""
-    take = pick(draw)
+    take, most_stages, stream = pick(draw), draw.one((2, 3, 24)), draw.chance(0.5)
 
-    def chosen(m: int, n: int, k: int, out_bits: int, where: Target, processors: int) -> schedules.HopperSchedule:
-        return take(schedules.block_scaled_candidates(out_bits, where, schedules.most_promoted()))
+    def chosen(
+        m: int, n: int, k: int, out_bits: int, where: Target, processors: int
+    ) -> schedules.HopperSchedule:
+        found = schedules.block_scaled_candidates(out_bits, where, schedules.most_promoted())
+        made = take([s for s in found if s.stream or not stream])
+        return replace(made, stages=min(made.stages, most_stages))
 
     return ((SCALED, "block_scaled_schedule", chosen),)
 
@@ -172,10 +179,16 @@ def block_scaled_choices(draw: Draw) -> Choices:
 def of_block_scaled(draw: Draw) -> Case:
     """Draw a call of `matmul_block_scaled`."""
     m, n, k = (draw.size(most) for most in (200, 280, 520))
+    if draw.chance(0.15):
+        # Wide tiles begin anywhere in a block of columns, if there are many.
+        m, n, k = min(m, 64), 16 * draw.random.randint(20, 80), min(k, 260)
     if draw.chance(0.7):
         k = -(-k // 16) * 16
     blocks = -(-k // 128)
-    a, b = (draw.tensor(shape, draw.one(FLOAT8), draw.one(("normal", "wide", "special"))) for shape in ((m, k), (n, k)))
+    a, b = (
+        draw.tensor(shape, draw.one(FLOAT8), draw.one(("normal", "wide", "special")))
+        for shape in ((m, k), (n, k))
+    )
     a_scale = draw.laid_out(draw.values((m, blocks), torch.float32, "normal").abs() + 0.1)
     if draw.chance(0.5):
         a_scale = draw.laid_out(a_scale.mT.contiguous()).mT

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tests.fuzz.bounds import UNIT, Near, product, rounded
+from tests.fuzz.bounds import UNIT, Near, product
 from tests.fuzz.operands import Draw
 from tests.fuzz.operators import Case, Outputs, compared
 from tests.fuzz.products import HALVES, described, machine, pick
@@ -17,7 +17,15 @@ from tilus import dtypes
 from tilus.codegen import Target
 from tilus.dtypes import DType, decode
 from tilus.errors import TilusError
-from tilus.ops import QuantizedTokens, QuantizedWeight, few_rows, from_codes, gated_pair, quantize_tokens, quantized_matmul
+from tilus.ops import (
+    QuantizedTokens,
+    QuantizedWeight,
+    few_rows,
+    from_codes,
+    gated_pair,
+    quantize_tokens,
+    quantized_matmul,
+)
 from tilus.ops import quantized_schedule as plain
 from tilus.ops import quantized_wgmma as wgmma
 from tilus.ops.scales import fewest_scale, highest_scale, scale_exponent
@@ -48,7 +56,9 @@ def finite_codes(dtype: DType, most: float) -> np.ndarray[Any, Any]:
     return codes[np.isfinite(values) & (np.abs(values) <= most)]
 
 
-def of_weight(draw: Draw, k: int, n: int, half: torch.dtype, activations: torch.dtype | None) -> dict[str, Any]:
+def of_weight(
+    draw: Draw, k: int, n: int, half: torch.dtype, activations: torch.dtype | None
+) -> dict[str, Any]:
     """Draw what a weight is made of: the arguments of `from_codes` but for the codes and scales themselves."""
     dtype = weight_type(draw, activations or half)
     groups = [g for g in (16, 32, 64, 128, 256) if k % g == 0 and not (g == 16 and activations in BYTES)]
@@ -73,19 +83,21 @@ def made_of(draw: Draw, form: dict[str, Any], order: torch.Tensor | None) -> Qua
     codes = finite_codes(dtype, torch.finfo(half).max)
     largest = float(np.abs(decode(codes, dtype).astype(np.float64)).max())
     shape = (1 if form["group"] == -1 else k // form["group"], n)
-    top = min(1.5, 2000.0 / max(largest, 1.0))
+    top, alpha = min(1.5, 2000.0 / max(largest, 1.0)), form["alpha"]
     if stored == dtypes.float8_e8m0:
         exponent = 127 + int(np.floor(np.log2(top)))
         scale = torch.from_numpy(rng.integers(exponent - SPREAD, exponent + 1, shape).astype(np.uint8))
     elif stored is not None:
-        scale = torch.from_numpy(rng.uniform(top / 8, top, shape)).clamp_min(2.0**-9).to(torch.float8_e4m3fn)
+        # As NVFP4 has them: up to the largest number of the type, and a factor that brings all values down.
+        top, alpha = 448.0, alpha * top / 448.0
+        scale = torch.from_numpy(rng.uniform(top / 8, top, shape)).to(torch.float8_e4m3fn)
     else:
         scale = torch.from_numpy(rng.uniform(top / 8, top, shape)).to(half)
     zero = None
     if form["zero"]:
         zero = torch.from_numpy(rng.integers(0, 1 << dtype.bits, shape)).to(half)
     return from_codes(
-        rng.choice(codes, (k, n)), dtype, scale, zero, form["group"], alpha=form["alpha"], order=order,
+        rng.choice(codes, (k, n)), dtype, scale, zero, form["group"], alpha=alpha, order=order,
         activations=form["activations"], scale_type=stored if scale.dtype == torch.uint8 else None,
         out_dtype=half if stored is not None else None,
     )  # fmt: skip
@@ -137,12 +149,16 @@ def choices(draw: Draw) -> tuple[tuple[str, str, Callable[..., Any]], ...]:
     """Return what chooses schedules of `quantized_matmul` at random, from all that fit."""
     take, on_wgmma, number = pick(draw), draw.chance(0.6), draw.random.randrange(1 << 20)
 
-    def chosen(m: int, n: int, k: int, form: plain.WeightForm, where: Target, processors: int) -> plain.Choice:
+    def chosen(
+        m: int, n: int, k: int, form: plain.WeightForm, where: Target, processors: int
+    ) -> plain.Choice:
         if m <= few_rows.MOST_ROWS and number % 3:
             return plain.Choice("mma", take(list(few_rows.candidates(m, n, k, form, where, processors))))
         tile = plain.by_rows(m, form)
         tile = replace(tile, block_m=(8, 16, 32, 64)[number // 3 % 4 if tile.block_m == 64 else number % 3])
-        tile = replace(tile, swap=tile.block_m == 8, block_n=(32, 64, 128)[number // 12 % 3], stages=2 + number // 36 % 3)
+        tile = replace(
+            tile, swap=tile.block_m == 8, block_n=(32, 64, 128)[number // 12 % 3], stages=2 + number // 36 % 3
+        )
         tile = replace(tile, warps=tile.block_n // 32)
         tile = plain.fitting(tile, form, where)
         tile = replace(tile, swap=tile.block_m == 8)
@@ -197,7 +213,11 @@ def of_quantized(draw: Draw) -> Case:
         inputs.append(rows)
         shown = described(rows)
         values = rows if activations is None else quantize_tokens(rows, activations).dequantize()
-    bias = draw.tensor((2 * n if gated else n,), draw.one((half, half, torch.float32))) if draw.chance(0.3) else None
+    bias = (
+        draw.tensor((2 * n if gated else n,), draw.one((half, half, torch.float32)))
+        if draw.chance(0.3)
+        else None
+    )
     inputs += [] if bias is None else [bias]
     activation = draw.one(("", "", "relu", "gelu", "silu"))
     where, processors = machine(draw)

@@ -74,6 +74,9 @@ BODIES = {
     "dtype_as_text": "x = tile.to('float32')",
     "dtype_of_numpy": "x = tile.to(np.float32)",
     "offsets_before_the_tile": "tilus.store(out, (0, 0), wide)",
+    "product_before_its_wait": "big = tilus.shared(float16, (64, 64))\nx = tilus.dot_async(big, big.T)\ny = x * 2.0",
+    "product_waited_for_in_vain": "big = tilus.shared(float16, (64, 64))\nx = tilus.dot_async(big, big.T)\n"
+    "tilus.dot_wait(x)\ntilus.store(out, x, (0, 0))",
     "second_operand_in_registers": "x = tilus.dot_async(tile, tile)",
     "unknown_function": "x = tilus.laod(a, (0, 0), (16, 16))",
     "unknown_attribute": "x = tile.shap",

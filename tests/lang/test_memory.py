@@ -150,7 +150,7 @@ def test_tensors_are_made_of_pointers(execute, static):
 
 
 def more_than_32_bits_count(
-    p: Pointer[float32], out: Tensor[float32, "n"], sizes: Tensor[int64, "m"], n: int64
+    p: Pointer[float32], out: Tensor[float32, "n"], sizes: Tensor[int64, "m"], n: int64, before: int32
 ):
     tilus.grid(1)
     again = tilus.view(p, float32, (2, n), (1, 0))

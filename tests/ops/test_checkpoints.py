@@ -171,6 +171,23 @@ def test_integers_of_8_bits(shape, activations):
     assert torch.equal(found.dequantize(), exact.t())
 
 
+@pytest.mark.parametrize("activations", [None, torch.int8])
+@pytest.mark.parametrize("shape", [(1,), (32, 1), (32, 4)])
+def test_integers_of_8_bits_with_zero_points(shape, activations):
+    rng = np.random.default_rng(0)
+    weight = torch.from_numpy(rng.integers(-128, 128, (32, 128)).astype(np.int8))
+    scale = torch.from_numpy(2.0 ** rng.integers(-6, 1, shape)).bfloat16()
+    zero = torch.from_numpy(rng.integers(-128, 128, shape).astype(np.int8))
+    found = from_int8(weight, scale, zero, activations=activations)
+    wide, points = (x.double().reshape(-1, shape[-1]) for x in (scale, zero))
+    wide, points = (x.repeat_interleave(128 // x.shape[1], 1) for x in (wide, points))
+    assert torch.equal(found.dequantize(), ((weight.double() - points) * wide).t())
+    # One that takes nothing off is as good as none.
+    assert from_int8(weight, scale, torch.zeros_like(zero)).zero is None
+    with pytest.raises(ShapeMismatch, match=r"expected torch.int8 of the scale's shape"):
+        from_int8(weight, scale, zero.short())
+
+
 @pytest.mark.parametrize("bits", [1, 2, 3, 4, 8])
 def test_hqq(bits):
     n, k, group = 12, 64, 32

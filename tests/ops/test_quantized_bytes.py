@@ -212,6 +212,17 @@ def test_activations_of_16_bits_are_quantised_on_the_way() -> None:
     assert (found.double() - exact).square().mean().sqrt() < 0.02 * exact.square().mean().sqrt()
 
 
+@pytest.mark.parametrize("k", [1, 3])
+def test_few_elements_along_k(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their one group takes no more memory than a unit's: counted as many groups, no schedule would fit."""
+    monkeypatch.setenv("TILUS_SIMULATOR_TARGET", "sm_89")
+    torch.manual_seed(0)
+    weight = quantize(torch.randn(k, 32), "uint4", -1, zero_point=True, activations=torch.float8_e4m3fn)
+    a = quantize_tokens(torch.randn(8, k).half(), torch.float8_e4m3fn)
+    exact = a.dequantize() @ weight.dequantize()
+    assert (quantized_matmul(a, weight).double() - exact).abs().max() <= exact.abs().max() * 2.0**-10
+
+
 def test_an_order_of_rows_is_applied_before_quantising() -> None:
     rng = np.random.default_rng(0)
     order = torch.from_numpy(rng.permutation(64))

@@ -171,3 +171,23 @@ def test_atomic_updates_wait_for_none_of_their_kind_and_loads_wait_for_them():
         placed(d.trace(counted_apart, chosen, counts, counts), "read", "write") == "for(read) sync read write"
     )
     d.run(counted_apart, chosen, counts, counts.copy())
+
+
+def set_and_counted(counts: Tensor[int32, "n"], out: Tensor[int32, "n"], *, waiting: constexpr):
+    tilus.grid(1, warps=4)
+    place = tilus.arange(128)
+    tilus.store(counts, tilus.full((128,), 3, int32), indices=(127 - place,))
+    if waiting:
+        while tilus.max(tilus.atomic_add(counts, place * 0, indices=(place,))) != 3:
+            pass
+    else:
+        tilus.atomic_add(counts, place, indices=(place,))
+    tilus.store(out, place, (0,))
+
+
+def test_no_barrier_stands_in_a_loop_that_waits():
+    counts = np.zeros(128, np.int32)
+    made = d.run(set_and_counted, counts, counts.copy(), waiting=False)
+    np.testing.assert_array_equal(made.arrays[0], np.arange(128) + 3)
+    kernel = d.trace(set_and_counted, counts, counts, waiting=True)
+    assert "sync" not in placed(kernel, "read", "write")

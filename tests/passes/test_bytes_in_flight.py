@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import tilus
-from tests.passes.test_barriers import COLUMNS, ROWS
+from tests.codegen import differential as d
+from tests.passes.test_barriers import COLUMNS, ROWS, placed
 from tilus import Tensor, constexpr, float16, float32
 
 HOPPER = "sm_90a"
@@ -129,7 +130,8 @@ def stored_in_bulk(
     tilus.store(t, x * 2.0)
     tilus.store_bulk(second, t, (0, 0))
     tilus.bulk_commit()
-    tilus.bulk_wait(0)
+    if a.shape[0] > 0:
+        tilus.bulk_wait(0)
 
 
 @pytest.mark.parametrize(("early", "tiles"), [(False, 2), (True, 1)])
@@ -208,3 +210,35 @@ def test_a_bulk_store_of_the_last_turn_is_still_running_behind_the_loop():
     stored_in_turns.simulate(a, first, second, target=HOPPER).raise_if_hazards()
     assert torch.equal(first, a)
     assert torch.equal(second, 2 * a[:64])
+
+
+def beside(a: Tensor[float32, "m n"], out: Tensor[float32, "m n"]):
+    tilus.grid(1, warps=2)
+    s, t = tilus.shared(float32, (64, 16)), tilus.shared(float32, (64, 16))
+    tilus.copy_async(s, a, (0, 0))
+    tilus.copy_async_commit()
+    tilus.store(t, tilus.load(a, (0, 0), (64, 16), layout=ROWS))
+    x = tilus.load(t, layout=COLUMNS)
+    tilus.copy_async_wait(0)
+    tilus.store(out, x + tilus.load(s, layout=COLUMNS), (0, 0))
+
+
+def test_a_copy_runs_on_while_another_tile_is_used():
+    a = d.random(float32, 64, 16)
+    assert placed(d.trace(beside, a, a * 0)) == "copy store sync load wait sync load"
+    d.run(beside, a, a * 0)
+
+
+def abandoned(a: Tensor[float32, "m n"], out: Tensor[float32, "p q"]):
+    """A copy that nothing uses or waits for."""
+    tilus.grid(1, warps=2)
+    s = tilus.shared(float32, (64, 16))
+    tilus.copy_async(s, a, (0, 0))
+    x = tilus.load(a, (0, 0), (64, 16), layout=ROWS)
+    tilus.store(out, tilus.sum(x, 0, keepdims=True), (0, 0))
+
+
+def test_a_copy_that_nobody_waits_for_lands_before_an_exchange():
+    a, out = d.random(float32, 64, 16), d.random(float32, 1, 16)
+    made = d.run(abandoned, a, out, rtol=1e-4, atol=1e-4)
+    assert placed(made.compiled.kernel, "reduce") == "copy wait reduce"

@@ -12,17 +12,17 @@ from tilus.lang import Tensor
 
 def nested(out: Tensor[int32, "n"], turns: int, given: int):
     tilus.grid(1, warps=1)
-    i, total, step = 0, 0, given
+    step, i, total = given, 0, 0
     while i < turns:
+        old = step
+        step = given
         for j in range(turns):
             total += j
         i += 1
         if i == 2:
-            step = given
             continue
         for j in range(turns):
-            total += step
-        step = given
+            total += old
     tilus.store(out, tilus.full((32,), total, int32), (0,))
 
 

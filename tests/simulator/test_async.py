@@ -413,6 +413,27 @@ def test_what_may_stand_behind_the_fence(behind: str, adds: str, hazards: list[s
 
 
 @pytest.mark.parametrize(
+    ("before", "after", "hazards"),
+    [
+        ("", "add.f16 %lo, %lo, %hi;", []),
+        ("", "mov.b32 %f1, {%lo, %hi};", []),
+        ("add.f16 %lo, %lo, %hi;", "", ["missing-wgmma-fence"]),
+        ("mov.b32 %f1, {%lo, %hi};", "", ["missing-wgmma-fence"]),
+        ("mov.b16 %other, %hi; cvt.u32.u16 %w, %other;", "", ["missing-wgmma-fence"]),
+    ],
+)
+def test_parts_of_an_accumulator_wait_as_it_does(before: str, after: str, hazards: list[str]) -> None:
+    # As compilers do with accumulators of halves; these are split between the commit and the wait.
+    _, _, data = operands()
+    split = ".reg .b16 %lo, %hi, %other; mov.b32 {%lo, %hi}, %f1;"
+    body = wgmma(early=f"{split}\n{before}", wait=f"wgmma.wait_group.sync.aligned 0;\n{after}")
+    report, _ = run(body, before=data)
+    assert kinds(report) == hazards
+    for hazard in report.hazards:
+        assert hazard.ptx_line == body.splitlines().index(before) + 7
+
+
+@pytest.mark.parametrize(
     ("between", "hazards"),
     [
         ("", []),

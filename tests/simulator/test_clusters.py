@@ -55,6 +55,24 @@ def test_a_block_that_has_ended_has_no_shared_memory(access: str) -> None:
     assert kinds(load(waiting, POINTERS).launch(2, 32, [0, 0], cluster=2)) == []
 
 
+@pytest.mark.parametrize(
+    "far", ["mapa.shared::cluster.u32 %w, %u, %rank; xor.b32 %w, %w, %c;", "xor.b32 %w, %u, %c;"]
+)
+def test_a_block_named_by_how_its_rank_differs(far: str) -> None:
+    # Block r reads what block r ^ 3 wrote; hardware has the rank in bits 24 and up of an address.
+    body = f"""{BEGIN} .reg .b32 %c, %d;
+    mov.u32 %rank, %cluster_ctarank; mad.lo.u32 %v, %rank, 100, %t; st.shared.u32 [%u], %v;
+    {MEET}
+    mov.u32 %c, {3 << 24}; {far} ld.shared::cluster.u32 %v, [%w]; getctarank.shared::cluster.u32 %d, %w;
+    mad.lo.u32 %v, %d, 1000, %v; mad.lo.u32 %w, %rank, 32, %t; mul.wide.u32 %x, %w, 4; {STORE}
+    {MEET}
+    """
+    report, out = run(body, block=32, grid=4, cluster=4)
+    assert kinds(report) == []
+    other = np.arange(4)[:, None] ^ 3
+    np.testing.assert_array_equal(out[:128].reshape(4, 32), other * 1100 + np.arange(32))
+
+
 REMOTE = f"""{BEGIN} .reg .b32 %peer, %far, %fb;
 mov.u32 %rank, %cluster_ctarank; xor.b32 %peer, %rank, 1;
 @%first mbarrier.init.shared::cta.b64 [%bar], 1;

@@ -111,15 +111,27 @@ def test_lanes_of_one_store_may_differ_by_the_rounding_of_floats(
     assert [hazard.kind for hazard in run(body, block=32).hazards] == kind
 
 
-@pytest.mark.parametrize("late", ["", "again: add.u32 %w, %w, 1; setp.lt.u32 %p, %w, 99; @%p bra again;"])
-def test_warps_that_hold_the_same_elements_may_differ_by_rounding(late: str) -> None:
-    # Warps t / 32 and t / 32 + 2 sum the same, lane by lane in another order; the second pair may come later.
+@pytest.mark.parametrize(("rest", "found"), [("0x33800000", False), ("0x3a800000", True)])
+def test_sums_that_cancel_differ_by_the_rounding_of_what_was_summed(rest: str, found: bool) -> None:
+    # Of the copies of one sum half are plus and half are minus the rest; the other sums are one.
     body = f"""{BEGIN}
-    and.b32 %u, %t, 32; shr.u32 %u, %u, 3; mov.u32 %w, sh; add.u32 %u, %u, %w; mov.u32 %w, 0;
-    setp.lt.u32 %p, %t, 64; @%p bra store;
-    {late}
-    store: and.b32 %v, %t, 1; mul.lo.u32 %v, %v, {{}}; add.u32 %v, %v, 0x3f800000;
+    and.b32 %u, %t, 15; setp.eq.u32 %p, %u, 0; shl.b32 %u, %u, 2; mov.u32 %w, sh; add.u32 %u, %u, %w;
+    and.b32 %v, %t, 16; shl.b32 %v, %v, 27; or.b32 %v, %v, {rest}; @!%p mov.b32 %v, 0x3f800000;
     st.shared.b32 [%u], %v;
+    mov.u32 %v, 1; {FINISH}"""
+    assert [h.kind for h in run(body, block=32).hazards] == ["shared-race"] * found
+
+
+@pytest.mark.parametrize("turns", [1, 2])
+def test_warps_that_hold_the_same_elements_may_differ_by_rounding(turns: int) -> None:
+    # Warps t / 32 and t / 32 + 2 sum the same, lane by lane in another order, and store it at once or one after another.
+    body = f"""{BEGIN} .reg .b32 %i, %mine;
+    and.b32 %u, %t, 32; shr.u32 %u, %u, 3; mov.u32 %w, sh; add.u32 %u, %u, %w;
+    shr.u32 %mine, %t, 6; rem.u32 %mine, %mine, {turns}; mov.u32 %i, 0;
+    and.b32 %v, %t, 1; mul.lo.u32 %v, %v, {{}}; shr.u32 %w, %t, 6; add.u32 %v, %v, %w; add.u32 %v, %v, 0x3f800000;
+    again: setp.eq.u32 %p, %i, %mine;
+    @%p st.shared.b32 [%u], %v;
+    add.u32 %i, %i, 1; setp.lt.u32 %p, %i, {turns}; @%p bra again;
     mov.u32 %v, 1; {FINISH}"""
     assert run(body.format(1)).hazards == []
     expect(run(body.format(0x10000)), "shared-race", line_of("st.shared", body))

@@ -119,7 +119,7 @@ def test_long_tables_of_numbers() -> None:
     .global .u8 spaced[64] = {{ {spaced} }}, short[3] = {{1, 2, 3}};
     .const .s16 nested[2][64] = {{{{{plain}}}, {{{spaced}}}}};
     .global .f32 floats[64] = {{{plain}}};
-    .global .u32 mixed[65] = {{{plain}, 0x10}}, octal[20] = {{{', '.join(['010'] * 20)}}};
+    .global .u32 mixed[65] = {{{plain}, 0x10}}, octal[20] = {{{", ".join(["010"] * 20)}}};
     .visible .entry k() {{ ret; }}
     """
     module = simulator.load(text)

@@ -41,6 +41,7 @@ def run(body: str, blocks: int = 2) -> tuple[Any, np.ndarray]:
         ("setp.gt.u32 %q, %v, 1000; add.u32 %v, %v, 1; @%q trap;", "@%p", True),
         ("setp.gt.u32 %q, %v, 1000; add.u32 %v, %v, 1; @%q st.global.u32 [%y], %t;", "@%p", True),
         ("@%r mov.u32 %t, %v; add.u32 %v, %v, 1; st.global.u32 [%y], %t;", "@%p", True),
+        (f"{BIG} @%q mov.u32 %t, 7; add.u32 %v, %v, 1; st.global.u32 [%y], %t;", "@%p", True),
         # Branches that decide what is computed, and what is done.
         (f"{BIG} @%q bra skip; add.u32 %v, %v, 1; skip:", "@%p", False),
         (f"{BIG} @!%q bra more; mov.u32 %v, 0; bra.uni skip; more: add.u32 %v, %v, 1; skip:", "@%p", False),
@@ -72,10 +73,17 @@ def test_a_shuffle_across_the_predicate_uses_the_value() -> None:
     for middle, block, kinds in (("", 64, []), (across, 32, []), (across, 64, [])):
         report = load(body.format(middle), ".param .u64 data").launch(1, block, [np.zeros(16, np.uint32)])
         assert [h.kind for h in report.hazards] == kinds, middle
-    # Two warps share the elements, and lanes 16 to 31 of the second store them as well as lanes 0 to 15 of the first.
-    both = body.replace("setp.lt.u32 %p, %t, 16", "sub.u32 %u, %t, 16; setp.ge.u32 %p, %u, 32")
-    report = load(both.format(across), ".param .u64 data").launch(1, 64, [np.zeros(16, np.uint32)])
-    assert "global-race" in [h.kind for h in report.hazards]
+    # Lanes 0 to 15 store over what lanes 16 to 31 of the other warp have read for their neighbours.
+    body = """
+    .reg .b64 %x, %y; .reg .b32 %t, %u, %v, %w; .reg .pred %p;
+    ld.param.u64 %x, [data]; mov.u32 %t, %tid.x; xor.b32 %u, %t, 48; and.b32 %w, %t, 16; setp.eq.u32 %p, %w, 0;
+    mad.wide.u32 %y, %u, 4, %x; mad.wide.u32 %x, %t, 4, %x;
+    ld.global.u32 %v, [%x];
+    {}
+    add.u32 %v, %v, 1; @%p st.global.u32 [%y], %v;"""
+    for middle, kinds in (("", []), (across, ["global-race"])):
+        report = load(body.format(middle), ".param .u64 data").launch(1, 64, [np.zeros(64, np.uint32)])
+        assert [h.kind for h in report.hazards] == kinds
 
 
 def test_an_unused_read_hides_no_used_one() -> None:

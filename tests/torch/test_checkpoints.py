@@ -82,11 +82,14 @@ def packed_integers() -> Layer:
     return tensors, config, in_groups(values, np.zeros((N, 2), int), scales)
 
 
-def integers_of_8_bits() -> Layer:
+def integers_of_8_bits(symmetric: bool) -> Layer:
     values, scales = draw(-128, 128, N, K), powers(N, 1)
+    zeros = np.zeros((N, 1), int) if symmetric else draw(-128, 128, N, 1)
     tensors = {"weight": torch.from_numpy(values.astype(np.int8)), "weight_scale": scales.bfloat16()}
-    config = compressed({"num_bits": 8, "type": "int"}, format="int-quantized")
-    return tensors, config, in_groups(values, np.zeros((N, 1), int), scales)
+    if not symmetric:
+        tensors["weight_zero_point"] = torch.from_numpy(zeros.astype(np.int8))
+    config = compressed({"num_bits": 8, "type": "int", "symmetric": symmetric}, format="int-quantized")
+    return tensors, config, in_groups(values, zeros, scales)
 
 
 def float8(scale: torch.Tensor, name: str, method: str) -> Layer:
@@ -204,7 +207,8 @@ LAYERS: dict[str, Callable[[], Layer]] = {
     "gptq_v2": lambda: gptq(2),
     "awq": awq,
     "compressed-tensors, packed": packed_integers,
-    "compressed-tensors, int8": integers_of_8_bits,
+    "compressed-tensors, int8": lambda: integers_of_8_bits(symmetric=True),
+    "compressed-tensors, int8 with zero points": lambda: integers_of_8_bits(symmetric=False),
     "compressed-tensors, float8": lambda: float8(powers(256, 1), "weight_scale", "compressed-tensors"),
     "compressed-tensors, nvfp4": lambda: nvfp4("compressed-tensors"),
     "compressed-tensors, mxfp4": mxfp4,
@@ -278,13 +282,6 @@ def test_what_is_no_layer_is_refused(name: str) -> None:
     call, message = WRONG[name]
     with pytest.raises((InvalidValue, ShapeMismatch, TypeMismatch), match=message):
         call()
-
-
-def test_integers_of_8_bits_with_zero_points_are_refused() -> None:
-    tensors, config, _ = integers_of_8_bits()
-    tensors["weight_zero_point"] = torch.ones(N, 1, dtype=torch.int8)
-    with pytest.raises(InvalidValue, match="have zero points"):
-        from_layer(tensors, config)
 
 
 # Whole models.

@@ -49,10 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TilusError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:
-        # The reader, such as `head`, has seen enough; nothing more can be written, at exit either.
+    except OSError as error:
+        # Nothing more can be written, at exit either; the reader of a pipe, such as `head`, has seen enough.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        if isinstance(error, BrokenPipeError):
+            return 0
+        print(f"tilus {options.command}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 

@@ -14,6 +14,13 @@ from typing import Any
 
 from tilus.errors import TilusError
 
+VARIABLES = (
+    "TILUS_BENCH_MINUTES", "TILUS_CACHE", "TILUS_CACHE_DIR", "TILUS_DIFFERENTIAL_FOLDER", "TILUS_DIFFERENTIAL_REPORT",
+    "TILUS_DUMP", "TILUS_PRETEND_CHECKS", "TILUS_PRETEND_DRIVER", "TILUS_PTXAS", "TILUS_REQUIRE_GPU",
+    "TILUS_SIMULATOR_CHECKS", "TILUS_SIMULATOR_TARGET", "TILUS_TUNE_CHILD",
+)  # fmt: skip
+"""Environment variables that tilus, its tests and its benchmarks read."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -142,6 +149,17 @@ def _cache() -> tuple[bool, str]:
     return True, f"{folder} ({entries} kernels)"
 
 
+def _variables() -> tuple[bool, str]:
+    from difflib import get_close_matches
+
+    found = sorted(name for name in os.environ if name.startswith("TILUS_"))
+    unknown = [name for name in found if name not in VARIABLES]
+    if unknown:
+        near = get_close_matches(unknown[0], VARIABLES, n=1, cutoff=0.0)[0]
+        return False, f"{unknown[0]} is read by nothing: did you mean {near}?"
+    return True, ", ".join(f"{name}={os.environ[name]}" for name in found) or "none is set"
+
+
 def _simulator() -> tuple[bool, str]:
     from tilus import simulator
 
@@ -169,6 +187,7 @@ LOOKS: tuple[tuple[str, Callable[[], tuple[bool, str]]], ...] = (
     ("driver", _driver),
     ("gpu", _gpus),
     ("cache", _cache),
+    ("variables", _variables),
     ("ptxas", _register_budgets),
     ("disassembler", _disassembler),
 )

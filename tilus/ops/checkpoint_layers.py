@@ -98,8 +98,8 @@ def from_layer(
             weight, scale, tensors["weight_scale_2"], activations=activations or dtype, out_dtype=dtype
         )
     if weight.dtype == torch.int8:
-        _symmetric(tensors)
-        return from_int8(weight, scale, scale_dtype=dtype, activations=activations)
+        zero = tensors.get("weight_zero_point")
+        return from_int8(weight, scale, zero, scale_dtype=dtype, activations=activations)
     if weight.dtype in FP8 and scale.dtype == torch.uint8:
         return from_mxfp8(weight, scale, activations=activations or dtype, out_dtype=dtype)
     if weight.dtype in FP8:
@@ -159,12 +159,6 @@ def _bits_of(config: Mapping[str, Any]) -> int:
         )
     bits: int = found.pop()
     return bits
-
-
-def _symmetric(tensors: Tensors) -> None:
-    zero = tensors.get("weight_zero_point")
-    if zero is not None and bool((zero != 0).any()):
-        raise InvalidValue("integers of 8 bits have zero points, expected none", hint="a symmetric scheme")
 
 
 def _hqq(tensors: Tensors, dtype: torch.dtype) -> QuantizedWeight:

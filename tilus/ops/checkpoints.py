@@ -262,7 +262,10 @@ def from_fp8(
         float8_e4m3fn for activations of 8 bits too; see `quantize`.
     """
     if weight.dtype not in FP8:
-        raise TypeMismatch(f"from_fp8 takes float8_e4m3fn or float8_e5m2, not {weight.dtype}")
+        raise TypeMismatch(
+            f"from_fp8 takes float8_e4m3fn or float8_e5m2, not {weight.dtype}",
+            hint=_importer_of(weight.dtype),
+        )
     return _scaled_bytes(weight, FP8[weight.dtype], scale, scale_dtype, activations)
 
 
@@ -270,6 +273,7 @@ def from_fp8(
 def from_int8(
     weight: torch.Tensor,
     scale: torch.Tensor,
+    zero_point: torch.Tensor | None = None,
     *,
     scale_dtype: torch.dtype = torch.bfloat16,
     activations: torch.dtype | None = None,
@@ -281,14 +285,41 @@ def from_int8(
     weight : Tensor of int8, shape (n, k)
     scale : Tensor, shape (), (1,), (n,), (n, 1), (n, groups) or blocks as for `from_fp8`
         What values are multiplied with ("weight_scale"; of bitsandbytes "SCB" / 127).
+    zero_point : Tensor of int8, of the scale's shape, optional
+        What is taken off before ("weight_zero_point" of an asymmetric scheme).
     scale_dtype : torch.dtype
         float16 or bfloat16, of the activations; scales that differ are rounded to it.
     activations : torch.dtype, optional
         int8 for activations of 8 bits too; see `quantize`.
     """
     if weight.dtype != torch.int8:
-        raise TypeMismatch(f"from_int8 takes int8, not {weight.dtype}")
-    return _scaled_bytes(weight, dtypes.int8, scale, scale_dtype, activations)
+        raise TypeMismatch(f"from_int8 takes int8, not {weight.dtype}", hint=_importer_of(weight.dtype))
+    if zero_point is None or not bool((zero_point != 0).any()):
+        return _scaled_bytes(weight, dtypes.int8, scale, scale_dtype, activations)
+    if zero_point.dtype != torch.int8 or zero_point.shape != scale.shape:
+        raise ShapeMismatch(
+            f"zero_point is {zero_point.dtype} of shape {tuple(zero_point.shape)}, expected torch.int8 of the scale's "
+            f"shape {tuple(scale.shape)}"
+        )
+    # With zero points codes are unsigned: 128 is added to both.
+    points = zero_point.detach().cpu().numpy().astype(np.float64) + 128
+    codes = weight.view(torch.uint8) ^ 0x80
+    return _scaled_bytes(codes, dtypes.uint8, scale, scale_dtype, activations, points)
+
+
+def _importer_of(dtype: torch.dtype) -> str:
+    """Return what takes a weight of a type that another function was given."""
+    if dtype in FP8:
+        return "from_fp8(weight, scale)"
+    if dtype == torch.int8:
+        return "from_int8(weight, scale)"
+    if dtype.is_floating_point:
+        return "tilus.ops.quantize(weight.t(), ...), which finds scales itself"
+    if dtype == torch.uint8:
+        return (
+            "weight.view(torch.float8_e4m3fn) if it holds their bytes, or from_mxfp4, from_nvfp4 or from_nf4"
+        )
+    return "from_gptq, from_awq or from_compressed_tensors, for words of packed codes"
 
 
 def _scaled_bytes(
@@ -297,21 +328,27 @@ def _scaled_bytes(
     scale: torch.Tensor,
     scale_dtype: torch.dtype,
     activations: torch.dtype | None,
+    points: Array | None = None,
 ) -> QuantizedWeight:
-    """Import bytes of shape (n, k) with scales for the tensor, each row, or blocks."""
+    """Import bytes of shape (n, k) with scales, and zero points, for the tensor, each row, or blocks."""
     if weight.ndim != 2:
         raise TypeMismatch(f"weight has shape {tuple(weight.shape)}, expected (n, k)")
     n, k = weight.shape
     codes = np.ascontiguousarray(weight.detach().cpu().view(torch.uint8).numpy().T)
     values = scale.detach().to(torch.float64).cpu().numpy()
+
+    def zeros(shaped: Array) -> torch.Tensor | None:
+        return None if points is None else torch.from_numpy(np.ascontiguousarray(shaped)).to(scale_dtype)
+
+    taken = np.zeros_like(values) if points is None else points
     if values.size == 1:
-        ones = torch.ones((1, n), dtype=scale_dtype)
-        return from_codes(
-            codes, dtype, ones, None, k, alpha=float(values.reshape(())), activations=activations
-        )
+        ones, alpha = torch.ones((1, n), dtype=scale_dtype), float(values.reshape(()))
+        zero = zeros(np.full((1, n), taken.reshape(())))
+        return from_codes(codes, dtype, ones, zero, k, alpha=alpha, activations=activations)
     if values.size == n and values.ndim in (1, 2) and values.shape[0] == n:
         tensor, alpha = split_scales(values.reshape(1, n), scale_dtype)
-        return from_codes(codes, dtype, tensor, None, k, alpha=alpha, activations=activations)
+        zero = zeros(taken.reshape(1, n))
+        return from_codes(codes, dtype, tensor, zero, k, alpha=alpha, activations=activations)
     if values.ndim == 2 and values.size:
         rows, columns = values.shape
         block_n, block_k = -(-n // rows), -(-k // columns)
@@ -319,7 +356,8 @@ def _scaled_bytes(
         step_k = 1 << (block_k - 1).bit_length()
         if -(-n // step_n) == rows and -(-k // step_k) == columns and k % step_k == 0:
             tensor, alpha = split_scales(np.repeat(values.T, step_n, axis=1)[:, :n], scale_dtype)
-            return from_codes(codes, dtype, tensor, None, step_k, alpha=alpha, activations=activations)
+            zero = zeros(np.repeat(taken.T, step_n, axis=1)[:, :n])
+            return from_codes(codes, dtype, tensor, zero, step_k, alpha=alpha, activations=activations)
     raise ShapeMismatch(f"scales of shape {tuple(scale.shape)} do not fit a weight of {n} x {k}")
 
 

@@ -19,6 +19,7 @@ from tilus.ops.quantized_tiles import (
     FEWEST_STAGES,
     MOST_SPLITS,
     PERIOD,
+    TABLE_SCRATCH,
     Schedule,
     WeightForm,
     buffers_of,
@@ -152,6 +153,8 @@ def block_bytes(schedule: Schedule, form: WeightForm, target: Target) -> int:
         for size in buffers_of(schedule, form)
     )
     exchanged = schedule.block_m * schedule.block_n * (2 if schedule.deep == 1 else 4 * schedule.deep)
+    if table_bytes(form):
+        exchanged = max(exchanged, TABLE_SCRATCH)
     return stages + table_bytes(form) + -(-exchanged // PERIOD) * PERIOD + BARRIER_BYTES
 
 

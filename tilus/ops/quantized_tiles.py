@@ -15,6 +15,8 @@ MOST_SPLITS = 16
 PERIOD = 1024
 # Of a table of all pairs of 4-bit codes, which is looked up with few rows: 32 bits for each lane.
 TABLE_BYTES = 256 * 32 * 4
+# Of the pairs' numbers, which threads exchange when they make it.
+TABLE_SCRATCH = 256 * 32
 MOST_ROWS_OF_TABLE = 16
 
 

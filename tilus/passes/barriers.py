@@ -103,7 +103,9 @@ class Access:
                 return False
             if not (self.write or other.write) or (self.tile == other.tile and self.tile.owners is not None):
                 return False
-            return self.write != other.write or self.tile.overlaps(other.tile)
+            if self.write != other.write or (self.what == "atomic") != (other.what == "atomic"):
+                return True
+            return self.tile.overlaps(other.tile)
         if not (self.write or other.write) or self.high <= other.low or other.high <= self.low:
             return False
         if self.buffer is other.buffer and self.stage is not None and other.stage is not None:
@@ -169,6 +171,8 @@ class Analysis:
         self.fences: set[int] = set()
         # The operations before which all copies must have landed.
         self.landings: set[int] = set()
+        # How many loops without a count are around: warps that wait with atomic updates leave them one by one.
+        self.waiting = 0
         self._index(kernel.body)
 
     def _index(self, region: Region) -> None:
@@ -226,6 +230,7 @@ class Analysis:
     def start(self) -> None:
         """Walk the kernel from its beginning; raises _Again where a barrier was added."""
         self.loops, self.branches, self.threads, self.group = [], [], self.kernel.threads, ()
+        self.waiting = 0
         self.region(self.kernel.body, State())
 
     # Effects.
@@ -307,7 +312,10 @@ class Analysis:
         if isinstance(op, ops.For):
             return self._loop(op, op.body, state, True)
         if isinstance(op, ops.Loop):
-            return self._loop(op, op.body, state, False)
+            self.waiting += 1
+            left = self._loop(op, op.body, state, False)
+            self.waiting -= 1
+            return left
         if isinstance(op, ops.If):
             self.branches.append((op, state))
             ways = [self.region(op.then, state), self.region(op.orelse, state)]
@@ -359,6 +367,8 @@ class Analysis:
                         hint="call tilus.copy_async_commit() and tilus.copy_async_wait(0) before",
                     )
             self._check_landed(op, access, state)
+        if isinstance(op, ops.Atomic) and self.waiting:
+            found = [access for access in found if access.tile is None]
         for access in found:
             for earlier in state.accesses:
                 if access.conflicts(earlier):

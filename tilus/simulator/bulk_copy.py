@@ -18,7 +18,7 @@ from .memory import take_hints
 from .memory_unit import gather, scatter
 from .operations import Lane, Nothing, Operation
 from .selection import Selection
-from .spaces import CLUSTER_SHIFT, PARAM_WINDOW
+from .spaces import CLUSTER_SHIFT, PARAM_WINDOW, rank_named
 from .syntax import Address, Vector
 from .types import BITS_OF_WIDTH, TYPES
 
@@ -285,7 +285,7 @@ class BulkLoad(_Bulk):
         """The blocks in which shared addresses lie."""
         size = state.engine.cluster_size
         own = state.block_of_lane[sel.index]
-        rank = (address >> CLUSTER_SHIFT) - 1
+        rank = rank_named(address, own % size)
         bad = rank >= size
         if bad.any():
             position = int(np.flatnonzero(bad)[0])

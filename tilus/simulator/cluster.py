@@ -16,7 +16,7 @@ from .memory import Store, memory_order, take_hints, take_space
 from .operands import Special
 from .operations import Lane, Map, Operation
 from .selection import Selection
-from .spaces import CLUSTER_SHIFT, SHARED_WINDOW
+from .spaces import CLUSTER_SHIFT, NAMED, SHARED_WINDOW, rank_named
 from .types import TYPES, ScalarType
 
 _OFFSET = (1 << CLUSTER_SHIFT) - 1
@@ -44,9 +44,8 @@ def _decode_mapa(d: Decoder) -> Operation:
 
     def apply(address: Any, rank: Any) -> Any:
         offset = (np.asarray(address) - word(window)) & word(_OFFSET)
-        return (
-            ((np.asarray(rank).astype(type.dtype) + word(1)) << word(CLUSTER_SHIFT)) + offset + word(window)
-        )
+        block = np.minimum(rank, NAMED - 1).astype(type.dtype) + word(NAMED)
+        return (block << word(CLUSTER_SHIFT)) + offset + word(window)
 
     sources = [d.source(d.operands[1], type), d.source(d.operands[2], TYPES["u32"])]
     return Map(apply, [d.target(d.operands[0], type)], sources)
@@ -60,7 +59,7 @@ def _decode_rank(d: Decoder) -> Operation:
     own = Special("%cluster_ctarank", np.dtype(np.uint32), False)
 
     def apply(address: Any, mine: Any) -> Any:
-        rank = ((np.asarray(address).astype(np.int64) - window) >> CLUSTER_SHIFT) - 1
+        rank = rank_named(np.asarray(address).astype(np.int64) - window, mine)
         return np.where(rank < 0, mine, rank).astype(np.uint32)
 
     return Map(apply, [d.target(d.operands[0], TYPES["u32"])], [d.source(d.operands[1], type), own])

@@ -270,6 +270,8 @@ class Engine:
             pc = group.pc
             segment = self.segment(pc)
             self.steps += 1
+            if state.poison.chosen:
+                state.poison.arrive(pc, sel)
             if sel.whole:
                 key = (pc, sel.lo, sel.hi)
                 thunks = segments.get(key)

@@ -448,7 +448,9 @@ def _pack_or_unpack(d: Decoder, type: ScalarType, target: object, source: object
             parts = tuple(words[:, i] for i in range(count))
             return parts if count > 1 else parts[0]
 
-        return _moving(unpack, d.targets(target, part), [d.source(source, whole)], 1)
+        operation = _moving(unpack, d.targets(target, part), [d.source(source, whole)], 1)
+        operation.copies = isinstance(operation.reads[0], Register) and d.statement.guard is None
+        return operation
 
     def pack(*parts: Any) -> Any:
         parts = np.broadcast_arrays(*parts)

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from .control import Branch
 from .hazards import place_of
 from .matrix import MatrixAccess, MatrixMultiply
 from .memory import Access, Load, Store
@@ -78,6 +79,8 @@ def affected(kernel: Any, missing: set[Key]) -> tuple[set[Key], set[int]]:
         for i in kernel.instructions
         if isinstance(i.operation, (Map, Synchronised)) or _by_element(i.operation)
     ]
+    branches = [i.operation for i in kernel.instructions if isinstance(i.operation, Branch)]
+    flows += [([_key(r) for r in b.guard_registers], list(skipped(kernel, b) or ())) for b in branches]
     changed = True
     while changed:
         changed = False
@@ -93,6 +96,19 @@ def affected(kernel: Any, missing: set[Key]) -> tuple[set[Key], set[int]]:
             touching.add(instruction.index)
     return tainted, touching
 
+
+def skipped(kernel: Any, branch: Branch) -> set[Key] | None:
+    """The registers that are written where a branch skips a few instructions which write registers alone."""
+    between = kernel.instructions[branch.instruction.index + 1 : branch.target]
+    if branch.target <= branch.instruction.index or len(between) > _FEW:
+        return None
+    if not all(isinstance(i.operation, Map) for i in between):
+        return None
+    return {_key(r) for i in between for r in registers_of(i.operation.writes)}
+
+
+# How many instructions a branch may skip to count as a choice between values.
+_FEW = 64
 
 # The number one in the types of elements whose products are followed by element.
 _ONES = {
@@ -168,6 +184,8 @@ class Poison:
         # Where registers got what they lack: a load, and which byte of shared memory each of its lanes read.
         self.origins: dict[Key, tuple[Operation, dict[int, int]]] = {}
         self.origin: tuple[Operation, dict[int, int]] | None = None
+        # Ends of branches that chose between values by what had none: by place, registers, lanes and the origin.
+        self.chosen: dict[int, list[Any]] = {}
         self.banks = {bank: _Rows(self, bank) for bank in _DTYPES}
 
     def table(self, key: Key) -> Any:
@@ -215,6 +233,8 @@ class Poison:
         if operation.guard is not None:
             poisoned_guard = self._any([operation.guard], sel)
             if not isinstance(operation, Map) and poisoned_guard is not None and poisoned_guard.any():
+                if isinstance(operation, Branch) and self._choose(operation, sel, poisoned_guard):
+                    return
                 self._report(operation, sel, poisoned_guard, [operation.guard])
             guard = operation.guard.get(self.state, sel)
         if isinstance(operation, Map):
@@ -237,6 +257,36 @@ class Poison:
                 self._loaded(operation, sel, guard)
             elif loads and isinstance(operation, MatrixAccess) and not operation.store and _complete(sel):
                 self._matrix_loaded(operation, sel)
+
+    def _choose(self, branch: Branch, sel: Selection, unknown: Any) -> bool:
+        """Where a branch only chooses between values of registers, these have none, instead of a report here."""
+        keys = skipped(self.kernel, branch)
+        if keys is None:
+            return False
+        lanes = np.zeros(self.state.lane_count, bool)
+        lanes[sel.index[unknown]] = True
+        sources = [self.origins.get(_key(r)) for r in branch.guard_registers]
+        self.chosen.setdefault(branch.target, []).append((keys, lanes, sources[0] if sources else None))
+        return True
+
+    def arrive(self, place: int, sel: Selection) -> None:
+        """Lanes come to where such a branch leads."""
+        left = []
+        for keys, lanes, origin in self.chosen.pop(place, ()):
+            here = lanes[sel.lanes]
+            for key in keys if here.any() else ():
+                table = self.table(key)
+                dtype = np.dtype(_DTYPES[key[0]])
+                masks = np.where(here[:, None] if table.ndim > 1 else here, _ones(dtype), table[sel.lanes])
+                table[sel.lanes] = masks
+                self.lacking.add(key)
+                if origin is not None:
+                    self.origins[key] = origin
+            lanes[sel.lanes] = False
+            if lanes.any():
+                left.append((keys, lanes, origin))
+        if left:
+            self.chosen[place] = left
 
     def _keys(self, operation: Operation) -> frozenset[Key]:
         """The registers of an operation that may lack something at some time."""

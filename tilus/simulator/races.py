@@ -561,17 +561,29 @@ def _same_but_rounding(a: Any, b: Any) -> Any:
     return result
 
 
-# What a few roundings may change, relatively, and sizes that small integers do not have.
-_ROUNDING = {"bf16": (2**-5, 1e-20), "f16": (2**-8, 2**-10), "f32": (1e-3, 1e-20), "f64": (1e-3, 1e-20)}
+# What a few roundings may change, of the value and, where sums cancel, of the largest one that is stored beside it;
+# and sizes that small integers do not have.
+_ROUNDING = {
+    "bf16": (2**-5, 2**-6, 1e-20),
+    "f16": (2**-8, 2**-9, 2**-10),
+    "f32": (1e-3, 2**-20, 1e-20),
+    "f64": (1e-3, 2**-48, 1e-20),
+}
 
 
 def _close(a: Any, b: Any, type: str, packed: bool) -> Any:
-    bound, least = _ROUNDING[type]
+    bound, beside, least = _ROUNDING[type]
     x, y = (_floats(np.ascontiguousarray(v), type) for v in (a, b))
     with np.errstate(invalid="ignore", over="ignore"):
         size = np.maximum(np.abs(x), np.abs(y))
-        close = (np.abs(x - y) <= bound * size) & (size > least) & (size < 1e20)
-    return close if packed and type in ("bf16", "f16") else close | (x == y)
+        difference = np.abs(x - y)
+        close = (difference <= bound * size) & (size > least) & (size < 1e20)
+        if packed and type in ("bf16", "f16"):
+            return close
+        largest = np.max(size, where=size < 1e20, initial=0)
+        if largest > least:
+            close |= difference <= beside * largest
+    return close | (x == y)
 
 
 def _floats(words: Any, type: str) -> Any:

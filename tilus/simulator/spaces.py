@@ -14,11 +14,20 @@ WINDOW_SIZE = 0x100_0000_0000
 # Constant variables and kernel arguments' arrays are ordinary allocations: their addresses are generic addresses.
 WINDOWS = {"global": 0, "const": 0, "shared": SHARED_WINDOW, "local": LOCAL_WINDOW, "param": PARAM_WINDOW}
 
-# A shared::cluster address names a block of the cluster in the bits from here on, as rank + 1; 0 is one's own block.
+# A shared::cluster address names a block of the cluster in the bits from here on: `mapa` gives NAMED + rank. Without
+# NAMED they are what tells the block's rank from one's own, as exclusive or; so 0 is one's own block. Compilers make
+# such addresses, which on hardware have the rank in these bits.
 CLUSTER_SHIFT = 24
+NAMED = 64
 
 FIRST_ADDRESS = 0x10_0000_0000
 _GAP = 4096
+
+
+def rank_named(address: Any, own: Any) -> Any:
+    """The rank of the block that shared::cluster addresses name; -1 where they are one's own block's."""
+    bits = address >> CLUSTER_SHIFT
+    return np.where(bits > 0, np.where(bits < NAMED, own ^ bits, bits - NAMED), -1)
 
 
 class Allocation:

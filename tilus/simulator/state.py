@@ -263,9 +263,11 @@ class State:
 
     def cluster_index(self, access: Any, sel: Selection, address: Any, width: int, base: Any) -> Any:
         """Byte indices of shared::cluster addresses, which may name other blocks of the cluster."""
-        from .spaces import CLUSTER_SHIFT
+        from .spaces import CLUSTER_SHIFT, rank_named
 
-        rank = (address >> CLUSTER_SHIFT) - 1
+        size = self.engine.cluster_size
+        block = self.block_of_lane[sel.lanes]
+        rank = rank_named(address, block % size)
         offset = address & ((1 << CLUSTER_SHIFT) - 1)
         remote = rank >= 0
         bad = (offset + width > self.memory.shared_bytes) | (address < 0) | (rank >= self.engine.cluster_size)
@@ -285,8 +287,6 @@ class State:
                 at,
             )
             self.stop()
-        size = self.engine.cluster_size
-        block = self.block_of_lane[sel.lanes]
         target = np.where(remote, block // size * size + rank, block)
         if remote.any():
             self.check_running(access.instruction, sel.index, target)

@@ -73,9 +73,10 @@ class Tracking:
         """An ordinary instruction touches tracked registers."""
         rows = sel.warp_slice
         written, read = self.places(operation)
-        if operation.copies and len(written) == 1 and len(read) == 1:
+        if operation.copies and len(written) and len(read) == 1:
             for table in (self.flying, self.dirty):
-                table[written[0], rows] = table[read[0], rows]
+                for place in written:
+                    table[place, rows] = table[read[0], rows]
             return
         for place in read:
             if (self.flying[place, rows] > self.retired[rows]).any():
@@ -495,7 +496,10 @@ def _decode_setmaxnreg(d: Decoder) -> Operation:
 
 
 def wgmma_registers(instructions: list[Any]) -> set[Key]:
-    """The registers that wgmma uses, and those that register copies connect with them."""
+    """The registers that wgmma uses, those that register copies connect with them, and the parts these are split into.
+
+    Compilers split accumulators of halves before the wait, for use after it.
+    """
     found: set[Key] = set()
     edges: dict[Key, set[Key]] = {}
     for instruction in instructions:
@@ -508,6 +512,8 @@ def wgmma_registers(instructions: list[Any]) -> set[Key]:
             if len(written) == 1 and len(read) == 1:
                 edges.setdefault(written[0], set()).add(read[0])
                 edges.setdefault(read[0], set()).add(written[0])
+            elif len(read) == 1:
+                edges.setdefault(read[0], set()).update(written)
     pending = list(found)
     while pending:
         for other in edges.get(pending.pop(), ()):

@@ -396,7 +396,7 @@ def lower_inline_ptx(ctx: Context, op: ops.InlinePtx) -> None:
     types = [_operand_type(x) for x in outs]
     result = "void" if not outs else types[0] if len(outs) == 1 else "{ " + ", ".join(types) + " }"
     # What several threads execute together must not come under a condition, or stand in two branches.
-    convergent = re.search(r"\.sync\b|\.aligned\b|\bbar\.|\bactivemask\b", op.template) is not None
+    convergent = re.search(r"\.sync\b|\.aligned\b|\bbar(?:rier)?\.|\bactivemask\b", op.template) is not None
 
     def once(*args: V) -> list[V]:
         given = [w.convert("trunc", a, _operand_type(x)) for a, x in zip(args, ins, strict=True)]

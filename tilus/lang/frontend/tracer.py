@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Any, TypeVar
 
 from tilus.dtypes import DType, int32
-from tilus.errors import LayoutConflict, Location, NameNotFound, SyntaxNotSupported, TilusError
+from tilus.errors import HazardFound, LayoutConflict, Location, NameNotFound, SyntaxNotSupported, TilusError
 from tilus.ir import Builder, GlobalType, Operation, Region, ScalarType, Symbol, Value, make_region, ops
 from tilus.lang.diagnostics import nearest
 from tilus.lang.frontend.function import MISSING, FunctionSource
@@ -94,6 +94,19 @@ def statement(*kinds: type[ast.AST]) -> Callable[[_Statement], _Statement]:
     return declare
 
 
+# What may have the result of a dot_async that is not waited for.
+HANDS_ON = (
+    ops.DotAsync,
+    ops.DotWait,
+    ops.Yield,
+    ops.Break,
+    ops.Continue,
+    ops.For,
+    ops.Loop,
+    ops.AnnotateLayout,
+)
+
+
 class Tracer:
     """Traces one kernel."""
 
@@ -108,6 +121,7 @@ class Tracer:
         self.warps = 4
         self.cluster: tuple[int, int, int] | None = None
         self.warp_groups: list[tuple[int, int]] = []
+        self.in_flight: set[Value] = set()
 
     # Functions, places and names.
 
@@ -178,6 +192,15 @@ class Tracer:
         made = self.builder.emit(cls, *args, **fields)
         for result in made.results:
             self.defined[result] = made
+        if isinstance(made, ops.DotAsync):
+            self.in_flight.add(made.result)
+        elif self.in_flight and not isinstance(made, HANDS_ON):
+            for value in self.in_flight.intersection(made.inputs()):
+                name = value.name or "acc"
+                raise HazardFound(
+                    f"{name} is what dot_async gave, which is not there before dot_wait",
+                    hint=f"{name} = tilus.dot_wait({name}) before, of which the result is used",
+                )
         return made
 
     def value(self, cls: type[Operation], *args: object, **fields: object) -> Value:
