@@ -6,14 +6,16 @@ import copy
 import io
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from tests.ops.support import check_product, in_activations_type
-from tilus.dtypes import uint3
-from tilus.errors import ShapeMismatch, TypeMismatch
+from tilus.dtypes import float8_e4m3, float16, int4, int8, uint3
+from tilus.errors import InvalidValue, ShapeMismatch, TypeMismatch
 from tilus.ops import from_codes, gated_pair, quantize
+from tilus.ops.prepack import order_name, pack_weight
 from tilus.torch import QuantizedLinear, load_quantized, quantize_linears
 from tilus.torch.modules import read_config, stored_config
 
@@ -275,14 +277,33 @@ def test_a_layer_loads_no_tensors_that_do_not_fit_and_none_less_than_were_saved(
     assert torch.equal(layer(x), before)
 
 
-def test_configs_of_before_name_no_tensors() -> None:
+def test_codes_in_another_order_are_refused() -> None:
     layer = QuantizedLinear.from_linear(linear(bias=False), "int4", 32)
-    state = layer.state_dict()
+    state, x = layer.state_dict(), torch.randn(2, 64).half()
+    before = layer(x)
     config = read_config(state["config"])
-    assert config.pop("tensors") == ["packed", "scale"]
-    state["config"] = stored_config(config)
-    assert same(QuantizedLinear.from_state_dict(state), layer)
-    layer.load_state_dict(state)
+    assert config["order"] == order_name(int4, float16)
+    for wrong, message in (
+        (
+            {**config, "order": order_name(int4, int8)},
+            "packed was laid out by a version of tilus with another",
+        ),
+        ({k: v for k, v in config.items() if k != "order"}, "'config' does not say order"),
+    ):
+        changed = {**state, "config": stored_config(wrong)}
+        with pytest.raises(InvalidValue, match=message):
+            QuantizedLinear.from_state_dict(changed)
+        with pytest.raises((InvalidValue, RuntimeError), match=message):
+            layer.load_state_dict(changed)
+        assert torch.equal(layer(x), before)
+
+
+def test_every_order_of_codes_has_a_name() -> None:
+    orders = {order_name(int4, operand) for operand in (float16, int8, float8_e4m3)}
+    assert len(orders) == 3
+    codes = np.random.default_rng(0).integers(0, 16, (128, 32), np.uint8)
+    packed = {pack_weight(codes, int4, operand).tobytes() for operand in (float16, int8, float8_e4m3)}
+    assert len(packed) == 3
 
 
 @pytest.mark.parametrize("kept", ["embed.weight", "head.weight"])

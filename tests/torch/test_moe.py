@@ -8,6 +8,7 @@ import torch
 from tilus.errors import ShapeMismatch
 from tilus.ops import quantize
 from tilus.torch import QuantizedMoE
+from tilus.torch.modules import read_config, stored_config
 from tilus.torch.moe import rows_of_block
 
 HIDDEN, INNER, EXPERTS, TOP_K, DTYPE, GROUP = 128, 96, 6, 2, "uint4", 32
@@ -96,6 +97,12 @@ def test_loading_takes_over_the_types_of_the_experts() -> None:
             layer.load_state_dict({k: t for k, t in state.items() if k != name})
         with pytest.raises(RuntimeError, match=rf"{name} is .* of shape .*, expected .*shape "):
             layer.load_state_dict({**state, name: state[name][1:]})
+    config = read_config(state["config"], ("gate_up", "down"))
+    config["down"]["order"] = "0"
+    with pytest.raises(
+        RuntimeError, match="down_packed was laid out by a version of tilus with another order"
+    ):
+        layer.load_state_dict({**state, "config": stored_config(config)})
 
 
 def test_shapes_that_make_no_layer() -> None:

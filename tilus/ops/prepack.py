@@ -11,6 +11,7 @@ the first operand's layout: its 16 rows are two neighbouring tiles of 8 columns.
 
 from __future__ import annotations
 
+import hashlib
 from functools import lru_cache
 from typing import Any
 
@@ -200,3 +201,14 @@ def unpack_weight(
     units[:, :, rows, columns] = held
     full = units.transpose(0, 2, 1, 3).reshape(rows_of_units * UNIT_K, columns_of_units * UNIT_N)
     return full[:k, :n]
+
+
+@lru_cache(maxsize=256)
+def order_name(dtype: DType, dest: DType) -> str:
+    """Return a name of the order in which `pack_weight` lays out codes, another one for each order.
+
+    Stored weights have it beside them: those of another version may lie in another order.
+    """
+    codes = np.arange(UNIT_K * UNIT_N, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(40)
+    unit = pack_weight((codes & np.uint64((1 << dtype.bits) - 1)).reshape(UNIT_K, UNIT_N), dtype, dest)
+    return hashlib.sha256(unit.tobytes()).hexdigest()[:8]

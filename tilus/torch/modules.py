@@ -19,13 +19,13 @@ from tilus.errors import InvalidValue, ShapeMismatch, TilusError, TypeMismatch
 from tilus.ops import QuantizedWeight, quantize
 from tilus.ops.checks import checked, checked_values
 from tilus.ops.gradients import operator
-from tilus.ops.prepack import UNIT_K, UNIT_N, padded, unit_bytes
+from tilus.ops.prepack import UNIT_K, UNIT_N, order_name, padded, unit_bytes
 from tilus.ops.weights import check_group
 
 TENSORS = ("packed", "scale", "zero", "order", "bias")
 CONFIG = "config"
 """Key of a state dict under which a layer says, as JSON in bytes, what its tensors mean."""
-KEYS = ("dtype", "in_features", "out_features", "group_size", "alpha")
+KEYS = ("dtype", "in_features", "out_features", "group_size", "alpha", "tensors", "order")
 SCALE_DTYPES = (torch.float16, torch.bfloat16)
 
 
@@ -210,6 +210,7 @@ class QuantizedLinear(nn.Module):
             "activations": name_of(self.activations), "scale_type": self._scale_name(),
             "out_dtype": name_of(self.out_dtype), "scale_dtype": name_of(self.scale.dtype),
             "tensors": [name for name in TENSORS if getattr(self, name) is not None],
+            "order": order_name(find_dtype(self.weight_dtype), self.weight.operand),
         }  # fmt: skip
         return stored_config(config)
 
@@ -274,11 +275,15 @@ def stored_weight(
     wrong = converted(prefix + "scale", scale, config)
     if wrong:
         raise TypeMismatch(wrong)
-    return QuantizedWeight(
+    weight = QuantizedWeight(
         code_type, shape, config["group_size"], packed, scale, found["zero"], config["alpha"], found["order"],
         type_named(config, "activations"), scale_type=scale_type_named(config),
         out_dtype=type_named(config, "out_dtype"),
     )  # fmt: skip
+    wrong = reordered(prefix + "packed", code_type, weight.operand, config)
+    if wrong:
+        raise InvalidValue(wrong)
+    return weight
 
 
 def misshapen(
@@ -349,6 +354,13 @@ def converted(name: str, scale: torch.Tensor | None, config: Mapping[str, Any]) 
     if scale is None or stored in (None, scale.dtype):
         return ""
     return f"{name} is {scale.dtype}, but was saved as {stored}: load it as it was saved, and convert the model by to()"
+
+
+def reordered(name: str, dtype: DType, operand: DType, config: Mapping[str, Any]) -> str:
+    """Return what is wrong with codes that do not lie in the order in which kernels read them, nothing otherwise."""
+    if config["order"] == order_name(dtype, operand):
+        return ""
+    return f"{name} was laid out by a version of tilus with another order of codes: quantise or import the weight again"
 
 
 def name_of(dtype: torch.dtype | None) -> str:

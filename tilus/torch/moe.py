@@ -14,9 +14,10 @@ from tilus.dtypes import dtype as find_dtype
 from tilus.errors import InvalidValue, ShapeMismatch, TypeMismatch
 from tilus.ops.checks import checked, checked_values
 from tilus.ops.grouped import QuantizedExperts, grouped_quantized_matmul, stack_experts
+from tilus.ops.prepack import order_name
 from tilus.ops.quantized_matmul import EPILOGUES
 from tilus.ops.routing import SCORINGS, combine, gather_rows, route, sort_by_expert
-from tilus.ops.weights import PAIR, QuantizedWeight, interleave, quantize
+from tilus.ops.weights import PAIR, QuantizedWeight, interleave, operand_type, quantize
 from tilus.torch.modules import (
     CONFIG,
     converted,
@@ -24,6 +25,7 @@ from tilus.torch.modules import (
     misshapen,
     name_of,
     read_config,
+    reordered,
     scale_type_named,
     stored_config,
     type_named,
@@ -193,6 +195,7 @@ class QuantizedMoE(nn.Module):
                 "scale_type": "" if scale_type is None else scale_type.name, "out_dtype": name_of(out_dtype),
                 "scale_dtype": name_of(getattr(self, f"{name}_scale").dtype),
                 "tensors": [part for part in PARTS if getattr(self, f"{name}_{part}") is not None],
+                "order": order_name(dtype, operand_type(dtype, self.experts(name).result)),
             }
             for name, (dtype, shape, group_size, _, scale_type, out_dtype) in self._forms.items()
         }  # fmt: skip
@@ -218,8 +221,9 @@ class QuantizedMoE(nn.Module):
                         f"{prefix}{name} is {shape}, but the state dict's experts are {tuple(said['shape'])}"
                     )
                     return
-                parts = said.get("tensors", ("packed", "scale", "alpha"))
-                lacking = [key for part in parts if (key := f"{prefix}{name}_{part}") not in state_dict]
+                lacking = [
+                    key for part in said["tensors"] if (key := f"{prefix}{name}_{part}") not in state_dict
+                ]
                 if lacking:
                     missing_keys += lacking
                     return
@@ -228,6 +232,9 @@ class QuantizedMoE(nn.Module):
                     f"{prefix}{name}_", stored_parts, find_dtype(said["dtype"]), (shape[1], shape[2]),
                     said["group_size"], shape[:1],
                 ) or converted(f"{prefix}{name}_scale", stored_parts["scale"], said)  # fmt: skip
+                dtype, result = find_dtype(said["dtype"]), type_named(said, "out_dtype")
+                operand = operand_type(dtype, result or type_named(said, "scale_dtype") or self.router.dtype)
+                wrong = wrong or reordered(f"{prefix}{name}_packed", dtype, operand, said)
                 if wrong:
                     error_msgs.append(wrong)
                     return
