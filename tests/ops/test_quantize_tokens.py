@@ -87,6 +87,17 @@ def test_the_smallest_numbers_become_zeros(dtype: torch.dtype, by_block: bool) -
     assert (made.scale[0, :2] == 1).all()
 
 
+@pytest.mark.parametrize("by_block", [False, True], ids=["rows", "blocks"])
+@pytest.mark.parametrize("dtype", [torch.int8, FP8], ids=str)
+def test_what_has_a_nan_has_a_scale_that_says_so(dtype: torch.dtype, by_block: bool) -> None:
+    x = torch.ones(3, 256)
+    x[1, 5] = torch.nan
+    known = quantize_tokens(x, dtype, by_block=by_block).dequantize().isnan()
+    assert known[1, :128].all()
+    assert known[1, 128:].all() == (not by_block)
+    assert not known[[0, 2]].any()
+
+
 VALUES, SCALES = torch.zeros(20, 300, dtype=torch.int8), torch.ones(3, 32)
 
 

@@ -47,8 +47,8 @@ def quantize_tokens_kernel(
 def scale_of(largest, q_dtype):
     """Return what values are divided by so that the largest one gets the type's largest value."""
     scale = largest * (1.0 / (127.0 if q_dtype.is_integer else 448.0))
-    # That of denormals may be zero, as that of zeros is.
-    return tilus.where(scale > 0.0, scale, 1.0)
+    # That of denormals may be zero, as that of zeros is; that of a row with a NaN is NaN.
+    return tilus.where(scale == 0.0, 1.0, scale)
 
 
 @tilus.inline

@@ -99,6 +99,7 @@ def quantize_tokens(
     Returns
     -------
     QuantizedTokens
+        Of elements among which is a NaN the scale is NaN.
     """
     if x.dtype not in ACTIVATIONS or dtype not in CODES:
         raise TypeMismatch(
