@@ -212,6 +212,22 @@ def test_the_bytes_of_an_asynchronous_copy_follow_the_alignment():
         assert found == ({("cg" if size == 16 else "ca", str(size))} if size else set()), (columns, step)
 
 
+def copied_by_few(a: Tensor[float32, "m n"], out: Tensor[float32, "m n"]):
+    tilus.grid(1, warps=4)
+    s = tilus.shared(float32, (8, 16))
+    tilus.copy_async(s, a, (0, 0))
+    tilus.copy_async_commit()
+    tilus.copy_async_wait(0)
+    tilus.sync()
+    tilus.store(out, tilus.load(s, layout=parse("replicated(2).spatial(8, 8).local(1, 2)")), (0, 0))
+
+
+def test_each_part_of_a_small_tile_is_copied_once():
+    a = d.random(float32, 8, 16)
+    made = d.run(copied_by_few, a, np.zeros_like(a))
+    assert re.search(r"@%p\d+ cp\.async", made.ptx)
+
+
 def matrices(a: Tensor["dtype", "m n"], out: Tensor["dtype", "m n"], *, dtype: constexpr, layout: constexpr):
     tilus.grid(1, warps=1)
     s = tilus.shared(dtype, (32, 64))

@@ -9,7 +9,7 @@ import pytest
 from tests.ir.kernels import everything, make
 from tilus.dtypes import float32, int32
 from tilus.errors import Location
-from tilus.ir import Kernel, Operation, PointerType, Region, RegisterType, ScalarType, Value, ops
+from tilus.ir import GlobalType, Kernel, Operation, PointerType, Region, RegisterType, ScalarType, Value, ops
 from tilus.ir.parser import ParseError
 from tilus.ir.verifier import InvalidIR, agree, flows, verify
 from tilus.layout import RegisterLayout, local, row_major, spatial
@@ -297,6 +297,10 @@ def test_a_pointer_may_lose_alignment_but_not_gain_it():
     assert flows(aligned, loose)
     assert not flows(loose, aligned)
     assert not flows(aligned, PointerType(int32, 4))
+    tensor, loose_tensor = GlobalType(float32, (8, 8), (8, 1), 16), GlobalType(float32, (8, 8), (8, 1), 4)
+    assert flows(tensor, loose_tensor)
+    assert not flows(loose_tensor, tensor)
+    assert not flows(tensor, GlobalType(float32, (8, 8), (16, 1), 16))
 
 
 def test_types_agree_where_a_layout_is_missing():

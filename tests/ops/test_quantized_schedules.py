@@ -152,3 +152,5 @@ def test_schedules_fit_the_shared_memory_of_every_target() -> None:
                 assert schedule.stages * stage_bytes(schedule, form) <= machine.shared_bytes
     small = fitting(Schedule(block_m=64, stages=9), form, ALL["sm_75"])
     assert small.stages * stage_bytes(small, form) <= ALL["sm_75"].shared_bytes
+    whole = Schedule(block_m=64, stages=3)
+    assert fitting(whole, form, ALL["sm_90a"]) == whole

@@ -191,3 +191,63 @@ def test_no_barrier_stands_in_a_loop_that_waits():
     np.testing.assert_array_equal(made.arrays[0], np.arange(128) + 3)
     kernel = d.trace(set_and_counted, counts, counts, waiting=True)
     assert "sync" not in placed(kernel, "read", "write")
+
+
+def placed_by(a: Tensor[float32, "m n"], first: int, *, wrapped: constexpr):
+    tilus.grid(1, warps=4)
+    for i in range(3):
+        row = (16 * i) % 24 if wrapped else first // 3 * 8
+        x = tilus.load(a, (row, 0), (16, 16))
+        tilus.store(a, x * 0.5 + 1.0, (row, 0))
+
+
+@pytest.mark.parametrize(("wrapped", "expected"), [(True, BARRIER), (False, NONE)])
+def test_windows_that_wrap_around_meet_those_of_earlier_turns(wrapped: bool, expected: str):
+    a = d.random(float32, 40, 16)
+    assert placed(d.trace(placed_by, a, 7, wrapped=wrapped), "read", "write") == expected
+    d.run(placed_by, a, 7, wrapped=wrapped)
+
+
+def other_bits(a: Tensor[float32, "m n"]):
+    tilus.grid(1, warps=4)
+    whole = tilus.view(a.ptr, int32, (16, 16), (16, 1))
+    x = tilus.load(whole, (0, 0), (16, 16))
+    tilus.store(a, (x & 1).to(float32), (0, 1))
+
+
+def test_a_view_as_another_type_is_the_same_memory():
+    a = d.random(float32, 18, 16)
+    assert placed(d.trace(other_bits, a), "read", "write") == "read sync write"
+    d.run(other_bits, a)
+
+
+def reordered(
+    a: Tensor[float32, "m n"], order: Tensor[int32, "m"], out: Tensor[float32, "m n"], *, back: constexpr
+):
+    """Rows by index, which are stored at other indices of the same tensor, or added to the rows in their order."""
+    tilus.grid(1, warps=4)
+    rows, columns = tilus.load(order, (0,), (64,)), tilus.arange(16)
+    x = tilus.load(a, indices=(rows[:, None], columns[None, :]))
+    if back:
+        tilus.store(a, x, indices=((63 - rows)[:, None], columns[None, :]))
+    else:
+        tilus.store(out, x + tilus.load(a, (0, 0), (64, 16)), (0, 0))
+
+
+@pytest.mark.parametrize(("back", "expected"), [(True, "read sync"), (False, "read read write")])
+def test_rows_by_index_are_ordered_with_stores_by_index_and_not_with_loads(back: bool, expected: str):
+    a, order = d.random(float32, 64, 16), np.random.default_rng(0).permutation(64).astype(np.int32)
+    assert placed(d.trace(reordered, a, order, a * 0, back=back), "read", "write") == expected
+    d.run(reordered, a, order, a * 0, back=back)
+
+
+def stored_twice(out: Tensor[float32, "m n"], first: int, second: int):
+    tilus.grid(1, warps=4)
+    tilus.store(out, tilus.full((8, 16), 1.0, float32), (first, 0))
+    tilus.store(out, tilus.full((8, 64), 2.0, float32), (second, 0))
+
+
+def test_stores_wait_only_where_they_overlap_for_certain():
+    out = d.random(float32, 16, 64)
+    assert placed(d.trace(stored_twice, out, 0, 8), "write") == "write write"
+    d.run(stored_twice, out, 0, 8)

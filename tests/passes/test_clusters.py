@@ -290,3 +290,20 @@ def test_memory_that_others_use_is_not_shared_with_other_tiles():
     offsets = [op.offset for op in walk(final.body) if isinstance(op, ops.AllocShared)]
     assert len(set(offsets)) == 2
     d.run(kept, x, np.zeros_like(x), target="sm_90a")
+
+
+def shown_to_both(a: Tensor[float32, "m n"], out: Tensor[float32, "p n"]):
+    """One block copies to both, and neither arrives at a barrier of the other."""
+    tilus.grid(2, warps=1, cluster=2)
+    s = tilus.shared(float32, (8, 32))
+    full = tilus.barrier()
+    tilus.arrive(full, bytes=8 * 32 * 4)
+    if tilus.cluster_rank() == 0:
+        tilus.copy_bulk(s, a, (0, 0), full, multicast=3)
+    tilus.wait(full, 0)
+    tilus.store(out, tilus.load(s), (8 * tilus.cluster_rank(), 0))
+
+
+def test_a_copy_to_all_blocks_waits_until_they_are_ready():
+    a, out = d.random(float32, 8, 32), np.zeros((16, 32), np.float32)
+    assert placed(shown_to_both, a, out) == "make here~! arrive all! if( | ) wait load here! all! end"

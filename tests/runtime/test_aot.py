@@ -544,6 +544,23 @@ def test_loaded_kernel_chooses_as_the_c_does(
     assert chosen == [2, 0, 1, 3, 3, 2, 3, 2, 0]
 
 
+def test_loaded_kernel_keeps_plans_where_tensors_choose(loaded: manifest.LoadedKernel) -> None:
+    assert loaded._keeps_plans
+    assert loaded._plans.tensors_of(("x", "out", 1, 0.5)) == ("x", "out")
+    assert loaded._plans.scalars_of(("x", "out", 1, 0.5)) == (1, 0.5)
+
+
+def test_a_scalar_chooses_in_a_loaded_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(strided_scale, ["sm_80"], variants=[VariantRequest({"block": 32}, "register == 7")]).write(tmp_path)
+    loaded = tilus.load_manifest(tmp_path / "strided_scale.json")
+    assert not loaded._keeps_plans
+    chosen: list[int] = []
+    monkeypatch.setattr(loaded, "_simulate", lambda number, *rest: chosen.append(number))
+    for register in (7, 2, 7):
+        loaded(torch.zeros(6, 64), torch.zeros(6, 64), register, 0.5)
+    assert chosen[0] == chosen[2] != chosen[1]
+
+
 @pytest.mark.parametrize("capability", [80, 89, 90, 120, 75])
 def test_loaded_kernel_takes_the_image_of_the_device(
     loaded: manifest.LoadedKernel, monkeypatch: pytest.MonkeyPatch, capability: int

@@ -11,7 +11,7 @@ import torch
 import tilus
 from tests.runtime import kernels
 from tilus.errors import LaunchError, NameNotFound, TilusError
-from tilus.runtime.arguments import Array, Declared, check_tensor
+from tilus.runtime.arguments import Array, Declared, check_scalar, check_tensor
 
 
 def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -221,3 +221,8 @@ def test_options_of_methods_are_no_names_of_constexprs() -> None:
 def test_constexpr_that_does_not_exist_is_named_by_compile_too() -> None:
     with pytest.raises(NameNotFound, match="has no constexpr parameter 'facter'"):
         kernels.scale_add.compile(facter=2.0)
+
+
+def test_the_largest_number_of_a_type_is_a_scalar_of_it() -> None:
+    for dtype in (tilus.float16, tilus.float32):
+        assert check_scalar(Declared("x", "scalar", dtype, ()), dtype.max) == dtype.max

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.simulator.support import integers, load, signed, unsigned
+from tilus import simulator
 
 PARAMETERS = ".param .u64 cells, .param .u64 values, .param .u64 olds"
 BEGIN = """
@@ -150,3 +152,51 @@ def test_a_lock_taken_by_every_block_makes_progress() -> None:
     report = load(body, PARAMETERS).launch(50, 32, [lock, counter, lock])
     assert report.hazards == []
     assert counter[0] == 50
+
+
+# A 16-bit atomic done by a swap of the word that holds it, as compilers do where the target has none.
+HALF_OF_WORD = """
+.reg .b64 %c, %w; .reg .b32 %t, %i, %s, %m, %o, %n, %h; .reg .pred %p;
+ld.param.u64 %c, [cells]; mov.u32 %t, %tid.x; rem.u32 %i, %t, 3;
+mad.wide.u32 %c, %i, 2, %c; and.b64 %w, %c, -4; and.b32 %s, %i, 1; shl.b32 %s, %s, 4; shl.b32 %m, 65535, %s;
+LOAD
+again:
+shr.u32 %h, %o, %s; add.u32 %h, %h, ADDED; shl.b32 %h, %h, %s; and.b32 %h, %h, %m; not.b32 %n, %m; and.b32 %n, %o, %n;
+or.b32 %n, %n, %h; TAIL
+atom.relaxed.gpu.global.cas.b32 %h, [%w], %o, %n; setp.ne.u32 %p, %h, %o; mov.b32 %o, %h; @%p bra again;
+"""
+LOADS = ("ld.relaxed.gpu.global.b32 %o, [%w];", "ld.global.b32 %o, [%w];")
+
+
+@pytest.mark.parametrize("form", LOADS)
+@pytest.mark.parametrize("make", [np.array, simulator.device_array])
+def test_swaps_of_words_reach_over_the_end_of_an_array_of_halves(make: Any, form: str) -> None:
+    """Elements 0 to 2 of three, by threads of two blocks; the host sees the sums."""
+    body = HALF_OF_WORD.replace("LOAD", form).replace("ADDED", "5").replace("TAIL", "")
+    cells = make([7, 8, 9], np.uint16)
+    kernel = load(body, ".param .u64 cells")
+    kernel.launch(2, 96, [cells]).raise_if_hazards()
+    assert list(cells) == [7 + 320, 8 + 320, 9 + 320]
+
+
+@pytest.mark.parametrize("make", [np.array, simulator.device_array])
+@pytest.mark.parametrize(
+    ("load_form", "tail", "what"),
+    [
+        (LOADS[1], "or.b32 %n, %n, 65536;", "4-byte write of global memory, past the end of"),
+        ("ld.global.v2.b16 {%a, %b}, [%w]; mov.b32 %o, {%a, %b};", "", "4-byte read of global memory"),
+        ("ld.global.b32 %o, [%w+4];", "", "4-byte read of global memory"),
+        (LOADS[1] + "st.global.b32 [%w], %o;", "", "4-byte write of global memory"),
+    ],
+    ids=["swapped", "vector", "elsewhere", "stored"],
+)
+def test_other_accesses_over_the_end_of_an_array_of_halves(
+    make: Any, load_form: str, tail: str, what: str
+) -> None:
+    """Only the load and the swap may, and the swap must put back what is not the array's."""
+    body = HALF_OF_WORD.replace("LOAD", load_form).replace("ADDED", "5").replace("TAIL", tail)
+    body = body.replace("rem.u32 %i, %t, 3;", "mov.u32 %i, 2;").replace(
+        ".reg .pred", ".reg .b16 %a, %b; .reg .pred"
+    )
+    report = load(body, ".param .u64 cells").launch(1, 1, [make([7, 8, 9], np.uint16)])
+    assert [(h.kind, what in str(h)) for h in report.hazards] == [("out-of-bounds", True)]

@@ -411,6 +411,19 @@ def test_zero_fill_and_ignored_sources() -> None:
 # -- barriers and deadlock -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("leave", ["ret", "bra gone"])
+def test_a_barrier_counts_over_the_threads_that_have_not_ended(leave: str) -> None:
+    """Which the ISA says of those without a count; that threads ended before is reported all the same."""
+    body = (
+        f"{BEGIN}setp.ge.u32 %p, %t, 64;\n@%p {leave};\nsetp.lt.u32 %q, %t, 40;\n"
+        f"bar.red.popc.u32 %v, 0, %q;\n{FINISH}\nret;\ngone: add.u32 %t, %t, 1; ret;"
+    )
+    out = np.zeros(128, np.uint32)
+    report = load(body, POINTERS).launch(1, 128, [np.zeros(4, np.uint32), out])
+    assert {h.kind for h in report.hazards} == {"barrier-divergence"}
+    assert out.tolist() == [40] * 64 + [0] * 64
+
+
 def test_a_barrier_that_some_threads_never_reach() -> None:
     body = f"{BEGIN}setp.ge.u32 %p, %t, 64;\n@%p ret;\nbar.sync 0;"
     hazard = expect(run(body), "barrier-divergence", line_of("bar.sync", body))

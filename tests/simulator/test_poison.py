@@ -57,6 +57,12 @@ BAD = ["uninitialized-register"]
         ("bfi.b32 %s, %r, %z, 8, 20;", CLEAN, BAD),
         ("bfi.b32 %s, %r, %z, 8, 8;", CLEAN, CLEAN),
         ("brev.b32 %s, %r;", BAD, CLEAN),
+        ("cvt.rn.f16x2.f32 %s, %u, %z;", CLEAN, BAD),
+        ("cvt.rn.bf16x2.f32 %s, %z, %u;", BAD, CLEAN),
+        ("cvt.rn.satfinite.e4m3x2.f32 %w, %u, %z; cvt.rn.f16x2.e4m3x2 %s, %w;", CLEAN, BAD),
+        ("cvt.rn.satfinite.e4m3x2.f32 %w, %z, %u; cvt.rn.f16x2.e4m3x2 %s, %w;", BAD, CLEAN),
+        ("cvt.rn.satfinite.e5m2x2.f16x2 %w, %r; cvt.rn.f16x2.e5m2x2 %s, %w;", CLEAN, BAD),
+        ("cvt.rn.satfinite.e2m1x2.f32 %b, %u, %z; cvt.rn.f16x2.e2m1x2 %s, %b;", CLEAN, BAD),
         ("add.f16x2 %s, %r, %z;", CLEAN, BAD),
         ("fma.rn.bf16x2 %s, %z, %r, %z;", CLEAN, BAD),
         ("add.u16x2 %s, %z, %r;", CLEAN, BAD),
@@ -266,6 +272,21 @@ def test_products_lack_the_rows_and_columns_of_what_lacks_a_value(name: str) -> 
     assert product(name, "%c1", one, lower if halves else 1) == [("uninitialized-register", 13)]
     assert product(name, "%c1", one, 0) == []
     assert product(name, "%b0", all_, 0) == [("uninitialized-register", 0)]
+
+
+def test_parts_of_a_product_or_matrix_that_nobody_wants() -> None:
+    """``_`` among the results, as compilers write where only some rows are used; the others are still followed."""
+    text = f"""{BEGIN}.reg .b32 %a<4>, %d<4>, %k; .shared .align 16 .b8 tile[512];
+    mov.u32 %k, tile; mad.lo.u32 %k, %t, 16, %k; setp.lt.u32 %p, %t, 3;
+    @%p st.shared.v4.b32 [%k], {{{{%z, %z, %z, %z}}}}; bar.sync 0;
+    ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{{{%a0, _, %a2, %a3}}}}, [%k];
+    mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {{{{%d0, _, %d2, _}}}}, {{{{%a0, %z, %z, %z}}}},
+        {{{{%z, %z}}}}, {{{{%z, %z, %z, %z}}}};
+    shr.u32 %r, %t, 2; setp.lt.u32 %q, %r, {{bound}}; st.global.b32 [%x], %d2; @%q st.global.b32 [%x+4], %d0;
+    """
+    for bound, kinds_ in ((3, []), (4, ["uninitialized-shared"])):
+        report = load(text.format(bound=bound), ".param .u64 out").launch(1, 32, [np.zeros(256, np.uint32)])
+        assert [hazard.kind for hazard in report.hazards] == kinds_
 
 
 @pytest.mark.parametrize("rows", [16, 11, 0])

@@ -92,3 +92,12 @@ def test_wide_reads_cover_every_word(width: int) -> None:
     )
     assert hazards(body.replace("BETWEEN", "bar.sync 0;")) == []
     assert hazards(body.replace("BETWEEN", "")) == race("[%u], 9", body)
+
+
+def test_a_read_beside_a_write_is_a_race_though_the_write_changes_nothing() -> None:
+    """Whichever of the blocks comes first; two writes of the same bytes are none."""
+    load_it, store_it = "@%p ld.global.u32 %v, [%x];", "@!%p st.global.u32 [%x], 0;"
+    for first, second in ((load_it, store_it), (store_it, load_it)):
+        body = f"mov.u32 %v, %ctaid.x; setp.eq.u32 %p, %v, 0;\n{first}\n{second}"
+        assert hazards(body) == [("global-race", line_of(second, BEGIN + body))]
+        assert hazards(body.replace(load_it, "@%p st.global.u32 [%x], 0;")) == []

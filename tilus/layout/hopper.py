@@ -210,7 +210,7 @@ def run_stride(layout: SharedLayout, dim: int, unit: int, count: int) -> int | N
     for digit in reversed(layout.chains[dim]):
         low, high = max(place, unit), min(place * digit.size, end)
         if low < high:
-            if low % place or (high < place * digit.size and high % place):
+            if low % place:
                 return None
             strides.append(low // place * digit.stride)
             expected = strides[0] * (low // unit)

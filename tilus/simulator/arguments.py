@@ -14,6 +14,8 @@ from .errors import LaunchError
 from .spaces import AddressSpace, Allocation, GlobalMemory
 from .types import TYPES
 
+_WORD = 4
+
 
 class DeviceArray(np.ndarray[Any, Any]):
     """A NumPy array that keeps one device address for its whole life (`device_array` makes it)."""
@@ -32,11 +34,13 @@ class Device:
         self.addresses = AddressSpace()
         self.arrays: list[tuple[Any, Allocation]] = []
 
-    def register(self, array: Any) -> None:
-        """Give an array an address of its own."""
-        raw = array.reshape(-1).view(np.uint8).view(np.ndarray)
+    def register(self, array: Any, backing: Any) -> None:
+        """Give an array an address of its own; its bytes in whole words are the backing."""
         allocation = Allocation(
-            self.addresses.reserve(array.nbytes), raw, f"device array {array.dtype}{list(array.shape)}"
+            self.addresses.reserve(array.nbytes),
+            backing,
+            f"device array {array.dtype}{list(array.shape)}",
+            tail=len(backing) - array.nbytes,
         )
         self.arrays = [(ref, a) for ref, a in self.arrays if ref() is not None]
         # The allocation's view would keep the array alive: hold its bytes only while the array lives.
@@ -83,9 +87,10 @@ def device_array(data: Any, dtype: Any = None) -> DeviceArray:
         plain = np.array(data, dtype=dtype)
     backing = np.zeros(plain.nbytes + 512, np.uint8)
     start = -backing.ctypes.data % 256
-    array = backing[start : start + plain.nbytes].view(plain.dtype).reshape(plain.shape).view(DeviceArray)
+    words = backing[start : start - (-plain.nbytes & -_WORD)]
+    array = words[: plain.nbytes].view(plain.dtype).reshape(plain.shape).view(DeviceArray)
     array[...] = plain
-    DEVICE.register(array)
+    DEVICE.register(array, words)
     return array
 
 
@@ -111,6 +116,8 @@ class ArgumentPacker:
         for allocation in DEVICE.live():
             self.memory.add(allocation)
         self.roots: dict[tuple[int, int], Allocation] = {}
+        # The host's bytes of allocations that are filled up to whole words.
+        self.filled: list[tuple[Any, Allocation]] = []
 
     def pack(self, args: Sequence[Any]) -> bytes:
         """The parameter buffer."""
@@ -181,6 +188,11 @@ class ArgumentPacker:
             raise LaunchError(f"argument {position} ({parameter.name}) is {number}, beyond {bits} bits")
         return (number & ((1 << bits) - 1)).to_bytes(parameter.size, "little")
 
+    def finish(self) -> None:
+        """Give the host what is not in its own memory."""
+        for host, allocation in self.filled:
+            host[...] = allocation.data[: allocation.size]
+
     def pointer(self, value: Any, name: str) -> int:
         """The device address of an array's first element."""
         if isinstance(value, np.ndarray):
@@ -217,10 +229,16 @@ class ArgumentPacker:
             data = np.frombuffer(pointer, np.uint8)
         else:
             data = np.zeros(0, np.uint8)
+        tail = -size % _WORD if self.kernel.swaps_words and writeable else 0
+        host = data
+        if tail:
+            data = np.concatenate([data, np.zeros(tail, np.uint8)])
         # Keep the low bits of the host address out of it: device allocations are aligned.
         base = DEVICE.addresses.reserve(size)
         label = f"{name}, {_describe(owner)}"
-        allocation = Allocation(base, data, label, owner, readonly=not writeable)
+        allocation = Allocation(base, data, label, owner, not writeable, tail)
+        if tail:
+            self.filled.append((host, allocation))
         self.memory.add(allocation)
         self.roots[start, size] = allocation
         return allocation

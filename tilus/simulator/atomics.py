@@ -122,7 +122,7 @@ class Atomic(Access):
         for space, mask, local in parts:
             some = sel if mask is None else sel.subset(mask)
             keep = slice(None) if mask is None else mask
-            for view, index, inner in self._places(state, some, local, space):
+            for view, index, inner, allocation in self._places(state, some, local, space):
                 chosen = np.arange(sel.n)[keep]
                 if inner is not None:
                     chosen = chosen[inner]
@@ -134,12 +134,14 @@ class Atomic(Access):
                     old[chosen, j] = apply_atomically(
                         view, place, values[chosen, j], picked, function, engine
                     )
+                if allocation is not None and allocation.tail:
+                    self._leave_tail(state, sel, address, allocation)
         for j, target in enumerate(self.writes):
             target.put(state, sel, old[:, j])
 
     def _places(
         self, state: Any, sel: Selection, address: Any, space: str | None
-    ) -> list[tuple[Any, Any, Any]]:
+    ) -> list[tuple[Any, Any, Any, Any]]:
         memory = state.memory
         dtype = np.dtype(np.uint64) if self.type.bits == 128 else self.type.dtype
         rows = 2 if self.type.bits == 128 else 1
@@ -148,7 +150,7 @@ class Atomic(Access):
             state.engine.counters.shared_access(self, sel, address, self.width)
             if state.races is not None:
                 state.races.atomic(self, sel, index, self.width)
-            return [(memory.shared_view(dtype, rows), index // self.width, None)]
+            return [(memory.shared_view(dtype, rows), index // self.width, None, None)]
         if space != "global":
             memory._fail(
                 self,
@@ -175,8 +177,18 @@ class Atomic(Access):
                 state.engine.races.atomic(
                     state, self, sel if mask is None else sel.subset(mask), allocation, offset
                 )
-            result.append((allocation.view(dtype, rows), offset // self.width, mask))
+            result.append((allocation.view(dtype, rows), offset // self.width, mask, allocation))
         return result
+
+    def _leave_tail(self, state: Any, sel: Selection, address: Any, allocation: Any) -> None:
+        """A swap of a word must leave the bytes behind an allocation as they are."""
+        tail = allocation.data[allocation.size :]
+        if tail.any():
+            tail[:] = 0
+            bad = address + self.width > allocation.end
+            where = f"past the end of {allocation.name} ({allocation.size} bytes)"
+            text = f"{self.width}-byte write of global memory, {where}"
+            state.memory._fail(self, sel, address, bad, "out-of-bounds", text)
 
     def _count(self, engine: Any, sel: Selection, index: Any) -> None:
         entry = engine.counters.atomics[self.instruction.index]

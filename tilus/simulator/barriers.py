@@ -30,7 +30,7 @@ class BarrierUnit:
         self.at = np.full(state.lane_count, -1, np.int16)
         self.next = np.zeros(state.lane_count, np.int64)
         self.members: dict[tuple[int, int], list[Any]] = {}
-        self.reduction: dict[tuple[int, int], list[Any]] = {}
+        self.reduction: dict[tuple[int, int], tuple[Any, list[Any]]] = {}
         self.cluster_arrived = np.zeros(state.lane_count, bool)
         self.cluster_phase = np.zeros(max(blocks // state.engine.cluster_size, 1), np.int64)
         self.lane_phase = np.zeros(state.lane_count, np.int64)
@@ -88,12 +88,9 @@ class BarrierUnit:
         blocks = state.block_of_warp[warps]
         arrived = np.bincount(blocks, self._threads(sel, barrier), state.block_count).astype(np.int64)
         touched = np.flatnonzero(arrived)
-        if count is None:
-            if not state.live[state.exists].all():
-                self._exited(touched, instruction, sel)
-            expected = self.all_threads(touched)
-        else:
-            expected = np.full(len(touched), count)
+        if count is None and not state.live[state.exists].all():
+            self._exited(touched, instruction, sel)
+        expected = np.full(len(touched), state.warps * LANES if count is None else count)
         old = self.expected[touched, barrier]
         clash = (self.count[touched, barrier] > 0) & (old != expected)
         if clash.any():
@@ -119,7 +116,8 @@ class BarrierUnit:
         if value is not None:
             lane_block = state.block_of_lane[sel.lanes]
             for each in touched:
-                self.reduction.setdefault((int(each), barrier), []).append(value[lane_block == each])
+                values = self.reduction.setdefault((int(each), barrier), (combine, []))[1]
+                values.append(value[lane_block == each])
         over = self.count[touched, barrier] > self.expected[touched, barrier]
         if over.any():
             block = int(touched[over][0])
@@ -130,9 +128,10 @@ class BarrierUnit:
                 instruction,
                 int(sel.index[0]),
             )
-        done = touched[self.count[touched, barrier] >= self.expected[touched, barrier]]
+        needed = self.all_threads(touched) if count is None else expected
+        done = touched[self.count[touched, barrier] >= needed]
         if len(done):
-            self.release(done, barrier, combine)
+            self.release(done, barrier)
         return None
 
     def _threads(self, sel: Selection, barrier: int) -> Any:
@@ -145,22 +144,21 @@ class BarrierUnit:
         return np.where(here + before == live, here + LANES - live, here)
 
     def _exited(self, touched: Any, instruction: Any, sel: Selection) -> None:
+        """Report threads that ended while others wait for all: the ISA lets those go on, but few mean it."""
         state = self.state
         gone = np.flatnonzero(state.exists & ~state.live)
-        blocks = np.unique(state.block_of_lane[gone])
-        bad = np.intersect1d(blocks, touched)
+        bad = np.intersect1d(np.unique(state.block_of_lane[gone]), touched)
         if len(bad):
             lane = int(gone[state.block_of_lane[gone] == bad[0]][0])
             state.hazard(
                 "barrier-divergence",
-                f"thread {state.thread_coordinates(int(state.thread_of_lane[lane]))} ended before "
-                f"a barrier that waits for "
-                "all threads of the block",
+                f"thread {state.thread_coordinates(int(state.thread_of_lane[lane]))} ended before a barrier that waits "
+                "for all threads of the block",
                 instruction,
                 int(sel.index[state.block_of_lane[sel.index] == bad[0]][0]),
             )
 
-    def release(self, blocks: Any, barrier: int, combine: Any) -> None:
+    def release(self, blocks: Any, barrier: int) -> None:
         """All arrived: those who wait go on."""
         state = self.state
         waiting = self.at == barrier
@@ -172,8 +170,8 @@ class BarrierUnit:
             members = self.members.pop(key, [])
             if state.order is not None:
                 state.order.barrier(members)
-            values = self.reduction.pop(key, None)
-            if values is not None and combine is not None:
+            if key in self.reduction:
+                combine, values = self.reduction.pop(key)
                 lanes = index[state.block_of_lane[index] == block]
                 combine(lanes, np.concatenate(values))
         self.pending -= int(self.count[blocks, barrier].sum())
@@ -196,15 +194,12 @@ class BarrierUnit:
                 continue
             if self.count[block, barrier] >= self.all_threads(np.array([block]))[0] > 0:
                 gone = state.exists & ~state.live & (state.block_of_lane == block)
-                if gone.any() and self.expected[block, barrier] == self._declared(block):
+                if gone.any() and self.expected[block, barrier] == state.warps * LANES:
                     waiting = np.flatnonzero((self.at == barrier) & (state.block_of_lane == block))
                     if len(waiting):
                         instruction = state.kernel.instructions[int(self.next[waiting[0]]) - 1]
                         self._exited(np.array([block]), instruction, Selection.of(waiting))
-                        self.release(np.array([block]), barrier, None)
-
-    def _declared(self, block: int) -> int:
-        return self.state.warps * LANES
+                        self.release(np.array([block]), barrier)
 
     # -- cluster barrier ---------------------------------------------------------------------------------------
 

@@ -263,9 +263,10 @@ def _from_single(d: Decoder, target: str, mode: str, relu: bool, satfinite: bool
         return _pack_codes(codes, format_name)
 
     # An 8-bit pair (e2m1x2) is written to a .b8 register; every wider result fills its register.
-    return Map(
-        _as_bits(apply, bits), [d.target(d.operands[0], TYPES[f"b{bits}"], relaxed=bits == 8)], sources
-    )
+    target_register = d.target(d.operands[0], TYPES[f"b{bits}"], relaxed=bits == 8)
+    operation = Map(_as_bits(apply, bits), [target_register], sources)
+    operation.converts = count if count == len(sources) else 0
+    return operation
 
 
 def _as_bits(function: Callable[..., Any], bits: int) -> Callable[..., Any]:
@@ -306,9 +307,10 @@ def _pair_to_narrow(
         return _pack_codes(codes, format_name)
 
     source_value = d.source(d.operands[1], TYPES["b32"])
-    return Map(
-        _as_bits(apply, bits), [d.target(d.operands[0], TYPES[f"b{bits}"], relaxed=bits == 8)], [source_value]
-    )
+    target_register = d.target(d.operands[0], TYPES[f"b{bits}"], relaxed=bits == 8)
+    operation = Map(_as_bits(apply, bits), [target_register], [source_value])
+    operation.converts = 2
+    return operation
 
 
 def _narrow_to_pair(d: Decoder, target: str, source: str, mode: str, relu: bool) -> Operation:
@@ -326,7 +328,9 @@ def _narrow_to_pair(d: Decoder, target: str, source: str, mode: str, relu: bool)
         return _pack_codes(codes, half)
 
     source_value = d.source(d.operands[1], TYPES[f"b{bits}"], relaxed=bits == 8)
-    return Map(_as_bits(apply, 32), [d.target(d.operands[0], TYPES["b32"])], [source_value])
+    operation = Map(_as_bits(apply, 32), [d.target(d.operands[0], TYPES["b32"])], [source_value])
+    operation.converts = 2
+    return operation
 
 
 def _decode_pack(d: Decoder) -> Operation:

@@ -13,11 +13,12 @@ import numpy as np
 
 from .control import Exit
 from .dataflow import maybe_uninitialized
-from .decoder import Decoder, render
+from .decoder import AddressSource, Decoder, render
 from .errors import PtxError
 from .instructions import decode_statement
 from .kernel import Instruction, Kernel, Parameter
-from .operands import Not
+from .memory import Load
+from .operands import Not, Register
 from .operations import Control, registers_of
 from .parser import flatten
 from .poison import affected
@@ -511,7 +512,27 @@ class Builder:
                 )
             }
         kernel.has_cas = any(i.opcode.startswith("atom") and ".cas" in i.opcode for i in kernel.instructions)
+        _whole_words(kernel)
         kernel.uses_async_proxy = any(i.opcode.startswith(_ASYNC_PROXY) for i in kernel.instructions)
+
+
+def _whole_words(kernel: Kernel) -> None:
+    """Mark compare-and-swaps of words and the loads before them: they may do atomics of a word's first bytes."""
+    words: list[Any] = [i.operation for i in kernel.instructions if getattr(i.operation, "width", 0) == 4]
+    swaps = [o for o in words if o.instruction.opcode.startswith("atom") and ".cas" in o.instruction.opcode]
+    kernel.swaps_words = bool(swaps)
+    places = [_place(o.address) for o in swaps]
+    for operation in (*swaps, *(o for o in words if isinstance(o, Load) and o.count == 1)):
+        operation.whole_word = _place(operation.address) in places
+
+
+def _place(address: AddressSource) -> tuple[Any, ...]:
+    base = address.base
+    return (
+        (base.bank, base.row, address.offset)
+        if isinstance(base, Register)
+        else (address.symbol, address.offset)
+    )
 
 
 def _grain(kernel: Kernel, space: str) -> int:

@@ -115,13 +115,13 @@ class GlobalRaces:
         """The shadow of an allocation; None where it would take too much memory."""
         found: Any = self.shadows.get(allocation.base, self)
         if found is self:
-            cost = allocation.size // self.grain * 24
+            cost = len(allocation.data) // self.grain * 24
             if self.spent + cost > _BUDGET:
                 self.unchecked.append(allocation.name)
                 found = None
             else:
                 self.spent += cost
-                found = Shadow(allocation.size, self.grain)
+                found = Shadow(len(allocation.data), self.grain)
             self.shadows[allocation.base] = found
         return found
 

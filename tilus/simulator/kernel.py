@@ -61,4 +61,5 @@ class Kernel:
     global_grain: int = 16
     uses_async_proxy: bool = False
     has_cas: bool = False
+    swaps_words: bool = False
     max_registers: int | None = None

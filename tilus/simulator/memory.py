@@ -66,6 +66,7 @@ class Access(Lane):
         self.order = "weak"
         self.scope: str | None = None
         self.strong = False
+        self.whole_word = False
 
     @property
     def touches(self) -> tuple[str, ...]:

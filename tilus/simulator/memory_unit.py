@@ -118,7 +118,8 @@ class Memory:
             allocation = self.globals.find(first)
             inside = None
             if allocation is not None:
-                inside = left & (address >= allocation.base) & (address + width <= allocation.end)
+                end = allocation.end + (allocation.tail if access.whole_word else 0)
+                inside = left & (address >= allocation.base) & (address + width <= end)
             if inside is None or not inside.any():
                 bad = left & (address == first)
                 verb = "write" if write else "read"

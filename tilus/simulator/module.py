@@ -126,7 +126,10 @@ class Kernel:
             _RESERVED if self._uses_reserved else 0,
         )
         engine.addresses = DEVICE.addresses
-        engine.run()
+        try:
+            engine.run()
+        finally:
+            packer.finish()
         totals, lines, instructions = summarise(engine)
         unchecked = engine.races.unchecked if engine.races is not None else []
         printed = "".join(engine.printed)

@@ -65,6 +65,8 @@ class Map(Operation):
     bitwise = False
     # Width of the elements of packed operands that are computed apart, unless it is none.
     packed = 0
+    # How many elements are converted apart: one of each source, or equal parts of the only one; from the top.
+    converts = 0
 
     def __init__(
         self, function: Callable[..., Any], destinations: Sequence[Any], sources: Sequence[Any]

@@ -380,7 +380,8 @@ class Poison:
         words = found.view(np.uint32).reshape(len(rows), operation.op.words, LANES)
         values = operation.op.arrange(words)
         for position, register in enumerate(operation.writes):
-            self._put(register, sel, None, values[:, position].reshape(-1))
+            if isinstance(register, Register):
+                self._put(register, sel, None, values[:, position].reshape(-1))
 
     def _multiply(self, operation: MatrixMultiply, sel: Selection) -> None:
         """An element of a product lacks a value if one of its row, its column or its addend does.
@@ -407,7 +408,8 @@ class Poison:
         lacking = np.logical_or.reduce([np.ascontiguousarray(p).view(result) != 0 for p in parts])
         values = np.where(lacking, _ones(result), result.type(0)).view(dtype)
         for position, register in enumerate(operation.writes):
-            self._put(register, sel, None, values[:, position].reshape(-1))
+            if isinstance(register, Register):
+                self._put(register, sel, None, values[:, position].reshape(-1))
 
     def _write(self, operation: Operation, sel: Selection, guard: Any, lacking: Any) -> None:
         """Results that lack all their bits in some lanes, and none in the others."""
@@ -452,6 +454,8 @@ class Poison:
             self._put_all(operation, sel, guard, operation.function(*moved, *rest))
         elif operation.bitwise:
             self._put_all(operation, sel, guard, self._reached(operation, sel))
+        elif operation.converts:
+            self._put_all(operation, sel, guard, self._converted(operation, sel))
         elif operation.packed:
             masks = [self._mask(register, sel) for register in registers_of(operation.reads)]
             total = np.bitwise_or.reduce(masks)
@@ -486,6 +490,21 @@ class Poison:
             for choice in itertools.product((False, True), repeat=len(values))
         ]
         return np.bitwise_or.reduce([outcome ^ outcomes[0] for outcome in outcomes[1:]])
+
+    def _converted(self, operation: Map, sel: Selection) -> Any:
+        """Elements of a result lack all their bits where those that they are converted from lack any."""
+        count, result = operation.converts, operation.writes[0].dtype
+        masks = [_unsigned(np.asarray(self._moved(source, sel))) for source in operation.reads]
+        if len(masks) < count:
+            (mask,) = masks
+            width = mask.dtype.itemsize * 8 // count
+            masks = [(mask >> width * (count - 1 - i)) & ((1 << width) - 1) for i in range(count)]
+        width = result.itemsize * 8 // count
+        total = np.zeros(sel.n, f"u{result.itemsize}")
+        for mask in masks:
+            total = total << width if count > 1 else total
+            total |= np.where(mask != 0, total.dtype.type((1 << width) - 1), total.dtype.type(0))
+        return total
 
     def _exchange(self, operation: Synchronised, sel: Selection, guard: Any) -> None:
         """A shuffle moves the mask with the value; a vote or reduction lacks one if a member does."""

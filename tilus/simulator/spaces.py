@@ -31,14 +31,20 @@ def rank_named(address: Any, own: Any) -> Any:
 
 
 class Allocation:
-    """A piece of global memory: the bytes of a NumPy array (or torch storage) at a device address."""
+    """A piece of global memory: the bytes of a NumPy array (or torch storage) at a device address.
 
-    __slots__ = ("base", "data", "name", "owner", "readonly", "size", "views")
+    Behind them ``data`` may have a ``tail``, which fills the last word: swaps of words stand for atomics of parts.
+    """
 
-    def __init__(self, base: int, data: Any, name: str, owner: Any = None, readonly: bool = False) -> None:
+    __slots__ = ("base", "data", "name", "owner", "readonly", "size", "tail", "views")
+
+    def __init__(
+        self, base: int, data: Any, name: str, owner: Any = None, readonly: bool = False, tail: int = 0
+    ) -> None:
         self.base = base
         self.data = data
-        self.size = len(data)
+        self.size = len(data) - tail
+        self.tail = tail
         self.name = name
         self.owner = owner
         self.readonly = readonly
@@ -50,7 +56,7 @@ class Allocation:
         found = self.views.get(key)
         if found is None:
             size = np.dtype(dtype).itemsize * count
-            found = self.data[: self.size // size * size].view(dtype)
+            found = self.data[: len(self.data) // size * size].view(dtype)
             if count > 1:
                 found = found.reshape(-1, count)
             self.views[key] = found

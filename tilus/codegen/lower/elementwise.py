@@ -140,11 +140,6 @@ def binary(ctx: Context, kind: str, dtype: DType, a: V, b: V) -> V:
     w = ctx.w
     if dtype.is_float:
         if kind in _FLOAT:
-            if a.type in ("half", "bfloat") and kind == "div":
-                wide = w.value(
-                    "float", f"fdiv {w.convert('fpext', a, 'float')}, {w.convert('fpext', b, 'float').name}"
-                )
-                return w.convert("fptrunc", wide, a.type)
             return w.value(a.type, f"{_FLOAT[kind]} {a}, {b.name}")
         if kind in ("min", "max"):
             return float_extreme(ctx, kind, a, b)

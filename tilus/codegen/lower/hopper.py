@@ -155,8 +155,7 @@ def lower_barrier_wait(ctx: Context, op: ops.BarrierWait) -> None:
     w = ctx.w
     assert isinstance(op.barrier.type, BarrierType)
     address = barrier_address(ctx, op.barrier, op.index)
-    phase = ctx.scalar(op.phase)
-    phase = w.convert("zext", phase, "i32") if phase.type == "i1" else w.convert("trunc", phase, "i32")
+    phase = w.convert("trunc", ctx.scalar(op.phase), "i32")
     parity = w.binary("and", phase, integer(1))
     scope = ".acquire.cluster" if op.scope == "cluster" else ""
     text = (
