@@ -17,7 +17,7 @@ KINDS: dict[str, str] = {
     "async-pending": "a kernel ends while asynchronous work into registers or shared memory is outstanding",
     "missing-proxy-fence": "generic-proxy accesses and async-proxy accesses meet without `fence.proxy.async`",
     "missing-wgmma-fence": "registers of a `wgmma` are touched without `wgmma.fence` or before `wgmma.wait_group`",
-    "barrier-divergence": "threads of a warp disagree on a warp-wide or aligned barrier, or some ended before one for the whole block",
+    "barrier-divergence": "threads of a warp disagree on a warp-wide barrier, or ended before one of the whole block",
     "barrier-count": "a barrier's thread count is no multiple of 32, differs among its participants, or can't be met",
     "mbarrier-misuse": "an mbarrier is used with no init ordered before, overwritten, over-arrived or miscounted",
     "deadlock": "no warp can go on",
